@@ -1,0 +1,186 @@
+/* ops.h - every operation Merx can compute, declared once.
+ *
+ * N rows (tokens, nodes, states), C and O channels, V vocabulary, H heads,
+ * G key/value heads, D channels of a head, F feed-forward channels; += marks
+ * outputs that accumulate.  Each op is implemented once per backend under the
+ * same file name, kernels/cpu/X.c and kernels/cuda/X.cu, and all must match the
+ * double-precision loops in tests/reference.c.  The functions below check
+ * shapes once for all backends, then call the device's table; they return
+ * nothing because errors stick to the stream (runtime/device.h).
+ *
+ * THE INVARIANCE RULE.  An output row is the same bits whatever other rows are
+ * in the batch, however many threads run, and wherever its KV pages lie: every
+ * sum has an order that depends on the row's own data alone.
+ *
+ * Activations and norms are f32.  Weights are f32, bf16 or int8 (mx_weight);
+ * embedding tables and KV caches f32, f16 or bf16.
+ *
+ * TO ADD AN OP: its prototype and its name in MX_OPS here, its shape check in
+ * ops.c, one function in each backend, one loop in tests/reference.c, its
+ * shapes in tests/cases.c.  The build or the first test fails until all of
+ * them exist. */
+#ifndef MX_OPS_H
+#define MX_OPS_H
+
+#include "runtime/device.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ---- weights -------------------------------------------------------------- */
+
+/* Where the rows of a matrix come from: read() writes rows first..first+n-1 as
+ * f32, cols values each, to dst.  Called from several threads at once. */
+typedef struct mx_row_source {
+    void      (*read)(const void *ctx, int64_t first, int64_t n, float *dst);
+    const void *ctx;
+    int64_t     rows, cols;
+} mx_row_source;
+
+/* A matrix w[O,C] that linear() multiplies by, in the backend's own layout.
+ * f32 and bf16 are exact or rounded copies.  int8 is symmetric per output
+ * channel, w = q * scale[o], scale = max|w|/127; activations are then quantised
+ * per row on the fly, symmetric, and products summed exactly in int32. */
+typedef struct mx_weight {
+    mx_device *dev;
+    int64_t    rows, cols;        /* O, C                           */
+    mx_dtype   dtype;             /* MX_F32, MX_BF16 or MX_I8       */
+    size_t     bytes;             /* device memory it takes         */
+    void      *impl;
+} mx_weight;
+
+/* Pack the stacked rows of parts[0..n) (equal cols): q, k, v in one product,
+ * gate and up in one.  Errors: MX_ERR_ARG (shapes, dtype), MX_ERR_NO_MEMORY. */
+mx_status mx_weight_open(mx_weight *w, mx_device *d, const mx_row_source *parts, int n, mx_dtype as, mx_error *err);
+void      mx_weight_close(mx_weight *w);
+
+typedef enum mx_activation { MX_ACT_NONE, MX_ACT_GELU_TANH, MX_ACT_GELU_ERF, MX_ACT_SILU, MX_ACT_RELU, MX_ACT_COUNT } mx_activation;
+
+/* ---- row ops: an output row depends on its own input row ------------------ */
+
+/* y[N,C] (+)= table[V,C] at ids[N,1] (i32); add: y += */
+void mx_embed(mx_stream *s, mx_tensor y, mx_tensor table, mx_tensor ids, bool add);
+
+/* y[N,O] = act(x[N,C] w[O,C]^T + b[1,O]); add: y += (act must then be NONE);
+ * b.data may be NULL */
+void mx_linear(mx_stream *s, mx_tensor y, mx_tensor x, const mx_weight *w, mx_tensor b, mx_activation act, bool add);
+
+/* y[N,C] = layernorm(x[N,C]) * gain[1,C] + bias[1,C]; y may be x.
+ * (Ba, Kiros, Hinton 2016.)  bias.data may be NULL */
+void mx_norm(mx_stream *s, mx_tensor y, mx_tensor x, mx_tensor gain, mx_tensor bias, float eps);
+
+/* y[N,C] = x[N,C] / sqrt(mean(x^2) + eps) * gain[1,C]; y may be x.
+ * (Zhang, Sennrich 2019.) */
+void mx_rms_norm(mx_stream *s, mx_tensor y, mx_tensor x, mx_tensor gain, float eps);
+
+/* y = a + b, all [N,C]; y may be a or b */
+void mx_add(mx_stream *s, mx_tensor y, mx_tensor a, mx_tensor b);
+
+/* y[N,C] = act(x[N,C]); y may be x */
+void mx_activate(mx_stream *s, mx_tensor y, mx_tensor x, mx_activation act);
+
+/* y[N,F] = act(gu[N,0:F]) * gu[N,F:2F]; SwiGLU when act is SILU (Shazeer 2020) */
+void mx_gated(mx_stream *s, mx_tensor y, mx_tensor gu, mx_activation act);
+
+/* Rotate x[N,heads*D] in place by its position: channel pair j of a head turns
+ * by at * freq[j], both scaled by `magnitude` (YaRN; 1 otherwise).  positions
+ * [N,1] i32, freq[1,D/2].  Pairs are (j, j+D/2), or (2j, 2j+1) if interleaved.
+ * (Su et al. 2021.)  cos and sin are those of the f32 product at*freq, rounded
+ * from double, as PyTorch computes them to within an ulp. */
+void mx_rope(mx_stream *s, mx_tensor x, mx_tensor positions, mx_tensor freq, float magnitude, int heads, bool interleaved);
+
+/* ---- the paged KV cache ---------------------------------------------------- */
+
+/* One layer's cache: `pages` pages of page_tokens tokens, k and v each
+ * [pages][G][page_tokens][D], so a head's part of a page is contiguous. */
+typedef struct mx_kv {
+    void    *k, *v;
+    mx_dtype dtype;               /* MX_F32, MX_F16, MX_BF16 */
+    int32_t  pages, page_tokens, kv_heads, head_dim;
+} mx_kv;
+
+/* Store k[N,G*D] and v[N,G*D]: row i goes to slot[i] = page * page_tokens +
+ * offset (slots[N,1] i32).  Slots of one call are distinct. */
+void mx_kv_write(mx_stream *s, const mx_kv *kv, mx_tensor k, mx_tensor v, mx_tensor slots);
+
+/* Copy whole pages inside one layer's cache: from_to[n,2] i32 (copy-on-write). */
+void mx_kv_copy(mx_stream *s, const mx_kv *kv, mx_tensor from_to);
+
+/* y[N,H*D]: row i of q[N,H*D] belongs to sequence at[i,0] and stands at position
+ * at[i,1]; it attends to positions 0..at[i,1] of that sequence, whose page list
+ * is pages[at[i,0], 0..] (both i32).  scores = q.k * scale, softmax, times v.
+ * Head h reads KV head h / (H/G).  window > 0: only the last `window` positions
+ * (sliding window, own position included).
+ * The running softmax is that of Dao et al. 2022, over tiles of page_tokens
+ * counted from position 0, so a row's bits do not depend on chunking. */
+void mx_attention_paged(mx_stream *s, mx_tensor y, mx_tensor q, const mx_kv *kv, mx_tensor pages, mx_tensor at,
+                        int heads, float scale, int window);
+
+/* ---- from logits to tokens -------------------------------------------------- */
+
+/* What one row's choice depends on.  Order of the processors as in
+ * transformers: repetition penalty (Keskar et al. 2019), presence/frequency
+ * penalty and logit bias, bans (no-repeat-ngram, banned words, min tokens: the
+ * caller gives ids), temperature, top-k, top-p (Holtzman et al. 2020), min-p
+ * (Nguyen et al. 2024), typical-p (Meister et al. 2023). */
+typedef struct mx_sample_row {
+    float   temperature;          /* <= 0: greedy, and the rest from top_k on is ignored */
+    int32_t top_k;                /* <= 0: off   */
+    float   top_p;                /* >= 1: off   */
+    float   min_p;                /* <= 0: off   */
+    float   typical_p;            /* >= 1: off   */
+    float   repetition_penalty;   /* 1: off      */
+    float   presence_penalty, frequency_penalty;     /* 0: off */
+    double  uniform;              /* in [0,1): which token of the distribution */
+} mx_sample_row;
+
+/* Ragged lists beside the rows; begin arrays have N+1 entries, all host memory
+ * for the CPU and device memory for CUDA.  NULL begin: no such list. */
+typedef struct mx_logit_lists {
+    const int32_t *seen_begin, *seen_id, *seen_count;   /* distinct ids of prompt and output; count is of the
+                                                           OUTPUT only (0: in the prompt alone): repetition penalty
+                                                           uses all, presence and frequency only count > 0 */
+    const int32_t *bias_begin, *bias_id;
+    const float   *bias;
+    const int32_t *ban_begin, *ban_id;                  /* logit becomes -inf */
+} mx_logit_lists;
+
+/* Apply penalties, biases and bans to logits[N,V] in place. */
+void mx_logits_process(mx_stream *s, mx_tensor logits, const mx_sample_row *rows, const mx_logit_lists *lists);
+
+/* id[N,1] i32 = one token of each row of (processed) logits[N,V].  Ties go to
+ * the lower id.  The candidates stand in order of falling probability, ties by
+ * id, and the first whose cumulative probability (double) exceeds uniform times
+ * their sum is taken.  If every logit is -inf or NaN the id is -1. */
+void mx_sample(mx_stream *s, mx_tensor id, mx_tensor logits, const mx_sample_row *rows);
+
+/* Log-probabilities of logits[N,V] (log-softmax, sum in double): of chosen[N,1]
+ * into logprob[N,1] when given (id < 0: skipped, -inf), and of the k best into
+ * top_id[N,k], top_logprob[N,k], falling, ties by id.  Any of them may be absent. */
+void mx_logprobs(mx_stream *s, mx_tensor logprob, mx_tensor chosen, mx_tensor top_id, mx_tensor top_logprob, mx_tensor logits);
+
+/* ---- the list --------------------------------------------------------------- */
+
+#define MX_OPS(X)                                                         \
+    X(embed) X(linear) X(norm) X(rms_norm) X(add) X(activate) X(gated)    \
+    X(rope) X(kv_write) X(kv_copy) X(attention_paged)                     \
+    X(logits_process) X(sample) X(logprobs)
+
+/* A backend: one pointer per op, none of them NULL (a test asserts it), and
+ * the two weight calls. */
+#define X(name) __typeof__(mx_##name) *name;
+typedef struct mx_kernels {
+    MX_OPS(X)
+    __typeof__(mx_weight_open)  *weight_open;
+    __typeof__(mx_weight_close) *weight_close;
+} mx_kernels;
+#undef X
+
+extern const mx_kernels mx_kernels_cpu;    /* kernels/cpu/backend.c   */
+extern const mx_kernels mx_kernels_cuda;   /* kernels/cuda/backend.cu */
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,103 @@
+/* device.h - one place that computes: the host CPU, or one GPU.
+ *
+ * A device knows memory and order, not math: the math is kernels/ops.h.  A
+ * stream is an in-order queue of work on one device.  Errors are sticky: the
+ * first op that fails marks the stream, the following ops do nothing, and the
+ * caller asks once at the end, with mx_stream_sync().  This is what lets a
+ * forward pass be written as a plain list of ops.
+ *
+ * THREADS: a stream is used by one thread at a time.  A device's memory calls
+ * may be made from any thread. */
+#ifndef MX_DEVICE_H
+#define MX_DEVICE_H
+
+#include "runtime/pool.h"
+#include "runtime/status.h"
+#include "runtime/tensor.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef enum mx_device_kind { MX_CPU, MX_CUDA, MX_DEVICE_KIND_COUNT } mx_device_kind;
+
+typedef struct mx_device mx_device;
+typedef struct mx_stream mx_stream;
+
+/* One allocation on one device. The only thing that owns tensor memory. */
+typedef struct mx_buffer {
+    mx_device *dev;
+    void      *base;          /* 64-byte aligned on the CPU, 256 on CUDA */
+    size_t     size;
+} mx_buffer;
+
+/* What a backend must provide: runtime/device_cpu.c, runtime/device_cuda.cu.
+ * Every entry is required; there are no optional ones to ask about. */
+typedef struct mx_device_ops {
+    mx_status (*alloc)(mx_device *d, size_t size, void **out, mx_error *err);
+    void      (*release)(mx_device *d, void *base, size_t size);
+    mx_status (*stream_open)(mx_device *d, mx_stream *s, mx_error *err);
+    void      (*stream_close)(mx_stream *s);
+    void      (*upload)(mx_stream *s, void *dst, const void *host, size_t n);
+    void      (*download)(mx_stream *s, void *host, const void *src, size_t n);
+    void      (*clear)(mx_stream *s, void *dst, size_t n);
+    mx_status (*sync)(mx_stream *s, mx_error *err);
+    void      (*enter)(mx_device *d);     /* a worker thread starts to serve d: bind it */
+    void      (*close)(mx_device *d);
+} mx_device_ops;
+
+struct mx_device {
+    const mx_device_ops *ops;
+    mx_device_kind kind;
+    int      index;           /* among devices of this kind                     */
+    char     name[64];
+    char     pci[16];         /* "0000:65:00.0", "" for the CPU                 */
+    size_t   memory;          /* bytes                                          */
+    mx_pool *pool;            /* the CPU device's threads; NULL on CUDA         */
+    void    *impl;
+};
+
+struct mx_stream {
+    mx_device *dev;
+    mx_error   error;         /* sticky: the first failure, with its op name    */
+    mx_buffer  scratch;       /* bump memory, rewound by mx_stream_rewind()     */
+    size_t     scratch_used, scratch_peak;
+    void      *impl;
+};
+
+typedef struct mx_device_options {
+    int      cpu_threads;     /* 0: one per allowed core                        */
+    bool     bind;            /* bind threads to cores                          */
+    uint32_t spin_us;         /* mx_pool_config                                 */
+} mx_device_options;
+
+/* All devices of this machine; the CPU is always device 0.  The caller closes
+ * them.  Errors: MX_ERR_NO_MEMORY, MX_ERR_DEVICE. */
+mx_status mx_devices_open(mx_device **out, int *count, const mx_device_options *opt, mx_error *err);
+void      mx_devices_close(mx_device *devs, int count);
+
+mx_status mx_buffer_open(mx_buffer *b, mx_device *d, size_t size, mx_error *err);   /* zeroed */
+void      mx_buffer_close(mx_buffer *b);
+
+mx_status mx_stream_open(mx_stream *s, mx_device *d, size_t scratch, mx_error *err);
+void      mx_stream_close(mx_stream *s);
+
+/* Scratch memory until the next rewind; contents undefined, rows contiguous.
+ * When scratch is exhausted the stream fails with MX_ERR_NO_MEMORY and the
+ * tensor's data is NULL: ops see the sticky error and do nothing. */
+mx_tensor mx_stream_tensor(mx_stream *s, mx_dtype t, int64_t rows, int64_t cols);
+mx_tensor mx_stream_upload(mx_stream *s, mx_dtype t, int64_t rows, int64_t cols, const void *host);
+void      mx_stream_rewind(mx_stream *s);
+size_t    mx_stream_tensor_bytes(mx_dtype t, int64_t rows, int64_t cols);  /* what one such call takes */
+
+void      mx_stream_fail(mx_stream *s, mx_status st, const char *fmt, ...)
+#ifdef __GNUC__
+    __attribute__((format(printf, 3, 4)))
+#endif
+    ;
+mx_status mx_stream_sync(mx_stream *s, mx_error *err);   /* waits; reports and clears the sticky error */
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,38 @@
+/* job.h - one thing a client or the trainer wants done.
+ *
+ * A job is advanced in TURNS.  In one turn a lane takes the jobs that can
+ * share a batch, runs them together once, and each job answers MX_DONE or
+ * MX_AGAIN.  A price needs one turn; a generated text one turn per token; a
+ * training run one turn per step.  So continuous batching, streaming,
+ * cancellation and training beside serving are all the same rule: decide
+ * again between turns.
+ *
+ * OWNERSHIP: when mx_scheduler_submit() returns MX_OK the scheduler owns the
+ * job until it calls job->done(), exactly once, from a worker thread.  When
+ * submit returns anything else the caller still owns it and done() is not
+ * called.  Embed mx_job first in your own struct; it is never copied. */
+#ifndef MX_JOB_H
+#define MX_JOB_H
+
+#include "runtime/device.h"
+
+#include <stdatomic.h>
+
+typedef enum mx_verdict { MX_DONE, MX_AGAIN } mx_verdict;
+
+typedef struct mx_job mx_job;
+struct mx_job {
+    mx_job      *next;          /* intrusive link, private to the scheduler    */
+    uint64_t     deadline_ns;   /* 0: none; checked before every turn          */
+    uint32_t     rows;          /* rows this job would like in its next turn   */
+    uint32_t     granted;       /* rows it got: fewer only if it splits        */
+    bool         splits;        /* a long prompt may come in over many turns   */
+    bool         running;       /* private to the scheduler: has had a turn    */
+    mx_verdict   verdict;       /* set by lane->run                            */
+    mx_error     error;         /* set by lane->run when this job alone failed */
+    atomic_bool  cancelled;     /* set by anyone, read between turns           */
+    void       (*done)(mx_job *job);
+    uint64_t     queued_ns, started_ns, done_ns;
+};
+
+#endif

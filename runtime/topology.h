@@ -1,0 +1,38 @@
+/* topology.h - the shape of this machine, and who should run where.
+ *
+ * The only file behind this header that includes <hwloc.h> is topology.c.  It
+ * respects cgroup and taskset limits (the processors hwloc says are allowed).
+ * The topology is loaded once and read by anybody. */
+#ifndef MX_TOPOLOGY_H
+#define MX_TOPOLOGY_H
+
+#include "runtime/status.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+
+typedef struct mx_topology mx_topology;
+
+/* xml_or_synthetic: NULL for this machine, "*.xml" for a file, anything else
+ * is an hwloc synthetic description ("package:2 core:4 pu:2").
+ * Errors: MX_ERR_IO (file), MX_ERR_FORMAT (description). */
+mx_status mx_topology_open(mx_topology **out, const char *xml_or_synthetic, mx_error *err);
+void      mx_topology_close(mx_topology *t);
+
+int    mx_topology_cores(const mx_topology *t);       /* physical cores allowed to us   */
+int    mx_topology_pus(const mx_topology *t);         /* hardware threads allowed to us */
+int    mx_topology_numa_nodes(const mx_topology *t);
+size_t mx_topology_memory(const mx_topology *t);      /* bytes; cgroup limit respected  */
+
+/* The processors for a CPU device with `threads` threads: one hardware thread
+ * per core first, cores of one NUMA node before the next.  Fills cpus[threads]
+ * with OS processor numbers; wraps round when there are fewer. */
+void   mx_topology_place(const mx_topology *t, int threads, int *cpus);
+
+/* True when binding would take effect: the real machine, not a fixture. */
+bool   mx_topology_is_this_system(const mx_topology *t);
+
+/* A few lines a person can read: "1 package, 1 NUMA node, 2 cores, 23.4 GiB". */
+void   mx_topology_describe(const mx_topology *t, char *text, size_t size);
+
+#endif
