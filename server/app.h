@@ -1,0 +1,38 @@
+/* app.h - everything a running program has: devices, scheduler, models.
+ *
+ * Made by main.c, passed to every service; nothing here is global.  Models are
+ * opened before the server starts and closed after the scheduler. */
+#ifndef MX_APP_H
+#define MX_APP_H
+
+#include "models/generate.h"
+#include "runtime/config.h"
+#include "runtime/topology.h"
+
+#include <stdatomic.h>
+
+typedef enum mx_app_state { MX_APP_STARTING, MX_APP_SERVING, MX_APP_DRAINING } mx_app_state;
+
+typedef struct mx_app {
+    mx_config     *config;
+    mx_topology   *topology;
+    mx_device     *devices;
+    int            n_devices;
+    mx_scheduler  *scheduler;
+    mx_metrics    *metrics;
+    mx_generator **models;        /* the first is the default */
+    int            n_models;
+    atomic_int     state;         /* mx_app_state             */
+} mx_app;
+
+/* Devices, scheduler and metrics from the config (NULL: defaults); no models yet. */
+mx_status mx_app_open(mx_app *app, mx_config *config, mx_error *err);
+/* spec: "name=path" or "path" (the name is then the folder's or file's). */
+mx_status mx_app_load(mx_app *app, const char *spec, const mx_generator_options *opt, mx_error *err);
+/* Give running work grace_ms, then close everything in order.  A zeroed app is fine. */
+void      mx_app_close(mx_app *app, uint32_t grace_ms);
+
+/* name "" or NULL: the first model.  NULL: no such model. */
+mx_generator *mx_app_model(const mx_app *app, const char *name);
+
+#endif
