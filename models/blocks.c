@@ -39,11 +39,13 @@ static inline float from_bits(uint32_t u)
  * bias 15 to 127, infinities and NaNs to the top. */
 static inline float half_to_float(uint16_t h)
 {
-    uint32_t low = h & 0x7fffu, sign = (uint32_t)(h & 0x8000u) << 16, bits;
-    float tiny = (float)(int32_t)low * 0x1p-24f;
-    uint32_t normal = (low << 13) + (low >= 0x7c00u ? 224u << 23 : 112u << 23);
+    const uint32_t low = h & 0x7fffu, sign = (uint32_t)(h & 0x8000u) << 16;
+    const uint32_t is_tiny = 0u - (low < 0x400u), is_top = 0u - (low >= 0x7c00u);
+    const float tiny = (float)(int32_t)low * 0x1p-24f;
+    const uint32_t normal = (low << 13) + (112u << 23) + (is_top & (112u << 23));
+    uint32_t bits;
     memcpy(&bits, &tiny, sizeof bits);
-    return from_bits(sign | (low < 0x400u ? bits : normal));
+    return from_bits(sign | (is_tiny & bits) | (~is_tiny & normal));
 }
 
 static inline float load_half(const uint8_t *at)
@@ -174,10 +176,10 @@ void mx_blob_read(const mx_blob *b, int64_t first, int64_t n, float *dst)
     readers[b->dtype]((const uint8_t *)b->data + (size_t)(first * per_row) * (size_t)f.bytes, n * per_row, dst);
 }
 
-/* Tiles of 16 columns x 64 rows: a cache line's worth of each source row (32 or
- * 64 bytes) is read once, and what is written stays in 16 open lines. */
-#define TILE_COLS 16
-#define TILE_ROWS 64
+/* Tiles of 64 columns x 16 rows: whole cache lines are read of each source row
+ * and whole lines written; the tile itself stays in the first-level cache. */
+#define TILE_COLS 64
+#define TILE_ROWS 16
 
 void mx_blob_read_transposed(const mx_blob *b, int64_t first, int64_t n, float *dst)
 {
