@@ -66,29 +66,32 @@ struct mx_stream {
 };
 
 typedef struct mx_device_options {
-    int      cpu_threads;     /* 0: one per allowed core                        */
+    int      cpu_threads;     /* 0: one per core, no more than the CPU quota    */
     bool     bind;            /* bind threads to cores                          */
     uint32_t spin_us;         /* mx_pool_config                                 */
 } mx_device_options;
 
 /* All devices of this machine; the CPU is always device 0.  The caller closes
- * them.  Errors: MX_ERR_NO_MEMORY, MX_ERR_DEVICE. */
+ * them.  Errors: MX_ERR_ARG (cpu_threads), MX_ERR_NO_MEMORY, MX_ERR_DEVICE. */
 mx_status mx_devices_open(mx_device **out, int *count, const mx_device_options *opt, mx_error *err);
 void      mx_devices_close(mx_device *devs, int count);
 
-mx_status mx_buffer_open(mx_buffer *b, mx_device *d, size_t size, mx_error *err);   /* zeroed */
+/* Zeroed.  size 0 is a buffer with base NULL.  Errors: MX_ERR_NO_MEMORY. */
+mx_status mx_buffer_open(mx_buffer *b, mx_device *d, size_t size, mx_error *err);
 void      mx_buffer_close(mx_buffer *b);
 
 mx_status mx_stream_open(mx_stream *s, mx_device *d, size_t scratch, mx_error *err);
 void      mx_stream_close(mx_stream *s);
 
 /* Scratch memory until the next rewind; contents undefined, rows contiguous.
- * When scratch is exhausted the stream fails with MX_ERR_NO_MEMORY and the
- * tensor's data is NULL: ops see the sticky error and do nothing. */
+ * When scratch is exhausted the stream fails with MX_ERR_NO_MEMORY (MX_ERR_ARG:
+ * a negative shape, no such dtype) and the tensor's data is NULL: ops see the
+ * sticky error and do nothing. */
 mx_tensor mx_stream_tensor(mx_stream *s, mx_dtype t, int64_t rows, int64_t cols);
 mx_tensor mx_stream_upload(mx_stream *s, mx_dtype t, int64_t rows, int64_t cols, const void *host);
 void      mx_stream_rewind(mx_stream *s);
-size_t    mx_stream_tensor_bytes(mx_dtype t, int64_t rows, int64_t cols);  /* what one such call takes */
+/* What one such call takes; SIZE_MAX when that is negative or overflows. */
+size_t    mx_stream_tensor_bytes(mx_dtype t, int64_t rows, int64_t cols);
 
 void      mx_stream_fail(mx_stream *s, mx_status st, const char *fmt, ...)
 #ifdef __GNUC__

@@ -22,6 +22,9 @@ void      mx_topology_close(mx_topology *t);
 int    mx_topology_cores(const mx_topology *t);       /* physical cores allowed to us   */
 int    mx_topology_pus(const mx_topology *t);         /* hardware threads allowed to us */
 int    mx_topology_numa_nodes(const mx_topology *t);
+/* Threads worth starting: the cores, but no more than the cgroup's CPU quota
+ * lets run at once (a container with 2 CPUs of 64); at least 1. */
+int    mx_topology_threads(const mx_topology *t);
 size_t mx_topology_memory(const mx_topology *t);      /* bytes; cgroup limit respected  */
 
 /* The processors for a CPU device with `threads` threads: one hardware thread
@@ -29,10 +32,17 @@ size_t mx_topology_memory(const mx_topology *t);      /* bytes; cgroup limit res
  * with OS processor numbers; wraps round when there are fewer. */
 void   mx_topology_place(const mx_topology *t, int threads, int *cpus);
 
+/* The same, for the worker of an accelerator: only processors near the PCI
+ * device `pci` ("0000:65:00.0") are used.  False, and the placement of
+ * mx_topology_place(), when the topology does not know the device. */
+bool   mx_topology_place_near(const mx_topology *t, const char *pci, int threads, int *cpus);
+
 /* True when binding would take effect: the real machine, not a fixture. */
 bool   mx_topology_is_this_system(const mx_topology *t);
 
-/* A few lines a person can read: "1 package, 1 NUMA node, 2 cores, 23.4 GiB". */
+/* A few lines a person can read: "1 package, 1 NUMA node, 2 cores, 23.4 GiB";
+ * with several NUMA nodes, one line for each: its processors, memory and PCI
+ * accelerators.  Always terminated; cut when `size` is too small. */
 void   mx_topology_describe(const mx_topology *t, char *text, size_t size);
 
 #endif

@@ -1,0 +1,137 @@
+/* device.c - the device table, buffers and streams; what is the same everywhere. */
+#include "runtime/device.h"
+
+#include "runtime/device_cpu.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define SCRATCH_ALIGN 64      /* bytes: a cache line, and the widest vector */
+
+mx_status mx_devices_open(mx_device **out, int *count, const mx_device_options *opt, mx_error *err)
+{
+    *out = NULL;
+    *count = 0;
+    mx_device *devs = calloc(1, sizeof *devs);
+    if (!devs) return mx_fail(err, MX_ERR_NO_MEMORY, "device table: out of memory");
+    mx_status st = mx_device_cpu_open(&devs[0], opt, err);
+    if (st) {
+        free(devs);
+        return st;
+    }
+    *out = devs;
+    *count = 1;
+    return MX_OK;
+}
+
+void mx_devices_close(mx_device *devs, int count)
+{
+    for (int i = 0; i < count; i++) devs[i].ops->close(&devs[i]);
+    free(devs);
+}
+
+mx_status mx_buffer_open(mx_buffer *b, mx_device *d, size_t size, mx_error *err)
+{
+    *b = (mx_buffer){.dev = d};
+    if (!size) return MX_OK;
+    MX_TRY(d->ops->alloc(d, size, &b->base, err));
+    b->size = size;
+    return MX_OK;
+}
+
+void mx_buffer_close(mx_buffer *b)
+{
+    if (b->base) b->dev->ops->release(b->dev, b->base, b->size);
+    *b = (mx_buffer){0};
+}
+
+mx_status mx_stream_open(mx_stream *s, mx_device *d, size_t scratch, mx_error *err)
+{
+    *s = (mx_stream){.dev = d};
+    mx_status st;
+    MX_TRY_GOTO(st, mx_buffer_open(&s->scratch, d, scratch, err), fail);
+    MX_TRY_GOTO(st, d->ops->stream_open(d, s, err), fail);
+    return MX_OK;
+fail:
+    mx_buffer_close(&s->scratch);
+    s->dev = NULL;
+    return st;
+}
+
+void mx_stream_close(mx_stream *s)
+{
+    if (!s->dev) return;
+    s->dev->ops->stream_close(s);
+    mx_buffer_close(&s->scratch);
+    *s = (mx_stream){0};
+}
+
+size_t mx_stream_tensor_bytes(mx_dtype t, int64_t rows, int64_t cols)
+{
+    size_t n;
+    if (rows < 0 || cols < 0 || !mx_dtype_size(t)) return SIZE_MAX;
+    if (!mx_mul_size((size_t)rows, (size_t)cols, &n) || !mx_mul_size(n, mx_dtype_size(t), &n) ||
+        !mx_add_size(n, SCRATCH_ALIGN - 1, &n))
+        return SIZE_MAX;
+    return n & ~(size_t)(SCRATCH_ALIGN - 1);
+}
+
+mx_tensor mx_stream_tensor(mx_stream *s, mx_dtype t, int64_t rows, int64_t cols)
+{
+    mx_tensor none = mx_tensor_of(NULL, t, rows, cols);
+    if (s->error.code) return none;
+    size_t bytes = mx_stream_tensor_bytes(t, rows, cols);
+    if (rows < 0 || cols < 0 || !mx_dtype_size(t)) {
+        mx_stream_fail(s, MX_ERR_ARG, "scratch: a %s tensor of %lld x %lld", mx_dtype_name(t),
+                       (long long)rows, (long long)cols);
+        return none;
+    }
+    size_t left = s->scratch.size - s->scratch_used;
+    if (bytes > left) {
+        mx_stream_fail(s, MX_ERR_NO_MEMORY, "scratch: %s %lld x %lld needs more than the %zu of %zu bytes left",
+                       mx_dtype_name(t), (long long)rows, (long long)cols, left, s->scratch.size);
+        return none;
+    }
+    if (!s->scratch.base) return none;      /* an empty tensor in a stream without scratch */
+    none.data = (char *)s->scratch.base + s->scratch_used;
+    s->scratch_used += bytes;
+    if (s->scratch_used > s->scratch_peak) s->scratch_peak = s->scratch_used;
+    return none;
+}
+
+mx_tensor mx_stream_upload(mx_stream *s, mx_dtype t, int64_t rows, int64_t cols, const void *host)
+{
+    mx_tensor x = mx_stream_tensor(s, t, rows, cols);
+    if (x.data && rows && cols) s->dev->ops->upload(s, x.data, host, (size_t)rows * (size_t)cols * mx_dtype_size(t));
+    return x;
+}
+
+void mx_stream_rewind(mx_stream *s)
+{
+    s->scratch_used = 0;
+}
+
+void mx_stream_fail(mx_stream *s, mx_status st, const char *fmt, ...)
+{
+    if (s->error.code || !st) return;
+    s->error.code = st;
+    va_list ap;
+    va_start(ap, fmt);
+    vsnprintf(s->error.text, sizeof s->error.text, fmt, ap);
+    va_end(ap);
+}
+
+mx_status mx_stream_sync(mx_stream *s, mx_error *err)
+{
+    mx_error late = {0};
+    mx_status st = s->dev->ops->sync(s, &late);
+    mx_error first = s->error.code ? s->error : late;
+    s->error = (mx_error){0};
+    if (first.code) {
+        if (err) *err = first;
+        return first.code;
+    }
+    return st;
+}

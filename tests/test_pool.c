@@ -1,0 +1,194 @@
+/* test_pool.c - every part exactly once, whatever threads there are. */
+#include "runtime/clock.h"
+#include "runtime/pool.h"
+#include "tests/test.h"
+
+#include <inttypes.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <time.h>
+
+#define MOST 3000
+
+typedef struct counted {
+    uint8_t     times[MOST];       /* plain bytes: a part taken twice at once is a race for TSan to see */
+    uint64_t    sum[64 * 8];       /* per thread, a line apart */
+    atomic_int  inside[64];        /* threads inside fn with this index */
+    atomic_bool wrong;
+    int         threads;
+} counted;
+
+static void count(void *ctx, int64_t part, int thread)
+{
+    counted *c = ctx;
+    if (thread < 0 || thread >= c->threads || atomic_fetch_add(&c->inside[thread], 1) != 0) {
+        atomic_store(&c->wrong, true);
+        return;
+    }
+    c->times[part]++;
+    c->sum[thread * 8] += (uint64_t)part;
+    atomic_fetch_sub(&c->inside[thread], 1);
+}
+
+static mx_pool *open_pool(int threads, uint32_t spin_us, const int *cpus)
+{
+    mx_pool *p;
+    mx_error err = {0};
+    mx_pool_config c = {.threads = threads, .spin_us = spin_us, .cpus = cpus};
+    CHECK_OK(mx_pool_open(&p, &c, &err), err);
+    return p;
+}
+
+static void each_part_once(void)
+{
+    static const int64_t sizes[] = {0, 1, 2, 3, 5, 17, 257, MOST};
+    static const uint32_t spins[] = {0, 1, 50};
+    static counted c;
+    for (int threads = 1; threads <= 5; threads++)
+        for (size_t k = 0; k < 3; k++) {
+            mx_pool *p = open_pool(threads, spins[k], NULL);
+            if (!p) return;
+            CHECK(mx_pool_threads(p) == threads);
+            for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+                memset(&c, 0, sizeof c);
+                c.threads = threads;
+                mx_pool_run(p, sizes[i], count, &c);
+                uint64_t sum = 0, wrong = 0;
+                for (int t = 0; t < threads; t++) sum += c.sum[t * 8];
+                for (int64_t part = 0; part < MOST; part++) wrong += c.times[part] != (part < sizes[i]);
+                CHECK_MSG(!wrong && !c.wrong, "threads %d parts %d", threads, (int)sizes[i]);
+                CHECK(sum == (uint64_t)(sizes[i] * (sizes[i] - 1) / 2));
+            }
+            mx_pool_close(p);
+        }
+}
+
+/* Many short regions, with pauses that let helpers fall asleep in all phases. */
+static void many_regions(void)
+{
+    const char *text = getenv("MX_TEST_SEED");
+    uint64_t seed = text ? strtoull(text, NULL, 0) : 7, state = seed;
+    printf("  MX_TEST_SEED=%" PRIu64 "\n", seed);
+    static counted c;
+    for (uint32_t spin = 0; spin <= 20; spin += 20) {
+        mx_pool *p = open_pool(3, spin, NULL);
+        if (!p) return;
+        memset(&c, 0, sizeof c);
+        c.threads = 3;
+        uint64_t want = 0;
+        for (int i = 0; i < 5000; i++) {
+            int64_t parts = 1 + (int64_t)(test_random(&state) % 9);
+            want += (uint64_t)(parts * (parts - 1) / 2);
+            mx_pool_run(p, parts, count, &c);
+            if (test_random(&state) % 50 == 0) nanosleep(&(struct timespec){.tv_nsec = 60000}, NULL);
+        }
+        CHECK(c.sum[0] + c.sum[8] + c.sum[16] == want && !c.wrong);
+        mx_pool_close(p);
+    }
+}
+
+/* A region must end although a helper's core is taken by somebody else. */
+static void *burn(void *arg)
+{
+    atomic_bool *stop = arg;
+    while (!atomic_load(stop)) {}
+    return NULL;
+}
+
+static void busy_cores(void)
+{
+    atomic_bool stop = false;
+    pthread_t other[2];
+    for (int i = 0; i < 2; i++) CHECK(pthread_create(&other[i], NULL, burn, &stop) == 0);
+    mx_pool *p = open_pool(2, 20, NULL);
+    static counted c;
+    memset(&c, 0, sizeof c);
+    c.threads = 2;
+    for (int i = 0; p && i < 200; i++) mx_pool_run(p, 4, count, &c);
+    CHECK(c.times[0] == 200 && c.times[3] == 200 && !c.wrong);
+    atomic_store(&stop, true);
+    for (int i = 0; i < 2; i++) pthread_join(other[i], NULL);
+    mx_pool_close(p);
+}
+
+static void *run_bound(void *arg)
+{
+    mx_pool *p = arg;
+    mx_pool_bind_caller(p);
+    cpu_set_t set;
+    CHECK(sched_getaffinity(0, sizeof set, &set) == 0);
+    CHECK(CPU_COUNT(&set) == 1);
+    return NULL;
+}
+
+static void binding(void)
+{
+    cpu_set_t allowed;
+    CHECK(sched_getaffinity(0, sizeof allowed, &allowed) == 0);
+    int cpu = 0;
+    while (cpu < CPU_SETSIZE - 1 && !CPU_ISSET(cpu, &allowed)) cpu++;
+    int cpus[2] = {cpu, cpu};
+    mx_pool *p = open_pool(2, 0, cpus);
+    if (!p) return;
+    static counted c;
+    memset(&c, 0, sizeof c);
+    c.threads = 2;
+    pthread_t t;
+    CHECK(pthread_create(&t, NULL, run_bound, p) == 0);
+    pthread_join(t, NULL);
+    mx_pool_run(p, 100, count, &c);
+    CHECK(c.times[99] == 1);
+    mx_pool_close(p);
+}
+
+static void refused(void)
+{
+    mx_pool *p;
+    mx_error err = {0};
+    CHECK(mx_pool_open(&p, &(mx_pool_config){.threads = 0}, &err) == MX_ERR_ARG && !p);
+    CHECK(mx_pool_open(&p, &(mx_pool_config){.threads = -3}, &err) == MX_ERR_ARG && !p);
+    CHECK(mx_pool_open(&p, &(mx_pool_config){.threads = 1 << 20}, &err) == MX_ERR_ARG && !p);
+    int cpus[] = {-1};
+    CHECK(mx_pool_open(&p, &(mx_pool_config){.threads = 1, .cpus = cpus}, &err) == MX_ERR_ARG && !p);
+    mx_pool_close(NULL);
+}
+
+/* What a region of two parts of PART_NS costs above PART_NS, for whoever reads
+ * the log; nothing is asserted, because a shared machine promises nothing. */
+#define PART_NS 20000u
+#define REGIONS 1000
+
+static void busy_part(void *ctx, int64_t part, int thread)
+{
+    (void)ctx, (void)part, (void)thread;
+    uint64_t end = mx_now_ns(&mx_clock_monotonic) + PART_NS;
+    while (mx_now_ns(&mx_clock_monotonic) < end) {}
+}
+
+static int by_size(const void *a, const void *b)
+{
+    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+    return x < y ? -1 : x > y;
+}
+
+static void dispatch_cost(void)
+{
+    static uint64_t took[REGIONS];
+    for (uint32_t spin = 0; spin <= 100; spin += 100) {
+        mx_pool *p = open_pool(2, spin, NULL);
+        if (!p) return;
+        for (int i = 0; i < REGIONS; i++) {
+            uint64_t t0 = mx_now_ns(&mx_clock_monotonic);
+            mx_pool_run(p, 2, busy_part, NULL);
+            took[i] = mx_now_ns(&mx_clock_monotonic) - t0;
+        }
+        qsort(took, REGIONS, sizeof *took, by_size);
+        printf("  2 threads, spin %3u us: dispatch and join median %.2f us, p99 %.2f us\n", spin,
+               ((double)took[REGIONS / 2] - PART_NS) / 1e3, ((double)took[REGIONS * 99 / 100] - PART_NS) / 1e3);
+        CHECK(took[0] >= PART_NS);
+        mx_pool_close(p);
+    }
+}
+
+MX_TESTS(TEST(each_part_once), TEST(many_regions), TEST(busy_cores), TEST(binding), TEST(refused), TEST(dispatch_cost))
