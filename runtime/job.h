@@ -24,15 +24,19 @@ typedef struct mx_job mx_job;
 struct mx_job {
     mx_job      *next;          /* intrusive link, private to the scheduler    */
     uint64_t     deadline_ns;   /* 0: none; checked before every turn          */
-    uint32_t     rows;          /* rows this job would like in its next turn   */
+    uint32_t     rows;          /* rows this job would like in its next turn, 0
+                                   counts as 1; after submit only run() changes
+                                   rows and splits                             */
     uint32_t     granted;       /* rows it got: fewer only if it splits        */
     bool         splits;        /* a long prompt may come in over many turns   */
     bool         running;       /* private to the scheduler: has had a turn    */
-    mx_verdict   verdict;       /* set by lane->run                            */
-    mx_error     error;         /* set by lane->run when this job alone failed */
+    uint32_t     missed;        /* private: turns of its lane without rows     */
+    mx_verdict   verdict;       /* set by lane->run; MX_DONE before it         */
+    mx_error     error;         /* set by lane->run when this job alone failed:
+                                   the job is then done, whatever its verdict  */
     atomic_bool  cancelled;     /* set by anyone, read between turns           */
     void       (*done)(mx_job *job);
-    uint64_t     queued_ns, started_ns, done_ns;
+    uint64_t     queued_ns, started_ns, done_ns;   /* submit, first turn (0: none), done; the scheduler's clock */
 };
 
 #endif

@@ -29,6 +29,7 @@ mx_status mx_fail(mx_error *err, mx_status st, const char *fmt, ...)
 {
     if (!err) return st;
     err->code = st;
+    err->retry_ms = 0;
     va_list ap;
     va_start(ap, fmt);
     vsnprintf(err->text, sizeof err->text, fmt, ap);

@@ -8,6 +8,8 @@
 #ifndef MX_STATUS_H
 #define MX_STATUS_H
 
+#include <stdint.h>
+
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -31,6 +33,7 @@ typedef enum mx_status {
 
 typedef struct mx_error {
     mx_status code;
+    uint32_t  retry_ms;     /* MX_ERR_BUSY: when to come again, a guess; else 0 */
     char      text[500];
 } mx_error;
 
