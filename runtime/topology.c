@@ -74,12 +74,14 @@ static mx_status order_places(mx_topology *t, mx_error *err)
 }
 
 /* Loads only what placement reads.  The opencl and gl plugins would start GPU
- * drivers and take most of the loading time. */
+ * drivers and take most of the loading time; libpciaccess, behind "pci", leaks,
+ * and on Linux hwloc reads the same from sysfs without it. */
 static mx_status load(mx_topology *t, const char *source, mx_error *err)
 {
     if (hwloc_topology_init(&t->hw)) return mx_fail(err, MX_ERR_NO_MEMORY, "topology: out of memory");
     hwloc_topology_set_components(t->hw, HWLOC_TOPOLOGY_COMPONENTS_FLAG_BLACKLIST, "opencl");
     hwloc_topology_set_components(t->hw, HWLOC_TOPOLOGY_COMPONENTS_FLAG_BLACKLIST, "gl");
+    hwloc_topology_set_components(t->hw, HWLOC_TOPOLOGY_COMPONENTS_FLAG_BLACKLIST, "pci");
     hwloc_topology_set_all_types_filter(t->hw, HWLOC_TYPE_FILTER_KEEP_NONE);
     hwloc_topology_set_type_filter(t->hw, HWLOC_OBJ_PACKAGE, HWLOC_TYPE_FILTER_KEEP_ALL);
     hwloc_topology_set_type_filter(t->hw, HWLOC_OBJ_CORE, HWLOC_TYPE_FILTER_KEEP_ALL);

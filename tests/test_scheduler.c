@@ -595,8 +595,6 @@ static void run_actors(void *model, mx_stream *s, mx_job **jobs, int n)
             if (gap > w->worst_gap) w->worst_gap = gap;
         }
         a->t.last_turn = turn;
-        /* Jobs that grow are how a lane comes to run more than it has rows for. */
-        if (test_random(&w->state) % 4 == 0) a->t.width = (uint32_t)(test_random(&w->state) % 7);
         advance_script(&a->t);
     }
     expect(w, rows <= c->max_rows || n == 1, "budget of rows");

@@ -1,0 +1,347 @@
+/* rpc.c - the gRPC server over the C core: queues, threads, drain.
+ *
+ * N threads, each with one completion queue (two threads on one queue measured
+ * slower).  Threads from outside - a device's worker - only put a call on its
+ * thread's list of woken calls and ring the doorbell: an empty batch on a client
+ * call that goes nowhere, of which gRPC says "the tag is put in the completion queue
+ * immediately".  It is the one public way to post an event to a queue. */
+#include <grpc/grpc.h>
+#include <grpc/grpc_security.h>
+#include <grpc/slice.h>
+#include <grpc/support/time.h>
+#ifdef __has_include
+#if __has_include(<grpc/credentials.h>)
+#include <grpc/credentials.h>
+#endif
+#endif
+
+#include "server/rpc_core.h"
+
+#include "runtime/log.h"
+
+#include <errno.h>
+#include <netdb.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+/* String constants that some versions do not name. */
+#ifndef GRPC_COMPRESSION_CHANNEL_ENABLED_ALGORITHMS_BITSET
+#define GRPC_COMPRESSION_CHANNEL_ENABLED_ALGORITHMS_BITSET "grpc.compression_enabled_algorithms_bitset"
+#endif
+#ifndef GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS
+#define GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS "grpc.http2.min_ping_interval_without_data_ms"
+#endif
+
+/* ---- threads ------------------------------------------------------------------------------------ */
+
+static void *serve(void *arg)
+{
+    mx_rpc_worker *w = arg;
+    for (;;) {
+        gpr_timespec until = gpr_inf_future(GPR_CLOCK_MONOTONIC);
+        if (w->watchers)
+            until = gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC), gpr_time_from_millis(MX_RPC_WATCH_MS, GPR_TIMESPAN));
+        grpc_event ev = grpc_completion_queue_next(w->queue, until, NULL);
+        if (ev.type == GRPC_QUEUE_SHUTDOWN) return NULL;
+        if (ev.type == GRPC_OP_COMPLETE) ((mx_rpc_tag *)ev.tag)->fn(ev.tag, ev.success);
+        if (w->watchers) mx_rpc_tell_watchers(w);
+    }
+}
+
+static void nap_ms(long ms)
+{
+    nanosleep(&(struct timespec){.tv_sec = ms / 1000, .tv_nsec = ms % 1000 * 1000000}, NULL);
+}
+
+static uint64_t now_ms(void)
+{
+    return mx_now_ns(&mx_clock_monotonic) / 1000000u;
+}
+
+/* ---- opening -------------------------------------------------------------------------------------- */
+
+mx_server_options mx_server_defaults(void)
+{
+    return (mx_server_options){
+        .listen = "127.0.0.1:50051",
+        .max_message_bytes = 4 << 20,
+        .max_concurrent_streams = 1024,
+        .max_calls = 4096,
+        .keepalive_ms = 30000,
+        .keepalive_timeout_ms = 10000,
+    };
+}
+
+static mx_status check_options(const mx_server_options *o, mx_error *err)
+{
+    if (!o->listen || !*o->listen || strlen(o->listen) > 255)
+        return mx_fail(err, MX_ERR_ARG, "listen: an address such as 127.0.0.1:50051 is needed");
+    if (o->threads < 0 || o->threads > 256)
+        return mx_fail(err, MX_ERR_ARG, "rpc-threads: %d is not in 0..256", o->threads);
+    if (o->max_message_bytes < 1024 || o->max_message_bytes > 1 << 30)
+        return mx_fail(err, MX_ERR_ARG, "max-message-bytes: %zu is not in 1024..1073741824", o->max_message_bytes);
+    if (o->decode_budget > (size_t)1 << 36)
+        return mx_fail(err, MX_ERR_ARG, "decode-budget: %zu is over 64 GiB", o->decode_budget);
+    if (o->max_concurrent_streams < 1)
+        return mx_fail(err, MX_ERR_ARG, "max-concurrent-streams: %d is not positive", o->max_concurrent_streams);
+    if (o->max_calls < 1) return mx_fail(err, MX_ERR_ARG, "max-calls: %d is not positive", o->max_calls);
+    if (o->keepalive_ms < 0 || o->keepalive_timeout_ms < 0)
+        return mx_fail(err, MX_ERR_ARG, "keepalive-ms, keepalive-timeout-ms: negative");
+    return MX_OK;
+}
+
+/* gRPC says only that binding failed; bind once more by hand to hear why. */
+static void explain_bind(const char *address, char *out, size_t size)
+{
+    char host[256];
+    snprintf(out, size, "the address cannot be bound");
+    snprintf(host, sizeof host, "%s", address);
+    char *colon = strrchr(host, ':');
+    if (strncmp(address, "unix:", 5) == 0 || !colon) return;
+    *colon = 0;
+    char *name = host;
+    size_t n = strlen(name);
+    if (n > 1 && name[0] == '[' && name[n - 1] == ']') {
+        name[n - 1] = 0;
+        name++;
+    }
+    struct addrinfo hints = {.ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE}, *found = NULL;
+    int e = getaddrinfo(*name ? name : NULL, colon + 1, &hints, &found);
+    if (e) {
+        snprintf(out, size, "%s", gai_strerror(e));
+        return;
+    }
+    int fd = socket(found->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (fd >= 0) {
+        int on = 1;
+        setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
+        if (bind(fd, found->ai_addr, found->ai_addrlen) || listen(fd, 1)) snprintf(out, size, "%s", strerror(errno));
+        close(fd);
+    }
+    freeaddrinfo(found);
+}
+
+static mx_status listen_on(mx_server *s, mx_error *err)
+{
+    const char *at = s->opt.listen;
+    grpc_server_credentials *plain = grpc_insecure_server_credentials_create();
+    s->port = grpc_server_add_http2_port(s->core, at, plain);
+    grpc_server_credentials_release(plain);
+    if (!s->port) {
+        char why[200];
+        explain_bind(at, why, sizeof why);
+        return mx_fail(err, MX_ERR_IO, "listen %s: %s", at, why);
+    }
+    const char *colon = strrchr(at, ':');
+    if (strncmp(at, "unix:", 5) == 0 || !colon) {
+        snprintf(s->address, sizeof s->address, "%s", at);
+        return MX_OK;
+    }
+    int n = (int)(colon - at);
+    if (n == 7 && strncmp(at, "0.0.0.0", 7) == 0) at = "127.0.0.1", n = 9;
+    if (n == 4 && strncmp(at, "[::]", 4) == 0) at = "[::1]", n = 5;
+    snprintf(s->address, sizeof s->address, "%.*s:%d", n, at, s->port);
+    return MX_OK;
+}
+
+static grpc_arg integer(const char *key, int value)
+{
+    grpc_arg a;
+    memset(&a, 0, sizeof a);
+    a.type = GRPC_ARG_INTEGER;
+    a.key = (char *)(uintptr_t)key; /* gRPC copies it */
+    a.value.integer = value;
+    return a;
+}
+
+static mx_status create_core(mx_server *s, mx_error *err)
+{
+    const mx_server_options *o = &s->opt;
+    grpc_arg args[8];
+    size_t n = 0;
+    /* 0: else two servers on one port both start, and share the calls by chance. */
+    args[n++] = integer(GRPC_ARG_ALLOW_REUSEPORT, 0);
+    args[n++] = integer(GRPC_ARG_MAX_RECEIVE_MESSAGE_LENGTH, (int)o->max_message_bytes);
+    args[n++] = integer(GRPC_ARG_MAX_CONCURRENT_STREAMS, o->max_concurrent_streams);
+    /* Identity only: a compressed request could unfold without limit. */
+    args[n++] = integer(GRPC_COMPRESSION_CHANNEL_ENABLED_ALGORITHMS_BITSET, 1);
+    args[n++] = integer(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 5000);
+    if (o->keepalive_ms) {
+        args[n++] = integer(GRPC_ARG_KEEPALIVE_TIME_MS, o->keepalive_ms);
+        args[n++] = integer(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, o->keepalive_timeout_ms);
+        args[n++] = integer(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
+    }
+    s->core = grpc_server_create(&(grpc_channel_args){.num_args = n, .args = args}, NULL);
+    if (!s->core) return mx_fail(err, MX_ERR_NO_MEMORY, "the gRPC server could not be created");
+    for (int i = 0; i < mx_methods_count; i++) {
+        bool bidi = mx_methods[i].flags & MX_METHOD_BIDI;
+        s->handles[i] = grpc_server_register_method(
+            s->core, mx_methods[i].path, NULL,
+            bidi ? GRPC_SRM_PAYLOAD_NONE : GRPC_SRM_PAYLOAD_READ_INITIAL_BYTE_BUFFER, 0);
+        if (!s->handles[i])
+            return mx_fail(err, MX_ERR_INTERNAL, "the method %s cannot be registered", mx_methods[i].path);
+    }
+    return MX_OK;
+}
+
+static mx_status open_workers(mx_server *s, mx_error *err)
+{
+    grpc_channel *nowhere = grpc_lame_client_channel_create("doorbell", GRPC_STATUS_UNAVAILABLE, "a doorbell");
+    if (!nowhere) return mx_fail(err, MX_ERR_NO_MEMORY, "the doorbell could not be created");
+    for (int i = 0; i < s->n_workers; i++) {
+        mx_rpc_worker *w = &s->workers[i];
+        w->server = s;
+        w->state = atomic_load(&s->app->state);
+        w->on_doorbell.fn = mx_rpc_doorbell;
+        pthread_mutex_init(&w->lock, NULL);
+        mx_arena_open(&w->scratch, s->opt.decode_budget);
+        w->queue = grpc_completion_queue_create_for_next(NULL);
+        grpc_server_register_completion_queue(s->core, w->queue, NULL);
+        w->doorbell = grpc_channel_create_call(nowhere, NULL, GRPC_PROPAGATE_DEFAULTS, w->queue,
+                                               grpc_slice_from_static_string("/doorbell"), NULL,
+                                               gpr_inf_future(GPR_CLOCK_REALTIME), NULL);
+    }
+    grpc_channel_destroy(nowhere);
+    return MX_OK;
+}
+
+static mx_status start_workers(mx_server *s, mx_error *err)
+{
+    grpc_server_start(s->core);
+    for (int i = 0; i < s->n_workers; i++) {
+        mx_rpc_worker *w = &s->workers[i];
+        for (int m = -1; m < mx_methods_count; m++)
+            for (int k = 0; k < MX_RPC_ARMED; k++) mx_rpc_arm(w, m);
+        if (pthread_create(&w->thread, NULL, serve, w))
+            return mx_fail(err, MX_ERR_NO_MEMORY, "an RPC thread could not be started");
+        w->started = true;
+    }
+    return MX_OK;
+}
+
+mx_status mx_server_open(mx_server **out, mx_app *app, const mx_server_options *opt, mx_error *err)
+{
+    mx_server_options o = opt ? *opt : mx_server_defaults();
+    *out = NULL;
+    MX_TRY(check_options(&o, err));
+    long cores = sysconf(_SC_NPROCESSORS_ONLN);
+    if (!o.threads) o.threads = cores < 8 ? 1 : cores > 32 ? 8 : (int)(cores / 4);
+    if (!o.decode_budget) o.decode_budget = 8 * o.max_message_bytes + 65536;
+    mx_server *s = calloc(1, sizeof *s);
+    if (!s) return mx_fail(err, MX_ERR_NO_MEMORY, "no memory for the server");
+    s->app = app;
+    s->opt = o;
+    s->n_workers = o.threads;
+    s->workers = calloc((size_t)o.threads, sizeof *s->workers);
+    s->handles = calloc((size_t)mx_methods_count, sizeof *s->handles);
+    /* gRPC logs every failed handshake on stderr; who wants that says so in the environment. */
+    setenv("GRPC_VERBOSITY", "NONE", 0);
+    grpc_init();
+    mx_status st = MX_OK;
+    if (!s->workers || !s->handles) st = mx_fail(err, MX_ERR_NO_MEMORY, "no memory for the server");
+    if (!st) st = create_core(s, err);
+    if (!st) st = open_workers(s, err);
+    if (!st) st = listen_on(s, err);
+    if (!st) st = start_workers(s, err);
+    if (st) {
+        mx_server_close(s);
+        return st;
+    }
+    *out = s;
+    return MX_OK;
+}
+
+int mx_server_port(const mx_server *s)
+{
+    return s->port;
+}
+
+const char *mx_server_address(const mx_server *s)
+{
+    return s->address;
+}
+
+int mx_server_inflight(const mx_server *s)
+{
+    return atomic_load(&((mx_server *)(uintptr_t)s)->inflight);
+}
+
+/* ---- closing ------------------------------------------------------------------------------------- */
+
+void mx_server_state_changed(mx_server *s)
+{
+    for (int i = 0; i < s->n_workers; i++) {
+        mx_rpc_worker *w = &s->workers[i];
+        pthread_mutex_lock(&w->lock);
+        mx_rpc_ring(w);
+        pthread_mutex_unlock(&w->lock);
+    }
+}
+
+static void on_shutdown(mx_rpc_tag *t, bool ok)
+{
+    (void)ok;
+    atomic_store(&MX_RPC_OF(t, mx_server, on_shutdown)->shut, true);
+}
+
+int mx_server_drain(mx_server *s, uint32_t grace_ms)
+{
+    if (s->drained) return 0;
+    s->drained = true;
+    atomic_store(&s->app->state, MX_APP_DRAINING);
+    mx_server_state_changed(s);
+    /* The listener stays open meanwhile: health says NOT_SERVING, calls hear UNAVAILABLE. */
+    uint64_t start = now_ms();
+    while (atomic_load(&s->inflight) && now_ms() - start < grace_ms) nap_ms(2);
+    int cut = atomic_load(&s->inflight);
+    s->on_shutdown.fn = on_shutdown;
+    grpc_server_shutdown_and_notify(s->core, s->workers[0].queue, &s->on_shutdown);
+    /* The shutdown completes when every connection is gone, and an idle client may take
+     * seconds to go: cut it.  Watchers of health end here too. */
+    start = now_ms();
+    while (!atomic_load(&s->shut) && !cut && now_ms() - start < MX_RPC_LAST_WORDS_MS) nap_ms(2);
+    grpc_server_cancel_all_calls(s->core);
+    start = now_ms();
+    uint64_t warned = start;
+    while (!atomic_load(&s->shut) || atomic_load(&s->live)) {
+        nap_ms(2);
+        if (now_ms() - warned < 5000) continue;
+        warned = now_ms();
+        mx_log(MX_LOG_WARN, "rpc", "%d calls have not ended %llu s after they were cancelled", atomic_load(&s->live),
+               (unsigned long long)((warned - start) / 1000));
+    }
+    return cut;
+}
+
+void mx_server_close(mx_server *s)
+{
+    if (!s) return;
+    bool running = s->n_workers && s->workers && s->workers[0].started;
+    if (running) mx_server_drain(s, 0);
+    for (int i = 0; s->workers && i < s->n_workers; i++) {
+        mx_rpc_worker *w = &s->workers[i];
+        if (w->doorbell) grpc_call_unref(w->doorbell);
+        if (w->queue) grpc_completion_queue_shutdown(w->queue);
+    }
+    for (int i = 0; s->workers && i < s->n_workers; i++) {
+        mx_rpc_worker *w = &s->workers[i];
+        if (w->started) pthread_join(w->thread, NULL);
+        else if (w->queue) serve(w); /* empties the queue */
+    }
+    if (s->core) grpc_server_destroy(s->core);
+    for (int i = 0; s->workers && i < s->n_workers; i++) {
+        mx_rpc_worker *w = &s->workers[i];
+        if (w->queue) grpc_completion_queue_destroy(w->queue);
+        mx_rpc_free_pool(w);
+        mx_arena_close(&w->scratch);
+        if (w->server) pthread_mutex_destroy(&w->lock);
+    }
+    grpc_shutdown_blocking();
+    free(s->workers);
+    free(s->handles);
+    free(s);
+}

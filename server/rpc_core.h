@@ -1,0 +1,95 @@
+/* rpc_core.h - what rpc.c (the server) and rpc_call.c (its calls) share.
+ *
+ * Only those two include it, after <grpc/grpc.h>.  Everything about a call happens
+ * on the thread of the queue it came in by, so a call needs no lock. */
+#ifndef MX_RPC_CORE_H
+#define MX_RPC_CORE_H
+
+#include "server/rpc.h"
+#include "server/service.h"
+
+#include <pthread.h>
+#include <stddef.h>
+
+enum {
+    MX_RPC_ARMED = 4,              /* requests of one method waiting in one queue        */
+    MX_RPC_POOLED = 512,           /* idle call objects that a thread keeps              */
+    MX_RPC_WATCH_MS = 100,         /* how late a watcher may learn of a new state        */
+    MX_RPC_LAST_WORDS_MS = 100     /* after a drain, until idle connections are cut      */
+};
+
+/* Not a status of ours: only gRPC knows methods that do not exist. */
+#define MX_RPC_UNKNOWN_METHOD ((mx_status)MX_STATUS_COUNT)
+
+typedef struct mx_rpc_tag {
+    void (*fn)(struct mx_rpc_tag *t, bool ok);
+} mx_rpc_tag;
+
+typedef struct mx_rpc_worker {
+    mx_server *server;
+    grpc_completion_queue *queue;
+    grpc_call *doorbell;
+    mx_rpc_tag        on_doorbell;
+    pthread_t  thread;
+    bool       started;
+    mx_arena   scratch;
+    mx_call   *pool, *watchers;     /* this thread's only                         */
+    int        pooled;
+    int        state;               /* of the app, as the watchers know it        */
+    pthread_mutex_t lock;
+    mx_call   *woken, *woken_last;  /* under lock, linked by wake_next            */
+    bool       rung;                /* under lock: the doorbell's event is due    */
+} mx_rpc_worker;
+
+struct mx_call {
+    mx_rpc_tag on_request, on_close, on_sent, on_received;
+    mx_rpc_worker *worker;
+    int     method;                 /* index into mx_methods; -1: the unknown     */
+    const mx_method *m;             /* NULL: the unknown                          */
+    grpc_call *core;
+    gpr_timespec deadline;
+    grpc_metadata_array metadata;
+    grpc_call_details details;
+    grpc_byte_buffer *payload;
+    int      close_cancelled;       /* gRPC's until on_close                      */
+    atomic_int refs;
+    uint64_t accepted_ns, deadline_ns;
+    const mx_call_handler *handler;
+    void    *user;
+    bool     counted, headers_sent, cancelled, watching;
+    bool     busy;                  /* a callback runs, or a send is out          */
+    bool     again, inbox, half_closed;
+    /* What the running callback left for transmit(). */
+    grpc_slice out;
+    bool     has_out, more, end;
+    mx_status status;
+    uint32_t retry_ms;
+    char     text[500];
+    bool     woken;                 /* under worker->lock                         */
+    mx_call *wake_next, *next;      /* next: pool or watchers                     */
+};
+
+struct mx_server {
+    mx_app *app;
+    mx_server_options opt;
+    grpc_server *core;
+    void  **handles;                /* of mx_methods                              */
+    mx_rpc_worker *workers;
+    int     n_workers, port;
+    char    address[300];
+    atomic_int inflight, live;      /* calls a drain waits for; all calls         */
+    atomic_bool shut;
+    mx_rpc_tag     on_shutdown;
+    bool    drained;
+};
+
+#define MX_RPC_OF(t, type, member) ((type *)(void *)((char *)(t) - offsetof(type, member)))
+
+
+void mx_rpc_arm(mx_rpc_worker *w, int method);       /* one more request may wait; -1: of an unknown method */
+void mx_rpc_ring(mx_rpc_worker *w);                  /* with w->lock held                       */
+void mx_rpc_doorbell(mx_rpc_tag *t, bool ok);
+void mx_rpc_tell_watchers(mx_rpc_worker *w);
+void mx_rpc_free_pool(mx_rpc_worker *w);
+
+#endif
