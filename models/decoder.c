@@ -72,7 +72,7 @@ static mx_tensor vector_room(mx_decoder *m, int64_t n)
 
 static mx_status load_vector(mx_decoder *m, const char *pattern, int layer, const char *suffix, mx_tensor into, mx_error *err)
 {
-    const mx_blob *b;
+    const mx_blob *b = NULL;
     MX_TRY(want(m, pattern, layer, suffix, 1, into.cols, &b, err));
     mx_blob_read(b, 0, 1, into.data);
     return MX_OK;
@@ -86,7 +86,7 @@ static mx_status load_linear(mx_decoder *m, mx_weight *w, mx_tensor *bias, int l
     mx_row_source parts[3];
     int64_t total = 0;
     for (int i = 0; i < n; i++) {
-        const mx_blob *b;
+        const mx_blob *b = NULL;
         MX_TRY(want(m, patterns[i], layer, "weight", conv1d ? cols : rows[i], conv1d ? rows[i] : cols, &b, err));
         if (conv1d && b->dtype > MX_FILE_BF16)
             return mx_fail(err, MX_ERR_FORMAT, "%s: tensor %s: %s cannot be stored transposed", b->file, b->name,
@@ -163,7 +163,7 @@ static mx_status load_tables(mx_decoder *m, mx_error *err)
 {
     const mx_decoder_config *c = &m->config;
     const name_table *t = &names[c->names];
-    const mx_blob *tokens, *positions, *head;
+    const mx_blob *tokens = NULL, *positions = NULL, *head;
     char full[256];
 
     MX_TRY(want(m, t->tokens, 0, "weight", c->vocab, c->d_model, &tokens, err));

@@ -4,6 +4,7 @@
  * is one generation.  THREADS: begin, pump, cancelled and closed run on the call's
  * RPC thread; said() and done() on the device's worker.  They meet under work->lock,
  * where the worker only copies what is new and wakes the call. */
+#include "server/rpc.h"
 #include "server/services.h"
 
 #include "runtime/log.h"
