@@ -327,7 +327,8 @@ mx_status mx_config_text(mx_config *c, const char *text, size_t len, const char 
 {
     if (len > FILE_MOST) return mx_fail(err, MX_ERR_FORMAT, "%s: longer than %zu bytes", origin, FILE_MOST);
     const char *nul = memchr(text, '\0', len);
-    if (nul) return mx_fail(err, MX_ERR_FORMAT, "%s: not a text file (zero byte at %zu)", origin, (size_t)(nul - text));
+    if (nul)
+        return mx_fail(err, MX_ERR_FORMAT, "%s: not a text file (zero byte at %zu)", origin, (size_t)(nul - text));
     char *copy = malloc(len + 1);
     if (!copy) return mx_fail(err, MX_ERR_NO_MEMORY, "%s: out of memory", origin);
     memcpy(copy, text, len);

@@ -58,7 +58,8 @@ mx_status mx_config_environment(mx_config *c, unsigned command, mx_error *err);
  * program and command: --name value, --name=value, -n value, -nvalue.  What is
  * not a flag is left in rest[0..*n_rest) (pointers into argv, at most argc).
  * "--" ends the flags.  A misspelt flag's error offers the nearest name. */
-mx_status mx_config_flags(mx_config *c, unsigned command, int argc, char **argv, char **rest, int *n_rest, mx_error *err);
+mx_status mx_config_flags(mx_config *c, unsigned command, int argc, char **argv, char **rest, int *n_rest,
+                          mx_error *err);
 /* As strong as a flag; `where` is what errors and mx_config_where() say. */
 mx_status mx_config_set(mx_config *c, const char *name, const char *value, const char *where, mx_error *err);
 

@@ -70,7 +70,8 @@ static void table_errors(void)
 {
     static const mx_setting bad[] = {
         {"a", 0, MX_SET_INT, "many", 0, 0, NULL, 1, NULL, NULL}, {"b", 0, MX_SET_INT, "9", 1, 8, NULL, 1, NULL, NULL},
-        {"c", 0, MX_SET_CHOICE, "x", 0, 0, "y|z", 1, NULL, NULL}, {NULL, 0, MX_SET_INT, NULL, 0, 0, NULL, 1, NULL, NULL},
+        {"c", 0, MX_SET_CHOICE, "x", 0, 0, "y|z", 1, NULL, NULL},
+        {NULL, 0, MX_SET_INT, NULL, 0, 0, NULL, 1, NULL, NULL},
         {"d", 0, MX_SET_CHOICE, NULL, 0, 0, NULL, 1, NULL, NULL},
     };
     mx_config *c;
@@ -85,7 +86,8 @@ static void numbers(void)
         {"3g", true, 3ll << 30}, {"-1K", true, -1024}, {"9223372036854775807", true, INT64_MAX},
         {"-9223372036854775808", true, INT64_MIN}, {"9223372036854775808", false, 0}, {"9007199254740993k", false, 0},
         {"8589934592g", false, 0}, {"", false, 0}, {" 1", false, 0}, {"1 ", false, 0}, {"1kb", false, 0},
-        {"k", false, 0}, {"0x10", false, 0}, {"1.5", false, 0}, {"1e3", false, 0}, {"--1", false, 0}, {"+-1", false, 0},
+        {"k", false, 0}, {"0x10", false, 0}, {"1.5", false, 0}, {"1e3", false, 0},
+        {"--1", false, 0}, {"+-1", false, 0},
     };
     mx_config *c = open_config();
     mx_error err = {0};
@@ -191,7 +193,8 @@ static void file_forms(void)
 {
     mx_config *c = open_config();
     mx_error err = {0};
-    CHECK_OK(text(c, "\xef\xbb\xbf# a comment\n\n  max_num_seqs=7   # the rest of it\r\nlisten = \"a # b \\\" c\\\\\" # d\n"
+    CHECK_OK(text(c, "\xef\xbb\xbf# a comment\n\n  max_num_seqs=7   # the rest of it\r\n"
+                     "listen = \"a # b \\\" c\\\\\" # d\n"
                      "model = one=/a/b#c\n\tmodel = 'two=\\x' \nconfig =\nmodel = three", &err), err);
     CHECK(mx_config_int(c, "max-num-seqs") == 7);
     CHECK_STR(mx_config_string(c, "listen"), "a # b \" c\\");
@@ -313,7 +316,8 @@ static void pages(void)
         fclose(f);
         for (char *line = page, *next; *line; line = next) {
             next = strchr(line, '\n') + 1;
-            CHECK_MSG(next - line - 1 <= (width < 50 ? 50 : width), "width %d: %.*s", width, (int)(next - line), line);
+            int most = width < 50 ? 50 : width;
+            CHECK_MSG(next - line - 1 <= most, "width %d: %.*s", width, (int)(next - line), line);
             CHECK(next - line < 2 || next[-2] != ' ');
         }
         CHECK(strstr(page, "--no-bind"));
@@ -323,9 +327,12 @@ static void pages(void)
     f = open_memstream(&page, &len);
     mx_config_markdown(c, (const char *const[]){"serve", "run", NULL}, f);
     fclose(f);
-    CHECK(strstr(page, "| `-m, --model NAME=PATH` | `MERX_MODEL` |  | serve, run | a model folder or file (repeatable) |\n"));
-    CHECK(strstr(page, "| `--dtype auto\\|f32\\|bf16` | `MERX_DTYPE` | `auto` | serve, run | type of the weights |\n"));
-    CHECK(strstr(page, "| `--max-num-seqs N` | `MERX_MAX_NUM_SEQS` | `64` | serve | most texts that run at once (1 to 4096) |\n"));
+    CHECK(strstr(page, "| `-m, --model NAME=PATH` | `MERX_MODEL` |  | serve, run | "
+                       "a model folder or file (repeatable) |\n"));
+    CHECK(strstr(page, "| `--dtype auto\\|f32\\|bf16` | `MERX_DTYPE` | `auto` | serve, run | "
+                       "type of the weights |\n"));
+    CHECK(strstr(page, "| `--max-num-seqs N` | `MERX_MAX_NUM_SEQS` | `64` | serve | "
+                       "most texts that run at once (1 to 4096) |\n"));
     free(page);
     mx_config_close(c);
 }
@@ -336,7 +343,8 @@ static void noise(void)
     const char *given = getenv("MX_TEST_SEED");
     uint64_t seed = given ? strtoull(given, NULL, 0) : 3, state = seed;
     printf("  MX_TEST_SEED=%" PRIu64 "\n", seed);
-    static const char *const pieces[] = {"model", "max-num-seqs", "dtype", "=", "\"", "'", "\\", "#", "\n", " ", "9", "k",
+    static const char *const pieces[] = {"model", "max-num-seqs", "dtype", "=", "\"", "'", "\\", "#", "\n", " ", "9",
+                                         "k",
                                          "auto", "verbose", "true", "\xc3", "\r", "-", "listen = \"", "\" "};
     int taken = 0;
     for (int i = 0; i < 20000; i++) {
