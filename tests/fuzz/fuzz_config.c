@@ -1,40 +1,23 @@
-/* fuzz_config.c - libFuzzer target: a configuration file and flags made of the
- * same bytes.  clang -fsanitize=fuzzer,address,undefined. */
-#include "runtime/config.h"
-#include "runtime/log.h"
+/* fuzz_config.c - any text as config.json.  What is accepted keeps its word:
+ * sizes in range, heads that agree, finite frequencies. */
+#include "models/decoder_config.h"
 
-#include <stdlib.h>
-#include <string.h>
-
-static const mx_setting table[] = {
-    {"model", 'm', MX_SET_LIST, NULL, 0, 0, NULL, 1, NULL, NULL},
-    {"max-num-seqs", 'n', MX_SET_INT, "64", 1, 4096, NULL, 1, NULL, NULL},
-    {"memory", 0, MX_SET_INT, NULL, 0, 0, NULL, 1, NULL, NULL},
-    {"temperature", 't', MX_SET_FLOAT, "0.7", 0, 2, NULL, 1, NULL, NULL},
-    {"dtype", 0, MX_SET_CHOICE, "auto", 0, 0, "auto|f32|bf16", 1, NULL, NULL},
-    {"verbose", 'v', MX_SET_BOOL, NULL, 0, 0, NULL, 1, NULL, NULL},
-    {"listen", 'l', MX_SET_STRING, NULL, 0, 0, NULL, 1, NULL, NULL},
-};
+#include <math.h>
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-    mx_config *c;
-    mx_error err;
-    mx_log_configure(MX_LOG_OFF, false);
-    if (mx_config_open(&c, table, sizeof table / sizeof *table, &err)) return 0;
-    mx_config_text(c, (const char *)data, size, "input", &err);
-
-    char *copy = malloc(size + 1), *argv[64], *rest[64];
-    int argc = 0, n;
-    if (copy) {
-        memcpy(copy, data, size);
-        copy[size] = '\0';
-        for (char *at = copy, *word; argc < 64 && (word = strsep(&at, "\n"));) argv[argc++] = word;
-        mx_config_flags(c, 1, argc, argv, rest, &n, &err);
+    mx_decoder_config c;
+    mx_error err = {0};
+    if (mx_decoder_config_json(&c, (const char *)data, size, "config.json", &err)) return 0;
+    if (c.layers < 1 || c.vocab < 1 || c.d_model < 1 || c.d_ff < 1 || c.max_positions < 1 || c.parameters < 1 ||
+        c.kv_heads < 1 || c.heads % c.kv_heads || c.head_dim % 2 || c.head_dim < 2 ||
+        c.head_dim > MX_DECODER_MAX_HEAD_DIM || c.n_eos > MX_DECODER_MAX_EOS || !(c.norm_eps >= 0)) {
+        __builtin_trap();
     }
-    free(copy);
-    mx_config_close(c);
+    for (int i = 0; !c.learned_positions && i < c.head_dim / 2; i++) {
+        if (!isfinite(c.rope_freq[i])) __builtin_trap();
+    }
     return 0;
 }
