@@ -105,6 +105,7 @@ void mx_call_finish(mx_call *c, mx_status st, const char *text)
     c->end = true;
     c->status = st;
     snprintf(c->text, sizeof c->text, "%s", text ? text : "");
+    mx_text_clean(c->text);
 }
 
 void mx_call_retry_after(mx_call *c, uint32_t ms)
@@ -408,6 +409,7 @@ static void begin(mx_call *c)
     if (st) {
         if (c->has_out) grpc_slice_unref(c->out);
         c->has_out = false;
+        if (err.retry_ms) mx_call_retry_after(c, err.retry_ms);
         mx_call_finish(c, st, err.text);
     } else if (!c->end && !(c->m->flags & MX_METHOD_WAITS)) {
         mx_call_finish(c, MX_ERR_INTERNAL, "the service gave no answer");

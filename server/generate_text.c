@@ -1,0 +1,112 @@
+/* generate_text.c - the Generation service's quick calls: Tokenize, Detokenize, ListModels. */
+#include "server/services.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static mx_status too_large(mx_error *err)
+{
+    return mx_fail(err, MX_ERR_NO_MEMORY, "the answer is over the server's memory budget for a message");
+}
+
+MX_METHOD(mx_tokenize_begin)
+{
+    ProtobufCMessage *m;
+    mx_generator *g;
+    mx_ids ids = {0};
+    mx_status st;
+    MX_TRY(mx_message_decode(scratch, &merx__v1__tokenize_request__descriptor, msg, len, &m, err));
+    const Merx__V1__TokenizeRequest *q = (const Merx__V1__TokenizeRequest *)m;
+    MX_TRY(mx_find_model(&g, app, q->model, err));
+    const mx_tokenizer *t = mx_generator_tokenizer(g);
+    if (q->input_case == MERX__V1__TOKENIZE_REQUEST__INPUT_CHAT)
+        st = mx_chat_read(t, scratch, q->chat, &ids, err);
+    else if (q->input_case == MERX__V1__TOKENIZE_REQUEST__INPUT_TEXT)
+        st = mx_tokenizer_encode(t, q->text.data ? (const char *)q->text.data : "", q->text.len, q->add_special,
+                                 q->parse_special, &ids, err);
+    else st = mx_fail(err, MX_ERR_ARG, "input: one of text and chat is required");
+    if (st) goto out;
+    Merx__V1__TokenizeResponse r = MERX__V1__TOKENIZE_RESPONSE__INIT;
+    r.n_ids = r.n_tokens = (size_t)ids.count;
+    r.ids = ids.id;
+    r.tokens = mx_arena_array(scratch, r.n_tokens, sizeof *r.tokens);
+    for (size_t i = 0; r.tokens && i < r.n_tokens; i++) {
+        const char *piece = mx_tokenizer_piece(t, ids.id[i], &r.tokens[i].len);
+        r.tokens[i].data = (uint8_t *)(uintptr_t)piece;
+        if (!piece) r.tokens[i].len = 0;
+    }
+    if (r.tokens && mx_call_send(call, &r.base, false)) mx_call_finish(call, MX_OK, NULL);
+    else st = too_large(err);
+out:
+    mx_ids_free(&ids);
+    return st;
+}
+
+MX_METHOD(mx_detokenize_begin)
+{
+    ProtobufCMessage *m;
+    mx_generator *g;
+    char *text = NULL;
+    size_t n = 0;
+    MX_TRY(mx_message_decode(scratch, &merx__v1__detokenize_request__descriptor, msg, len, &m, err));
+    const Merx__V1__DetokenizeRequest *q = (const Merx__V1__DetokenizeRequest *)m;
+    MX_TRY(mx_find_model(&g, app, q->model, err));
+    const mx_tokenizer *t = mx_generator_tokenizer(g);
+    int32_t vocab = mx_tokenizer_vocab(t);
+    for (size_t i = 0; i < q->n_ids; i++)
+        if (q->ids[i] < 0 || q->ids[i] >= vocab)
+            return mx_fail(err, MX_ERR_ARG, "ids[%zu]: %d is not in the vocabulary (0..%d)", i, q->ids[i], vocab - 1);
+    MX_TRY(mx_tokenizer_decode(t, q->ids, (int32_t)q->n_ids, q->skip_special, &text, &n, err));
+    Merx__V1__DetokenizeResponse r = MERX__V1__DETOKENIZE_RESPONSE__INIT;
+    r.text = (ProtobufCBinaryData){.data = (uint8_t *)text, .len = n};
+    bool sent = mx_call_send(call, &r.base, false);
+    free(text);
+    if (!sent) return too_large(err);
+    mx_call_finish(call, MX_OK, NULL);
+    return MX_OK;
+}
+
+static void describe(const mx_app *app, const mx_generator *g, Merx__V1__Model *m)
+{
+    mx_generator_info info;
+    mx_lane_stats lane = {0};
+    char name[300];
+    mx_generator_info_get(g, &info);
+    mx_lane_name(name, sizeof name, info.name);
+    mx_scheduler_stats(app->scheduler, name, &lane);
+    merx__v1__model__init(m);
+    m->name = (char *)(uintptr_t)info.name;
+    if (info.architecture) m->architecture = (char *)(uintptr_t)info.architecture;
+    m->parameters = info.parameters;
+    m->dtype = (char *)(uintptr_t)mx_dtype_name(info.dtype);
+    if (info.quantization) m->quantization = (char *)(uintptr_t)info.quantization;
+    m->max_model_len = info.max_model_len;
+    m->chat_template = (char *)(uintptr_t)mx_chat_family_name(info.chat);
+    m->device = app->n_devices ? app->devices[0].name : (char *)(uintptr_t) "";
+    m->weight_bytes = (int64_t)info.weight_bytes;
+    m->kv_bytes = (int64_t)info.kv_bytes;
+    m->kv_bytes_per_token = (int64_t)info.kv_bytes_per_token;
+    m->running = (int32_t)lane.running;
+    m->waiting = (int32_t)lane.waiting;
+    m->kv_usage = info.kv_pages ? 1 - (double)info.kv_pages_free / info.kv_pages : 0;
+}
+
+MX_METHOD(mx_list_models_begin)
+{
+    ProtobufCMessage *m;
+    MX_TRY(mx_message_decode(scratch, &merx__v1__list_models_request__descriptor, msg, len, &m, err));
+    size_t n = (size_t)app->n_models;
+    Merx__V1__Model *models = mx_arena_array(scratch, n, sizeof *models);
+    Merx__V1__Model **list = mx_arena_array(scratch, n, sizeof *list);
+    if (!models || !list) return too_large(err);
+    for (size_t i = 0; i < n; i++) {
+        describe(app, app->models[i], &models[i]);
+        list[i] = &models[i];
+    }
+    Merx__V1__ListModelsResponse r = MERX__V1__LIST_MODELS_RESPONSE__INIT;
+    r.n_models = n;
+    r.models = list;
+    if (!mx_call_send(call, &r.base, false)) return too_large(err);
+    mx_call_finish(call, MX_OK, NULL);
+    return MX_OK;
+}

@@ -1,0 +1,89 @@
+/* services.h - what the files of services offer to the table in services.c, and
+ * the parts of a generation request that tests reach without a network. */
+#ifndef MX_SERVICES_H
+#define MX_SERVICES_H
+
+#include "server/service.h"
+
+#include "proto/merx.pb-c.h"
+
+#define MX_METHOD(name)                                                                                               \
+    mx_status name(mx_app *app, mx_call *call, const uint8_t *msg, size_t len, mx_arena *scratch, mx_error *err)
+
+MX_METHOD(mx_generate_begin);
+MX_METHOD(mx_stream_begin);
+MX_METHOD(mx_batch_begin);
+MX_METHOD(mx_tokenize_begin);
+MX_METHOD(mx_detokenize_begin);
+MX_METHOD(mx_list_models_begin);
+MX_METHOD(mx_health_check_begin);
+MX_METHOD(mx_health_watch_begin);
+MX_METHOD(mx_reflection_begin);
+
+/* ---- descriptors (reflection.c) ------------------------------------------------ */
+
+/* True when the program describes a service of this full name: "merx.v1.Generation". */
+bool mx_service_known(const char *name);
+
+/* ---- a generation request, checked (generate_request.c) -------------------------- */
+
+enum { MX_MAX_REQUEST_ID = 256, MX_MAX_BATCH = 4096 };
+
+typedef struct mx_text_request {
+    mx_generator *model;
+    mx_ids        prompt;              /* mx_ids_free                                    */
+    mx_sampling   sampling;            /* its arrays are in the arena or in the message  */
+    const char   *model_name;          /* the generator's                                */
+    const char   *request_id;          /* the message's                                  */
+} mx_text_request;
+
+/* Errors name the field: MX_ERR_ARG, MX_ERR_NOT_FOUND (model), MX_ERR_STATE (no model is
+ * loaded; no chat template), MX_ERR_NO_MEMORY.  *out is zeroed by this; on errors
+ * too mx_ids_free(&out->prompt) is due. */
+mx_status mx_text_request_read(mx_text_request *out, const mx_app *app, mx_arena *arena,
+                               const Merx__V1__GenerateRequest *m, mx_error *err);
+/* Name "" is the first model. */
+mx_status mx_find_model(mx_generator **out, const mx_app *app, const char *name, mx_error *err);
+mx_status mx_chat_read(const mx_tokenizer *t, mx_arena *arena, const Merx__V1__Chat *chat, mx_ids *out, mx_error *err);
+/* "<model>.generate", as models/generate.h names a model's lane. */
+void      mx_lane_name(char *out, size_t size, const char *model);
+
+/* ---- what a generation has said (generate_reply.c) ------------------------------- */
+
+typedef struct mx_said_logprob {
+    int32_t id, n_top;
+    float   logprob;
+    size_t  first_top;                 /* in top_id, top_logprob                         */
+} mx_said_logprob;
+
+/* One candidate's news: for a stream those not sent yet, else all its logprobs. */
+typedef struct mx_said {
+    char    *text;
+    int32_t *ids;
+    mx_said_logprob *logprobs;
+    int32_t *top_id;
+    float   *top_logprob;
+    char    *stop;
+    size_t   text_len, n_ids, n_logprobs, n_top;
+    size_t   text_room, ids_room, logprobs_room, top_id_room, top_logprob_room;
+    mx_finish finish;
+    bool     any;
+} mx_said;
+
+/* As the arguments of mx_generation_calls.text; false: out of memory. */
+bool mx_said_text(mx_said *s, const char *text, size_t len, const int32_t *ids, int n_ids);
+bool mx_said_logprobs(mx_said *s, const mx_token_logprob *lp, int n);
+void mx_said_clear(mx_said *s);        /* keeps the memory */
+void mx_said_free(mx_said *s);
+
+/* All of these build in the arena and return NULL when it is full. */
+Merx__V1__GenerateEvent    *mx_event_build(mx_arena *a, const mx_said *s, int index, const mx_tokenizer *t);
+Merx__V1__Usage            *mx_usage_build(mx_arena *a, const mx_generation_stats *st);
+Merx__V1__Timings          *mx_timings_build(mx_arena *a, const mx_generation_stats *st, uint64_t accepted_ns,
+                                             uint64_t submitted_ns);
+/* said: of each candidate, for logprobs; may be NULL. */
+Merx__V1__GenerateResponse *mx_response_build(mx_arena *a, const mx_generation *g, const mx_said *said,
+                                              const mx_tokenizer *t);
+Merx__V1__FinishReason      mx_finish_wire(mx_finish f);
+
+#endif
