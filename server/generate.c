@@ -339,8 +339,9 @@ static bool feed(work *w, mx_arena *scratch)
         item *it = &w->items[i];
         item_state s = state_of(w, it);
         if (s == WAITING && (running < BATCH_WINDOW || w->cancelled)) {
-            mx_status st = w->cancelled ? mx_fail(&it->error, MX_ERR_CANCELLED, "cancelled")
-                                        : start(w, it, scratch, w->requests[i], &it->error);
+            mx_error err = {.code = MX_OK}; /* not it->error: from submit on that is the worker's */
+            mx_status st = w->cancelled ? mx_fail(&err, MX_ERR_CANCELLED, "cancelled")
+                                        : start(w, it, scratch, w->requests[i], &err);
             mx_arena_reset(scratch);
             if (!st) {
                 running++;
@@ -349,6 +350,7 @@ static bool feed(work *w, mx_arena *scratch)
             }
             if (st == MX_ERR_BUSY && running) return false; /* an item's end wakes us again */
             it->state = REFUSED;
+            it->error = err;
             it->error.code = st;
         } else if (s == WAITING || s == RUNNING) {
             open++;
@@ -357,7 +359,7 @@ static bool feed(work *w, mx_arena *scratch)
     return open == 0;
 }
 
-static bool build_item(const work *w, const item *it, Merx__V1__GenerateBatchItem *m, Merx__V1__ItemStatus *status,
+static bool build_item(const work *w, item *it, Merx__V1__GenerateBatchItem *m, Merx__V1__ItemStatus *status,
                        mx_arena *a)
 {
     merx__v1__generate_batch_item__init(m);
@@ -365,7 +367,8 @@ static bool build_item(const work *w, const item *it, Merx__V1__GenerateBatchIte
     m->status = status;
     if (it->error.code) {
         status->code = mx_rpc_code_of(it->error.code);
-        status->message = (char *)(uintptr_t)it->error.text;
+        mx_text_clean(it->error.text);
+        status->message = it->error.text;
         return true;
     }
     m->response = respond(w, it, a);

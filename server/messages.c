@@ -231,6 +231,15 @@ mx_status mx_message_decode(mx_arena *a, const ProtobufCMessageDescriptor *type,
     return mx_fail(err, MX_ERR_ARG, "malformed %s: a field has the wrong wire type or length", type->name);
 }
 
+void mx_text_clean(char *text)
+{
+    size_t n = strlen(text), bad;
+    for (char *at = text; !mx_utf8_valid(at, n - (size_t)(at - text), &bad);) {
+        at += bad;
+        *at++ = '?';
+    }
+}
+
 /* ---- google.rpc.Status ----------------------------------------------------------------
  * Status { int32 code = 1; string message = 2; repeated Any details = 3 }
  * Any { string type_url = 1; bytes value = 2 }

@@ -42,6 +42,9 @@ char *mx_arena_string(mx_arena *a, const char *s);
 mx_status mx_message_decode(mx_arena *a, const ProtobufCMessageDescriptor *type, const uint8_t *msg, size_t len,
                             ProtobufCMessage **out, mx_error *err);
 
+/* Bytes that are not UTF-8 become '?': error texts may quote anything, cut anywhere. */
+void mx_text_clean(char *text);
+
 /* ---- google.rpc.Status with RetryInfo -------------------------------------------- */
 
 /* The value of the trailer "grpc-status-details-bin".  Writes at most size

@@ -105,6 +105,7 @@ void mx_call_finish(mx_call *c, mx_status st, const char *text)
     c->end = true;
     c->status = st;
     snprintf(c->text, sizeof c->text, "%s", text ? text : "");
+    mx_text_clean(c->text);
 }
 
 void mx_call_retry_after(mx_call *c, uint32_t ms)
