@@ -1,6 +1,7 @@
 # The front door.  Each target installs what it needs (Debian or Ubuntu, as
 # root or with sudo), says what it does, and calls CMake.
-.PHONY: all deps test asan tsan format lint clean
+# PATH of another model: make demo MODEL=path
+.PHONY: all deps demo test asan tsan format lint clean
 BUILD ?= build
 JOBS  ?= $(shell nproc)
 
@@ -15,6 +16,9 @@ deps:
 
 test: deps all
 	ctest --test-dir $(BUILD) --output-on-failure -j $(JOBS)
+
+demo: deps all
+	@tools/demo.sh $(MODEL)
 
 asan: deps
 	cmake --preset asan

@@ -5,7 +5,7 @@
 set -u
 packages="gcc g++ cmake ninja-build make pkg-config git libdnnl-dev libhwloc-dev libjansson-dev libpcre2-dev
 libgrpc-dev protobuf-compiler libprotobuf-c-dev protobuf-c-compiler libprotobuf-dev python3 python3-grpcio python3-protobuf
-clang libclang-rt-dev"
+clang libclang-rt-dev python3-pip"
 missing=""
 for p in $packages; do
     dpkg-query -W -f='${Status}' "$p" 2>/dev/null | grep -q 'install ok installed' || missing="$missing $p"
