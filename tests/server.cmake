@@ -2,7 +2,7 @@
 # only pretended (as objects, so that they win over the archives), Python, fuzzing.
 add_library(merx_fake OBJECT fake_generator.c fake_tokenizer.c fake_app.c)
 target_link_libraries(merx_fake PUBLIC merx_models)
-foreach(name test_server)
+foreach(name test_server test_server_load test_server_rate)
   target_link_libraries(${name} PRIVATE merx_fake)
   set_tests_properties(${name} PROPERTIES TIMEOUT 300)
   if(MERX_SANITIZE STREQUAL "thread")
