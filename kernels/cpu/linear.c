@@ -211,9 +211,7 @@ static void multiply(const linear_job *j, const void *x, int64_t ldx, int64_t ro
         const char *base = (const char *)p->memory.base + (size_t)(panel + q) * p->panel_bytes;
         const void *w = base + (size_t)(k * MX_PANEL) * mx_dtype_size(p->dtype);
         for (int64_t r = 0; r < rows;) {
-            /* as even as can be: 8 rows are 4 + 4, not 6 + 2 */
-            int64_t tiles = (rows - r + MX_TILE_ROWS - 1) / MX_TILE_ROWS;
-            int here = (int)((rows - r + tiles - 1) / tiles);
+            int here = mx_tile_rows(rows - r);
             int64_t at = r * ldc + q * MX_PANEL;
             if (p->dtype == MX_F32) mx_gemm_f32(here, (const float *)x + r * ldx, ldx, w, n, c->f + at, ldc, k > 0);
             else if (p->dtype == MX_BF16) mx_gemm_bf16(here, (const float *)x + r * ldx, ldx, w, n, c->f + at, ldc, k > 0);
