@@ -47,7 +47,7 @@ static void *serve(void *arg)
             until = gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC), gpr_time_from_millis(MX_RPC_WATCH_MS, GPR_TIMESPAN));
         grpc_event ev = grpc_completion_queue_next(w->queue, until, NULL);
         if (ev.type == GRPC_QUEUE_SHUTDOWN) return NULL;
-        if (ev.type == GRPC_OP_COMPLETE) ((mx_rpc_tag *)ev.tag)->fn(ev.tag, ev.success);
+        if (ev.type == GRPC_OP_COMPLETE) mx_rpc_tag_call(ev.tag, ev.success);
         if (w->watchers) mx_rpc_tell_watchers(w);
     }
 }
@@ -196,7 +196,6 @@ static mx_status open_workers(mx_server *s, mx_error *err)
         mx_rpc_worker *w = &s->workers[i];
         w->server = s;
         w->state = atomic_load(&s->app->state);
-        w->on_doorbell.fn = mx_rpc_doorbell;
         pthread_mutex_init(&w->lock, NULL);
         mx_arena_open(&w->scratch, s->opt.decode_budget);
         w->queue = grpc_completion_queue_create_for_next(NULL);
@@ -298,8 +297,7 @@ int mx_server_drain(mx_server *s, uint32_t grace_ms)
     uint64_t start = now_ms();
     while (atomic_load(&s->inflight) && now_ms() - start < grace_ms) nap_ms(2);
     int cut = atomic_load(&s->inflight);
-    s->on_shutdown.fn = on_shutdown;
-    grpc_server_shutdown_and_notify(s->core, s->workers[0].queue, &s->on_shutdown);
+    grpc_server_shutdown_and_notify(s->core, s->workers[0].queue, mx_rpc_tag_set(&s->on_shutdown, on_shutdown));
     /* The shutdown completes when every connection is gone, and an idle client may take
      * seconds to go: cut it.  Watchers of health end here too. */
     start = now_ms();

@@ -20,6 +20,7 @@
 #include <string.h>
 
 static void turn(mx_call *c);
+static void on_received(mx_rpc_tag *t, bool ok);
 
 /* ---- call objects ------------------------------------------------------------------------ */
 
@@ -135,7 +136,7 @@ void mx_rpc_ring(mx_rpc_worker *w) /* with w->lock held: it also keeps the doorb
 {
     if (w->rung) return;
     w->rung = true;
-    grpc_call_start_batch(w->doorbell, NULL, 0, &w->on_doorbell, NULL);
+    grpc_call_start_batch(w->doorbell, NULL, 0, mx_rpc_tag_set(&w->on_doorbell, mx_rpc_doorbell), NULL);
 }
 
 void mx_call_wake(mx_call *c)
@@ -219,7 +220,7 @@ static bool transmit(mx_call *c)
         ops[n++].data.recv_close_on_server.cancelled = &c->close_cancelled;
     }
     atomic_fetch_add(&c->refs, 1);
-    grpc_call_error e = grpc_call_start_batch(c->core, ops, n, &c->on_sent, NULL);
+    grpc_call_error e = grpc_call_start_batch(c->core, ops, n, mx_rpc_tag_set(&c->on_sent, on_sent), NULL);
     if (e != GRPC_CALL_OK) {
         mx_log(MX_LOG_ERROR, "rpc", "%s: gRPC refused a batch (error %d)", c->m ? c->m->path : "unknown method", (int)e);
         c->cancelled = true;
@@ -250,7 +251,8 @@ static void receive(mx_call *c)
     op.op = GRPC_OP_RECV_MESSAGE;
     op.data.recv_message.recv_message = &c->payload;
     atomic_fetch_add(&c->refs, 1);
-    if (grpc_call_start_batch(c->core, &op, 1, &c->on_received, NULL) != GRPC_CALL_OK) atomic_fetch_sub(&c->refs, 1);
+    if (grpc_call_start_batch(c->core, &op, 1, mx_rpc_tag_set(&c->on_received, on_received), NULL) != GRPC_CALL_OK)
+        atomic_fetch_sub(&c->refs, 1);
 }
 
 static void deliver(mx_call *c)
@@ -441,7 +443,8 @@ static void on_request(mx_rpc_tag *t, bool ok)
         op.op = GRPC_OP_RECV_CLOSE_ON_SERVER;
         op.data.recv_close_on_server.cancelled = &c->close_cancelled;
         atomic_fetch_add(&c->refs, 1);
-        if (grpc_call_start_batch(c->core, &op, 1, &c->on_close, NULL) != GRPC_CALL_OK) atomic_fetch_sub(&c->refs, 1);
+        if (grpc_call_start_batch(c->core, &op, 1, mx_rpc_tag_set(&c->on_close, on_close), NULL) != GRPC_CALL_OK)
+            atomic_fetch_sub(&c->refs, 1);
     }
     begin(c);
     turn(c);
@@ -457,10 +460,7 @@ void mx_rpc_arm(mx_rpc_worker *w, int method)
     }
     c->method = method;
     c->m = method < 0 ? NULL : &mx_methods[method];
-    c->on_request.fn = on_request;
-    c->on_close.fn = on_close;
-    c->on_sent.fn = on_sent;
-    c->on_received.fn = on_received;
+    mx_rpc_tag_set(&c->on_request, on_request);
     grpc_call_error e;
     if (!c->m) {
         grpc_call_details_init(&c->details);

@@ -28,9 +28,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-typedef struct tag {
-    void (*fn)(struct tag *t, bool ok);
-} tag;
+/* As in rpc_core.h: set with release before each batch, read with acquire by the queue's thread. */
+typedef struct tag tag;
+typedef void (*event)(tag *t, bool ok);
+struct tag {
+    _Atomic(event) fn;
+};
 
 #define OF(t, type, member) ((type *)(void *)((char *)(t) - offsetof(type, member)))
 
@@ -75,12 +78,17 @@ static grpc_slice read_all(grpc_byte_buffer *b)
     return s;
 }
 
-/* The last batch is through: tell, and leave the client's list. */
+/* The last batch is through: tell, and go. */
 static void unref(mx_client_call *call)
 {
     if (atomic_fetch_sub(&call->refs, 1) != 1) return;
     mx_client *c = call->client;
     if (call->calls.done) call->calls.done(call->calls.user, &call->status);
+    pthread_mutex_lock(&c->lock); /* out of the list first: mx_client_close() cancels what is in it */
+    if (call->newer) call->newer->older = call->older;
+    else c->calls = call->older;
+    if (call->older) call->older->newer = call->newer;
+    pthread_mutex_unlock(&c->lock);
     grpc_call_unref(call->core);
     grpc_metadata_array_destroy(&call->initial);
     grpc_metadata_array_destroy(&call->trailing);
@@ -90,21 +98,21 @@ static void unref(mx_client_call *call)
     pthread_mutex_destroy(&call->lock);
     pthread_cond_destroy(&call->news);
     pthread_mutex_lock(&c->lock);
-    if (call->newer) call->newer->older = call->older;
-    else c->calls = call->older;
-    if (call->older) call->older->newer = call->newer;
     if (--c->live == 0) pthread_cond_broadcast(&c->quiet);
     pthread_mutex_unlock(&c->lock);
     free(call);
 }
 
-static bool batch(mx_client_call *call, const grpc_op *ops, size_t n, tag *t)
+static bool batch(mx_client_call *call, const grpc_op *ops, size_t n, tag *t, event fn)
 {
+    atomic_store_explicit(&t->fn, fn, memory_order_release);
     atomic_fetch_add(&call->refs, 1);
     if (grpc_call_start_batch(call->core, ops, n, t, NULL) == GRPC_CALL_OK) return true;
     atomic_fetch_sub(&call->refs, 1);
     return false;
 }
+
+static void on_message(tag *t, bool ok);
 
 static void ask(mx_client_call *call)
 {
@@ -112,7 +120,7 @@ static void ask(mx_client_call *call)
     memset(&op, 0, sizeof op);
     op.op = GRPC_OP_RECV_MESSAGE;
     op.data.recv_message.recv_message = &call->payload;
-    batch(call, &op, 1, &call->on_message);
+    batch(call, &op, 1, &call->on_message, on_message);
 }
 
 static void on_start(tag *t, bool ok)
@@ -185,7 +193,8 @@ static void *serve(void *arg)
     for (;;) {
         grpc_event ev = grpc_completion_queue_next(c->queue, gpr_inf_future(GPR_CLOCK_MONOTONIC), NULL);
         if (ev.type == GRPC_QUEUE_SHUTDOWN) return NULL;
-        if (ev.type == GRPC_OP_COMPLETE) ((tag *)ev.tag)->fn(ev.tag, ev.success);
+        tag *t = ev.tag;
+        if (ev.type == GRPC_OP_COMPLETE) atomic_load_explicit(&t->fn, memory_order_acquire)(t, ev.success);
     }
 }
 
@@ -267,9 +276,6 @@ static mx_client_call *create(mx_client *c, const char *method, uint32_t timeout
     if (timeout_ms)
         deadline = gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC), gpr_time_from_millis(timeout_ms, GPR_TIMESPAN));
     call->client = c;
-    call->on_start.fn = on_start;
-    call->on_message.fn = on_message;
-    call->on_over.fn = on_over;
     if (calls) call->calls = *calls;
     call->iterates = !calls;
     atomic_store(&call->refs, 1);
@@ -315,9 +321,9 @@ static bool begin(mx_client_call *call, const uint8_t *msg, size_t len)
         ops[n].op = GRPC_OP_RECV_MESSAGE;
         ops[n++].data.recv_message.recv_message = &call->payload;
         ops[n++] = status;
-        ok = batch(call, ops, n, &call->on_over);
+        ok = batch(call, ops, n, &call->on_over, on_over);
     } else {
-        ok = batch(call, &status, 1, &call->on_over) && batch(call, ops, n, &call->on_start);
+        ok = batch(call, &status, 1, &call->on_over, on_over) && batch(call, ops, n, &call->on_start, on_start);
         if (ok && !call->iterates) ask(call);
     }
     grpc_byte_buffer_destroy(b);
