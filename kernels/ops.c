@@ -1,2 +1,216 @@
 /* ops.c - shape checks and dispatch; no math. */
 #include "kernels/ops.h"
+
+static const mx_kernels *const tables[MX_DEVICE_KIND_COUNT] = {
+    [MX_CPU] = &mx_kernels_cpu,
+#ifdef MX_WITH_CUDA
+    [MX_CUDA] = &mx_kernels_cuda,
+#endif
+};
+
+/* True when the op may run; otherwise the stream remembers why not. */
+static bool need(mx_stream *s, bool ok, const char *op, const char *what)
+{
+    if (s->error.code) return false;
+    if (!ok) mx_stream_fail(s, MX_ERR_ARG, "%s: %s", op, what);
+    return ok;
+}
+
+static bool is(mx_tensor t, mx_dtype type)
+{
+    return t.dtype == type && t.rows >= 0 && t.cols > 0 && t.stride >= t.cols && (t.data || t.rows == 0);
+}
+
+/* [rows,cols] of one type; rows < 0: any number of them. */
+static bool shaped(mx_tensor t, mx_dtype type, int64_t rows, int64_t cols)
+{
+    return is(t, type) && (rows < 0 || t.rows == rows) && t.cols == cols;
+}
+
+static bool table_type(mx_dtype t)
+{
+    return t == MX_F32 || t == MX_F16 || t == MX_BF16;
+}
+
+static bool same_shape(mx_tensor a, mx_tensor b)
+{
+    return is(a, MX_F32) && shaped(b, MX_F32, a.rows, a.cols);
+}
+
+static bool is_activation(mx_activation a)
+{
+    return (unsigned)a < MX_ACT_COUNT;
+}
+
+static bool is_cache(const mx_kv *kv)
+{
+    return kv && kv->k && kv->v && table_type(kv->dtype) && kv->pages > 0 && kv->page_tokens > 0 && kv->kv_heads > 0 &&
+           kv->head_dim > 0;
+}
+
+static const mx_kernels *table(const mx_stream *s)
+{
+    return tables[s->dev->kind];
+}
+
+/* ---- weights -------------------------------------------------------------- */
+
+mx_status mx_weight_open(mx_weight *w, mx_device *d, const mx_row_source *parts, int n, mx_dtype as, mx_error *err)
+{
+    memset(w, 0, sizeof *w);
+    if (n < 1) return mx_fail(err, MX_ERR_ARG, "weight: no parts");
+    if (as != MX_F32 && as != MX_BF16 && as != MX_I8)
+        return mx_fail(err, MX_ERR_ARG, "weight: cannot be stored as %s", mx_dtype_name(as));
+    int64_t rows = 0;
+    for (int i = 0; i < n; i++) {
+        if (!parts[i].read || parts[i].rows < 1 || parts[i].cols < 1 || parts[i].cols != parts[0].cols)
+            return mx_fail(err, MX_ERR_ARG, "weight: part %d is %lld x %lld, part 0 has %lld columns", i,
+                           (long long)parts[i].rows, (long long)parts[i].cols, (long long)parts[0].cols);
+        if (parts[i].rows > INT32_MAX - rows) return mx_fail(err, MX_ERR_ARG, "weight: more than 2^31 rows");
+        rows += parts[i].rows;
+    }
+    /* int8: 255 * 127 * cols must stay inside int32 */
+    if (parts[0].cols > 65536) return mx_fail(err, MX_ERR_ARG, "weight: more than 65536 columns");
+    w->dev = d;
+    w->rows = rows;
+    w->cols = parts[0].cols;
+    w->dtype = as;
+    mx_status st = tables[d->kind]->weight_open(w, d, parts, n, as, err);
+    if (st) memset(w, 0, sizeof *w);
+    return st;
+}
+
+void mx_weight_close(mx_weight *w)
+{
+    if (!w || !w->dev) return;
+    tables[w->dev->kind]->weight_close(w);
+    memset(w, 0, sizeof *w);
+}
+
+/* ---- row ops -------------------------------------------------------------- */
+
+void mx_embed(mx_stream *s, mx_tensor y, mx_tensor t, mx_tensor ids, bool add)
+{
+    if (!need(s, is(y, MX_F32), "embed", "y is f32")) return;
+    if (!need(s, table_type(t.dtype) && shaped(t, t.dtype, -1, y.cols), "embed", "table[V,C]: f32, f16 or bf16")) return;
+    if (!need(s, shaped(ids, MX_I32, y.rows, 1), "embed", "ids[N,1] i32")) return;
+    if (y.rows) table(s)->embed(s, y, t, ids, add);
+}
+
+void mx_linear(mx_stream *s, mx_tensor y, mx_tensor x, const mx_weight *w, mx_tensor b, mx_activation act, bool add)
+{
+    if (!need(s, w && w->impl && w->dev == s->dev, "linear", "a weight of this device")) return;
+    if (!need(s, is(x, MX_F32) && shaped(y, MX_F32, x.rows, w->rows) && x.cols == w->cols, "linear",
+              "y[N,O] = x[N,C] w[O,C]^T, f32"))
+        return;
+    if (!need(s, !b.data || shaped(b, MX_F32, 1, y.cols), "linear", "b[1,O] f32")) return;
+    if (!need(s, is_activation(act) && (!add || act == MX_ACT_NONE), "linear", "add goes without activation")) return;
+    if (y.rows) table(s)->linear(s, y, x, w, b, act, add);
+}
+
+void mx_norm(mx_stream *s, mx_tensor y, mx_tensor x, mx_tensor gain, mx_tensor bias, float eps)
+{
+    if (!need(s, same_shape(y, x), "norm", "y[N,C], x[N,C] f32")) return;
+    if (!need(s, shaped(gain, MX_F32, 1, x.cols) && (!bias.data || shaped(bias, MX_F32, 1, x.cols)), "norm",
+              "gain[1,C], bias[1,C] f32"))
+        return;
+    if (y.rows) table(s)->norm(s, y, x, gain, bias, eps);
+}
+
+void mx_rms_norm(mx_stream *s, mx_tensor y, mx_tensor x, mx_tensor gain, float eps)
+{
+    if (!need(s, same_shape(y, x), "rms_norm", "y[N,C], x[N,C] f32")) return;
+    if (!need(s, shaped(gain, MX_F32, 1, x.cols), "rms_norm", "gain[1,C] f32")) return;
+    if (y.rows) table(s)->rms_norm(s, y, x, gain, eps);
+}
+
+void mx_add(mx_stream *s, mx_tensor y, mx_tensor a, mx_tensor b)
+{
+    if (!need(s, same_shape(y, a) && same_shape(y, b), "add", "y, a, b [N,C] f32")) return;
+    if (y.rows) table(s)->add(s, y, a, b);
+}
+
+void mx_activate(mx_stream *s, mx_tensor y, mx_tensor x, mx_activation act)
+{
+    if (!need(s, same_shape(y, x) && is_activation(act), "activate", "y[N,C], x[N,C] f32, a known activation")) return;
+    if (y.rows) table(s)->activate(s, y, x, act);
+}
+
+void mx_gated(mx_stream *s, mx_tensor y, mx_tensor gu, mx_activation act)
+{
+    if (!need(s, is(y, MX_F32) && shaped(gu, MX_F32, y.rows, 2 * y.cols) && is_activation(act), "gated",
+              "y[N,F], gu[N,2F] f32, a known activation"))
+        return;
+    if (y.rows) table(s)->gated(s, y, gu, act);
+}
+
+void mx_rope(mx_stream *s, mx_tensor x, mx_tensor positions, mx_tensor freq, float magnitude, int heads, bool interleaved)
+{
+    if (!need(s, is(x, MX_F32) && heads > 0 && x.cols % (2 * (int64_t)heads) == 0, "rope", "x[N,heads*D] f32, D even"))
+        return;
+    if (!need(s, shaped(positions, MX_I32, x.rows, 1) && shaped(freq, MX_F32, 1, x.cols / heads / 2), "rope",
+              "positions[N,1] i32, freq[1,D/2] f32"))
+        return;
+    if (x.rows) table(s)->rope(s, x, positions, freq, magnitude, heads, interleaved);
+}
+
+/* ---- the paged KV cache ---------------------------------------------------- */
+
+void mx_kv_write(mx_stream *s, const mx_kv *kv, mx_tensor k, mx_tensor v, mx_tensor slots)
+{
+    if (!need(s, is_cache(kv), "kv_write", "a cache of f32, f16 or bf16")) return;
+    if (!need(s, same_shape(k, v) && k.cols == (int64_t)kv->kv_heads * kv->head_dim, "kv_write", "k[N,G*D], v[N,G*D] f32"))
+        return;
+    if (!need(s, shaped(slots, MX_I32, k.rows, 1), "kv_write", "slots[N,1] i32")) return;
+    if (k.rows) table(s)->kv_write(s, kv, k, v, slots);
+}
+
+void mx_kv_copy(mx_stream *s, const mx_kv *kv, mx_tensor from_to)
+{
+    if (!need(s, is_cache(kv), "kv_copy", "a cache of f32, f16 or bf16")) return;
+    if (!need(s, shaped(from_to, MX_I32, -1, 2), "kv_copy", "from_to[n,2] i32")) return;
+    if (from_to.rows) table(s)->kv_copy(s, kv, from_to);
+}
+
+void mx_attention_paged(mx_stream *s, mx_tensor y, mx_tensor q, const mx_kv *kv, mx_tensor pages, mx_tensor at,
+                        int heads, float scale, int window)
+{
+    if (!need(s, is_cache(kv), "attention_paged", "a cache of f32, f16 or bf16")) return;
+    if (!need(s, heads > 0 && heads % kv->kv_heads == 0, "attention_paged", "heads a multiple of the KV heads")) return;
+    if (!need(s, same_shape(y, q) && q.cols == (int64_t)heads * kv->head_dim, "attention_paged", "y[N,H*D], q[N,H*D] f32"))
+        return;
+    if (!need(s, is(pages, MX_I32) && shaped(at, MX_I32, q.rows, 2), "attention_paged", "pages[S,P], at[N,2] i32")) return;
+    if (q.rows) table(s)->attention_paged(s, y, q, kv, pages, at, heads, scale, window);
+}
+
+/* ---- from logits to tokens -------------------------------------------------- */
+
+void mx_logits_process(mx_stream *s, mx_tensor logits, const mx_sample_row *rows, const mx_logit_lists *lists)
+{
+    if (!need(s, is(logits, MX_F32) && rows && lists, "logits_process", "logits[N,V] f32, rows, lists")) return;
+    if (logits.rows) table(s)->logits_process(s, logits, rows, lists);
+}
+
+void mx_sample(mx_stream *s, mx_tensor id, mx_tensor logits, const mx_sample_row *rows)
+{
+    if (!need(s, is(logits, MX_F32) && shaped(id, MX_I32, logits.rows, 1) && rows, "sample", "id[N,1] i32, logits[N,V] f32"))
+        return;
+    if (logits.rows) table(s)->sample(s, id, logits, rows);
+}
+
+void mx_logprobs(mx_stream *s, mx_tensor logprob, mx_tensor chosen, mx_tensor top_id, mx_tensor top_logprob,
+                 mx_tensor logits)
+{
+    int64_t n = logits.rows;
+    if (!need(s, is(logits, MX_F32), "logprobs", "logits[N,V] f32")) return;
+    if (!need(s, !logprob.data || (shaped(logprob, MX_F32, n, 1) && shaped(chosen, MX_I32, n, 1)), "logprobs",
+              "logprob[N,1] f32 with chosen[N,1] i32"))
+        return;
+    if (!need(s, !top_id.data || (is(top_id, MX_I32) && top_id.rows == n && top_id.cols <= logits.cols), "logprobs",
+              "top_id[N,k] i32, k <= V"))
+        return;
+    if (!need(s, !top_logprob.data || (top_id.data && shaped(top_logprob, MX_F32, n, top_id.cols)), "logprobs",
+              "top_logprob[N,k] f32 with top_id[N,k]"))
+        return;
+    if (n) table(s)->logprobs(s, logprob, chosen, top_id, top_logprob, logits);
+}

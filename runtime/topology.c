@@ -67,7 +67,12 @@ static mx_status order_places(mx_topology *t, mx_error *err)
         if (pu->os_index > INT_MAX / 2) return mx_fail(err, MX_ERR_FORMAT, "topology: processor %d has no number", i);
         int node = pu->nodeset ? hwloc_bitmap_first(pu->nodeset) : 0;
         hwloc_obj_t numa = node >= 0 ? hwloc_get_numanode_obj_by_os_index(t->hw, (unsigned)node) : NULL;
-        t->order[i] = (place){(int)pu->os_index, sibling_rank(t->hw, pu), numa ? numa->logical_index : 0, (unsigned)i};
+        t->order[i] = (place){
+            .os = (int)pu->os_index,
+            .sibling = sibling_rank(t->hw, pu),
+            .node = numa ? numa->logical_index : 0,
+            .logical = (unsigned)i,
+        };
     }
     qsort(t->order, (size_t)t->n_places, sizeof *t->order, by_place);
     return MX_OK;
@@ -88,9 +93,10 @@ static mx_status load(mx_topology *t, const char *source, mx_error *err)
     hwloc_topology_set_type_filter(t->hw, HWLOC_OBJ_PCI_DEVICE, HWLOC_TYPE_FILTER_KEEP_IMPORTANT);
     if (!source) {
         /* taskset limits are a binding, not an allowed set: ask for both. */
-        hwloc_topology_set_flags(t->hw, HWLOC_TOPOLOGY_FLAG_IS_THISSYSTEM | HWLOC_TOPOLOGY_FLAG_RESTRICT_TO_CPUBINDING |
-                                            HWLOC_TOPOLOGY_FLAG_DONT_CHANGE_BINDING);
-        if (hwloc_topology_load(t->hw)) return mx_fail(err, MX_ERR_DEVICE, "topology: hwloc cannot load this machine");
+        unsigned long flags = HWLOC_TOPOLOGY_FLAG_IS_THISSYSTEM | HWLOC_TOPOLOGY_FLAG_RESTRICT_TO_CPUBINDING |
+                              HWLOC_TOPOLOGY_FLAG_DONT_CHANGE_BINDING;
+        if (hwloc_topology_set_flags(t->hw, flags) || hwloc_topology_load(t->hw))
+            return mx_fail(err, MX_ERR_DEVICE, "topology: hwloc cannot load this machine");
         t->this_system = hwloc_topology_is_thissystem(t->hw) != 0;
         return MX_OK;
     }

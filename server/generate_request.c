@@ -82,7 +82,7 @@ static mx_status read_sampling(mx_sampling *s, mx_arena *arena, const Merx__V1__
     s->frequency_penalty = m->frequency_penalty;
     s->no_repeat_ngram = m->no_repeat_ngram;
     if (m->n) s->n = m->n;
-    s->beams = m->beams;
+    if (m->beams) s->beams = m->beams;
     if (m->_length_penalty_case) s->length_penalty = m->length_penalty;
     s->max_tokens = m->max_tokens;
     s->min_tokens = m->min_tokens;

@@ -118,7 +118,8 @@ static void shapes_that_overflow(void)
     static const struct { int64_t rows, cols; mx_status want; } cases[] = {
         {-1, 4, MX_ERR_ARG}, {4, -1, MX_ERR_ARG}, {INT64_MIN, INT64_MIN, MX_ERR_ARG},
         {INT64_MAX, INT64_MAX, MX_ERR_NO_MEMORY}, {INT64_MAX, 2, MX_ERR_NO_MEMORY},
-        {(int64_t)1 << 32, (int64_t)1 << 32, MX_ERR_NO_MEMORY}, {(int64_t)1 << 31, (int64_t)1 << 31, MX_ERR_NO_MEMORY},
+        {(int64_t)1 << 32, (int64_t)1 << 32, MX_ERR_NO_MEMORY},
+        {(int64_t)1 << 31, (int64_t)1 << 31, MX_ERR_NO_MEMORY},
         {INT64_MAX / 2 + 1, 2, MX_ERR_NO_MEMORY}, {((int64_t)1 << 62) - 1, 1, MX_ERR_NO_MEMORY},
     };
     mx_stream s;

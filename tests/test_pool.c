@@ -191,4 +191,5 @@ static void dispatch_cost(void)
     }
 }
 
-MX_TESTS(TEST(each_part_once), TEST(many_regions), TEST(busy_cores), TEST(binding), TEST(refused), TEST(dispatch_cost))
+MX_TESTS(TEST(each_part_once), TEST(many_regions), TEST(busy_cores), TEST(binding), TEST(refused),
+         TEST(dispatch_cost))

@@ -132,7 +132,8 @@ static void storm(void)
 
 static bool comes_true(atomic_int *what, int want)
 {
-    for (int i = 0; i < 5000 && atomic_load(what) < want; i++) nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+    struct timespec ms = {.tv_nsec = 1000000};
+    for (int i = 0; i < 5000 && atomic_load(what) < want; i++) nanosleep(&ms, NULL);
     return atomic_load(what) == want;
 }
 

@@ -1,0 +1,34 @@
+/* cpu.h - what the files of the CPU backend share: the prototypes behind its
+ * table, and how work is cut into parts.  Only kernels/cpu includes this. */
+#ifndef MX_CPU_H
+#define MX_CPU_H
+
+#include "kernels/ops.h"
+
+#define X(name) __typeof__(mx_##name) mx_cpu_##name;
+MX_OPS(X)
+#undef X
+__typeof__(mx_weight_open)  mx_cpu_weight_open;
+__typeof__(mx_weight_close) mx_cpu_weight_close;
+
+/* y = act(y) on one row; used by linear's epilogue and by activation.c */
+void mx_cpu_activate_row(float *y, const float *x, int64_t n, mx_activation act);
+
+static inline float *mx_row(mx_tensor t, int64_t r) { return (float *)t.data + r * t.stride; }
+static inline int32_t *mx_row_i32(mx_tensor t, int64_t r) { return (int32_t *)t.data + r * t.stride; }
+
+/* Rows of a region's part, for row ops whose row costs `work` elements: enough
+ * to outweigh the cost of taking a part, few enough to share out. */
+static inline int64_t mx_part_rows(int64_t rows, int64_t work)
+{
+    int64_t n = 8192 / (work > 0 ? work : 1);
+    if (n < 1) n = 1;
+    return n < rows ? n : rows;
+}
+
+/* Run fn(ctx, first, last) over `rows` rows, on the caller alone when the whole
+ * is too small to wake anybody for. */
+typedef void mx_rows_fn(const void *ctx, int64_t first, int64_t last);
+void mx_cpu_rows(mx_stream *s, int64_t rows, int64_t work, mx_rows_fn *fn, const void *ctx);
+
+#endif

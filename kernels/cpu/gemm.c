@@ -1,0 +1,203 @@
+/* gemm.c - register tiles: 6 rows by 64 channels with AVX-512, by 16 elsewhere.
+ *
+ * The tile functions are written once, with the number of rows and of vectors
+ * as constants that the compiler unrolls; six rows times four vectors leave 8
+ * of 32 registers for the weights and the broadcast. */
+#include "kernels/cpu/gemm.h"
+#include "kernels/cpu/simd.h"
+
+#ifdef MX_SIMD_AVX512
+#define TILE_V 4          /* vectors of 16 channels in a tile of several rows */
+#else
+#define TILE_V 1
+#endif
+
+/* One row alone is bound by reading the weights: it takes the whole panel. */
+#define EACH_ROWS(rows, CALL)                                                              \
+    switch (rows) {                                                                        \
+    case 1: CALL(1, 4); break;                                                             \
+    case 2: CALL(2, TILE_V); break;                                                        \
+    case 3: CALL(3, TILE_V); break;                                                        \
+    case 4: CALL(4, TILE_V); break;                                                        \
+    case 5: CALL(5, TILE_V); break;                                                        \
+    default: CALL(6, TILE_V); break;                                                       \
+    }
+
+/* ---- f32 -------------------------------------------------------------------- */
+
+MX_INLINE void tile_f32(const int rows, const int vectors, const float *x, int64_t ldx, const float *w, int64_t n,
+                        float *c, int64_t ldc, bool resume)
+{
+    vf a[MX_TILE_ROWS][4];
+    UNROLL for (int r = 0; r < rows; r++)
+        UNROLL for (int v = 0; v < vectors; v++) a[r][v] = resume ? vf_load(c + r * ldc + v * VF) : vf_zero();
+    for (int64_t k = 0; k < n; k++, w += MX_PANEL) {
+        vf b[4];
+        UNROLL for (int v = 0; v < vectors; v++) b[v] = vf_load(w + v * VF);
+        UNROLL for (int r = 0; r < rows; r++) {
+            vf xk = vf_set(x[r * ldx + k]);
+            UNROLL for (int v = 0; v < vectors; v++) a[r][v] = vf_fma(xk, b[v], a[r][v]);
+        }
+    }
+    UNROLL for (int r = 0; r < rows; r++)
+        UNROLL for (int v = 0; v < vectors; v++) vf_store(c + r * ldc + v * VF, a[r][v]);
+}
+
+void mx_gemm_f32(int rows, const float *x, int64_t ldx, const float *panel, int64_t n, float *c, int64_t ldc, bool resume)
+{
+#define CALL(R, V) \
+    for (int o = 0; o < MX_PANEL; o += (V) * VF) tile_f32(R, V, x, ldx, panel + o, n, c + o, ldc, resume)
+    EACH_ROWS(rows, CALL)
+#undef CALL
+}
+
+/* ---- bf16 ------------------------------------------------------------------- */
+
+/* 16 channels of two inputs: the first of each pair, the second */
+#if defined(MX_SIMD_AVX512)
+MX_INLINE void load_pairs(const uint16_t *p, vf *even, vf *odd)
+{
+    __m512i u = _mm512_loadu_si512(p);
+    *even = _mm512_castsi512_ps(_mm512_slli_epi32(u, 16));
+    *odd = _mm512_castsi512_ps(_mm512_and_si512(u, _mm512_set1_epi32((int)0xffff0000u)));
+}
+#elif defined(MX_SIMD_AVX2)
+MX_INLINE void load_pairs(const uint16_t *p, vf *even, vf *odd)
+{
+    __m256i u = _mm256_loadu_si256((const __m256i *)p), v = _mm256_loadu_si256((const __m256i *)(p + VF));
+    __m256i high = _mm256_set1_epi32((int)0xffff0000u);
+    *even = (vf){_mm256_castsi256_ps(_mm256_slli_epi32(u, 16)), _mm256_castsi256_ps(_mm256_slli_epi32(v, 16))};
+    *odd = (vf){_mm256_castsi256_ps(_mm256_and_si256(u, high)), _mm256_castsi256_ps(_mm256_and_si256(v, high))};
+}
+#else
+MX_INLINE void load_pairs(const uint16_t *p, vf *even, vf *odd)
+{
+    for (int l = 0; l < VF; l++) {
+        even->f[l] = mx_bf16_to_f32(p[2 * l]);
+        odd->f[l] = mx_bf16_to_f32(p[2 * l + 1]);
+    }
+}
+#endif
+
+MX_INLINE void tile_bf16(const int rows, const int vectors, const float *x, int64_t ldx, const uint16_t *w, int64_t n,
+                         float *c, int64_t ldc, bool resume)
+{
+    vf a[MX_TILE_ROWS][4];
+    UNROLL for (int r = 0; r < rows; r++)
+        UNROLL for (int v = 0; v < vectors; v++) a[r][v] = resume ? vf_load(c + r * ldc + v * VF) : vf_zero();
+    for (int64_t k = 0; k < n; k += 2, w += 2 * MX_PANEL) {
+        UNROLL for (int v = 0; v < vectors; v++) {
+            vf even, odd;
+            load_pairs(w + 2 * v * VF, &even, &odd);
+            UNROLL for (int r = 0; r < rows; r++) {
+                a[r][v] = vf_fma(vf_set(x[r * ldx + k]), even, a[r][v]);
+                a[r][v] = vf_fma(vf_set(x[r * ldx + k + 1]), odd, a[r][v]);
+            }
+        }
+    }
+    UNROLL for (int r = 0; r < rows; r++)
+        UNROLL for (int v = 0; v < vectors; v++) vf_store(c + r * ldc + v * VF, a[r][v]);
+}
+
+void mx_gemm_bf16(int rows, const float *x, int64_t ldx, const uint16_t *panel, int64_t n, float *c, int64_t ldc,
+                  bool resume)
+{
+#define CALL(R, V) \
+    for (int o = 0; o < MX_PANEL; o += (V) * VF) tile_bf16(R, V, x, ldx, panel + 2 * o, n, c + o, ldc, resume)
+    EACH_ROWS(rows, CALL)
+#undef CALL
+}
+
+/* ---- int8 ------------------------------------------------------------------- */
+
+MX_INLINE int32_t four_bytes(const uint8_t *p)
+{
+    int32_t u;
+    memcpy(&u, p, sizeof u);
+    return u;
+}
+
+#if MX_INT8_BIAS
+
+typedef __m512i vi;
+MX_INLINE vi vi_zero(void) { return _mm512_setzero_si512(); }
+MX_INLINE vi vi_load(const int32_t *p) { return _mm512_loadu_si512(p); }
+MX_INLINE void vi_store(int32_t *p, vi a) { _mm512_storeu_si512(p, a); }
+MX_INLINE vi vi_dot4(vi acc, int32_t x, const int8_t *w)
+{
+    return _mm512_dpbusd_epi32(acc, _mm512_set1_epi32(x), _mm512_loadu_si512(w));
+}
+
+#elif defined(__AVX2__)
+
+#include <immintrin.h>
+typedef struct vi { __m256i a, b; } vi;
+MX_INLINE vi vi_zero(void) { return (vi){_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+MX_INLINE vi vi_load(const int32_t *p)
+{
+    return (vi){_mm256_loadu_si256((const __m256i *)p), _mm256_loadu_si256((const __m256i *)(p + 8))};
+}
+MX_INLINE void vi_store(int32_t *p, vi x)
+{
+    _mm256_storeu_si256((__m256i *)p, x.a);
+    _mm256_storeu_si256((__m256i *)(p + 8), x.b);
+}
+/* |x| times w with x's sign: both stay within 127, so the 16-bit sums of two
+ * products that maddubs makes cannot saturate (2 * 127 * 127 < 32768). */
+MX_INLINE __m256i dot4_half(__m256i acc, __m256i x, __m256i w)
+{
+    __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(x), _mm256_sign_epi8(w, x));
+    return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+MX_INLINE vi vi_dot4(vi acc, int32_t x, const int8_t *w)
+{
+    __m256i xs = _mm256_set1_epi32(x);
+    return (vi){dot4_half(acc.a, xs, _mm256_loadu_si256((const __m256i *)w)),
+                dot4_half(acc.b, xs, _mm256_loadu_si256((const __m256i *)(w + 32)))};
+}
+
+#else
+
+typedef struct vi { int32_t i[VF]; } vi;
+MX_INLINE vi vi_zero(void) { return (vi){{0}}; }
+MX_INLINE vi vi_load(const int32_t *p)
+{
+    vi r;
+    memcpy(r.i, p, sizeof r.i);
+    return r;
+}
+MX_INLINE void vi_store(int32_t *p, vi a) { memcpy(p, a.i, sizeof a.i); }
+MX_INLINE vi vi_dot4(vi acc, int32_t x, const int8_t *w)
+{
+    int8_t b[4];
+    memcpy(b, &x, sizeof b);
+    for (int l = 0; l < VF; l++)
+        for (int j = 0; j < 4; j++) acc.i[l] += b[j] * w[4 * l + j];
+    return acc;
+}
+
+#endif
+
+MX_INLINE void tile_i8(const int rows, const int vectors, const uint8_t *x, int64_t ldx, const int8_t *w, int64_t n,
+                       int32_t *c, int64_t ldc, bool resume)
+{
+    vi a[MX_TILE_ROWS][4];
+    UNROLL for (int r = 0; r < rows; r++)
+        UNROLL for (int v = 0; v < vectors; v++) a[r][v] = resume ? vi_load(c + r * ldc + v * VF) : vi_zero();
+    for (int64_t k = 0; k < n; k += 4, w += 4 * MX_PANEL)
+        UNROLL for (int r = 0; r < rows; r++) {
+            int32_t xk = four_bytes(x + r * ldx + k);
+            UNROLL for (int v = 0; v < vectors; v++) a[r][v] = vi_dot4(a[r][v], xk, w + 4 * v * VF);
+        }
+    UNROLL for (int r = 0; r < rows; r++)
+        UNROLL for (int v = 0; v < vectors; v++) vi_store(c + r * ldc + v * VF, a[r][v]);
+}
+
+void mx_gemm_i8(int rows, const uint8_t *x, int64_t ldx, const int8_t *panel, int64_t n, int32_t *c, int64_t ldc,
+                bool resume)
+{
+#define CALL(R, V) \
+    for (int o = 0; o < MX_PANEL; o += (V) * VF) tile_i8(R, V, x, ldx, panel + 4 * o, n, c + o, ldc, resume)
+    EACH_ROWS(rows, CALL)
+#undef CALL
+}

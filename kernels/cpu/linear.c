@@ -1,0 +1,300 @@
+/* linear.c - matrix products: weights packed once, activations read as they come.
+ *
+ * A region's part is a block of rows times a few panels of output channels.
+ * How the product is cut depends on its size and on the number of threads; no
+ * bit of the result does, because every output is one chain (gemm.h).  bf16
+ * and int8 convert the activations of their block on the way, into a buffer on
+ * the stack: that costs one operation for every 64 multiplications or more,
+ * and needs no memory shared between threads. */
+#include "kernels/cpu/cpu.h"
+#include "kernels/cpu/gemm.h"
+#include "kernels/cpu/simd.h"
+
+#include <stdlib.h>
+
+#define BLOCK_ROWS 48               /* rows of a part                                        */
+#define GROUP      4                /* panels of a part, at most                             */
+#define L1_BYTES   32768            /* of a panel that several row tiles of a part read again */
+#define STAGE      49152            /* bytes of converted activations                        */
+
+typedef struct packed {
+    mx_buffer memory;               /* panels, each panel_bytes long                         */
+    size_t    panel_bytes;
+    int64_t   panels, cols, padded; /* padded: cols rounded up to 16                         */
+    mx_dtype  dtype;
+    float    *scale;                /* int8, of panels * 64 channels; behind the panels      */
+    int32_t  *sums;                 /* int8: MX_INT8_BIAS times the sum of a channel         */
+} packed;
+
+/* ---- packing ---------------------------------------------------------------- */
+
+typedef struct pack_job {
+    packed              *p;
+    const mx_row_source *parts;
+    int                  n;
+    int64_t              rows;
+    float               *stage;     /* per thread: 64 rows of cols values                    */
+} pack_job;
+
+static void read_rows(const pack_job *j, int64_t first, int64_t n, float *dst)
+{
+    int64_t begin = 0;
+    for (int i = 0; i < j->n && n > 0; i++) {
+        const mx_row_source *s = &j->parts[i];
+        int64_t here = begin + s->rows - first;
+        if (here > 0) {
+            if (here > n) here = n;
+            s->read(s->ctx, first - begin, here, dst);
+            first += here;
+            dst += here * s->cols;
+            n -= here;
+        }
+        begin += s->rows;
+    }
+}
+
+static void pack_f32(float *panel, const float *w, int64_t rows, int64_t cols)
+{
+    for (int64_t r = 0; r < rows; r += VF)
+        for (int64_t k = 0; k < cols; k++)
+            for (int64_t l = r; l < r + VF && l < rows; l++) panel[k * MX_PANEL + l] = w[l * cols + k];
+}
+
+static void pack_bf16(uint16_t *panel, const float *w, int64_t rows, int64_t cols)
+{
+    for (int64_t r = 0; r < rows; r += VF)
+        for (int64_t k = 0; k < cols; k++)
+            for (int64_t l = r; l < r + VF && l < rows; l++)
+                panel[((k / 2) * MX_PANEL + l) * 2 + k % 2] = mx_f32_to_bf16(w[l * cols + k]);
+}
+
+static void pack_i8(packed *p, int64_t index, int8_t *panel, const float *w, int64_t rows)
+{
+    for (int64_t l = 0; l < rows; l++) {
+        const float *row = w + l * p->cols;
+        vf most = vf_zero();
+        for (int64_t k = 0; k < p->cols; k += VF) most = vf_max(vf_abs(vf_load_most(row + k, p->cols - k)), most);
+        float scale = vf_max_lane(most) / 127.0f, inverse = scale > 0 ? 1.0f / scale : 0.0f;
+        int32_t sum = 0;
+        for (int64_t k = 0; k < p->cols; k++) {
+            float q = nearbyintf(row[k] * inverse);
+            q = q > 127.0f ? 127.0f : q > -127.0f ? q : -127.0f;      /* NaN becomes -127 */
+            panel[((k / 4) * MX_PANEL + l) * 4 + k % 4] = (int8_t)q;
+            sum += (int8_t)q;
+        }
+        p->scale[index * MX_PANEL + l] = scale;
+        p->sums[index * MX_PANEL + l] = MX_INT8_BIAS * sum;
+    }
+}
+
+static void pack_part(void *ctx, int64_t part, int thread)
+{
+    const pack_job *j = ctx;
+    packed *p = j->p;
+    int64_t first = part * MX_PANEL, rows = j->rows - first < MX_PANEL ? j->rows - first : MX_PANEL;
+    float *stage = j->stage + (int64_t)thread * MX_PANEL * p->cols;
+    void *panel = (char *)p->memory.base + (size_t)part * p->panel_bytes;
+    read_rows(j, first, rows, stage);
+    if (p->dtype == MX_F32) pack_f32(panel, stage, rows, p->cols);
+    else if (p->dtype == MX_BF16) pack_bf16(panel, stage, rows, p->cols);
+    else pack_i8(p, part, panel, stage, rows);
+}
+
+mx_status mx_cpu_weight_open(mx_weight *w, mx_device *d, const mx_row_source *parts, int n, mx_dtype as, mx_error *err)
+{
+    mx_status st = MX_OK;
+    pack_job j = {.parts = parts, .n = n, .rows = w->rows};
+    packed *p = calloc(1, sizeof *p);
+    size_t size = 0, extra, stage;
+    if (!p) return mx_fail(err, MX_ERR_NO_MEMORY, "weight: no memory for its description");
+    p->dtype = as;
+    p->cols = w->cols;
+    p->padded = (w->cols + 15) / 16 * 16;
+    p->panels = (w->rows + MX_PANEL - 1) / MX_PANEL;
+    p->panel_bytes = (size_t)p->padded * MX_PANEL * mx_dtype_size(as);
+    extra = as == MX_I8 ? (size_t)p->panels * MX_PANEL * (sizeof *p->scale + sizeof *p->sums) : 0;
+    if (!mx_mul_size(p->panel_bytes, (size_t)p->panels, &size) || !mx_add_size(size, extra, &size) ||
+        !mx_mul_size((size_t)mx_pool_threads(d->pool) * MX_PANEL * sizeof(float), (size_t)w->cols, &stage)) {
+        st = mx_fail(err, MX_ERR_NO_MEMORY, "weight: %lld x %lld does not fit memory", (long long)w->rows,
+                     (long long)w->cols);
+        goto done;
+    }
+    MX_TRY_GOTO(st, mx_buffer_open(&p->memory, d, size, err), done);
+    j.stage = malloc(stage);
+    if (!j.stage) {
+        st = mx_fail(err, MX_ERR_NO_MEMORY, "weight: no %zu bytes to pack with", stage);
+        goto done;
+    }
+    p->scale = (float *)((char *)p->memory.base + p->panel_bytes * (size_t)p->panels);
+    p->sums = (int32_t *)(p->scale + p->panels * MX_PANEL);
+    j.p = p;
+    mx_pool_run(d->pool, p->panels, pack_part, &j);
+    w->bytes = size;
+    w->impl = p;
+done:
+    free(j.stage);
+    if (st) {
+        mx_buffer_close(&p->memory);
+        free(p);
+    }
+    return st;
+}
+
+void mx_cpu_weight_close(mx_weight *w)
+{
+    packed *p = w->impl;
+    if (!p) return;
+    mx_buffer_close(&p->memory);
+    free(p);
+}
+
+/* ---- multiplying ------------------------------------------------------------- */
+
+typedef struct linear_job {
+    mx_tensor     y, x, b;
+    const packed *p;
+    mx_activation act;
+    bool          add;
+    int64_t       block_rows, blocks, group;      /* a part: block_rows rows, `group` panels */
+} linear_job;
+
+typedef union sums {
+    float   f[BLOCK_ROWS * GROUP * MX_PANEL];
+    int32_t i[BLOCK_ROWS * GROUP * MX_PANEL];
+} sums;
+
+/* n values of a row rounded to bf16, zeros up to `padded` */
+static void stage_bf16(float *dst, const float *x, int64_t n, int64_t padded)
+{
+#pragma omp simd
+    for (int64_t k = 0; k < n; k++) dst[k] = mx_bf16_to_f32(mx_f32_to_bf16(x[k]));
+    for (int64_t k = n; k < padded; k++) dst[k] = 0;
+}
+
+/* max|x| / 127; NaN when the row holds a NaN or an infinity, so that its outputs show it */
+static float row_scale(const float *x, int64_t n)
+{
+    vf most = vf_zero(), bad = vf_zero();
+    for (int64_t k = 0; k < n; k += VF) {
+        vf v = vf_load_most(x + k, n - k);
+        most = vf_max(vf_abs(v), most);
+        bad = vf_fma(v, vf_zero(), bad);
+    }
+    return vf_max_lane(most) / 127.0f + vf_sum(bad);
+}
+
+static void stage_i8(uint8_t *dst, const float *x, int64_t n, int64_t padded, float scale)
+{
+    float inverse = scale > 0 ? 1.0f / scale : 0.0f;
+    if (!(inverse < INFINITY)) inverse = 0;             /* a subnormal row: its outputs are 0 */
+    vf most = vf_set(127.0f), least = vf_set(-127.0f), k127 = vf_set(inverse);
+    for (int64_t k = 0; k < n; k += VF) {
+        float q[VF];
+        vf_store(q, vf_min(most, vf_max(least, vf_round(vf_mul(vf_load_most(x + k, n - k), k127)))));
+        int64_t here = n - k < VF ? n - k : VF;
+        for (int64_t l = 0; l < here; l++) {
+            /* inf * 0 is NaN, whose conversion is undefined: the scale already tells */
+            int32_t v = q[l] == q[l] ? (int32_t)q[l] : 0;
+            dst[k + l] = (uint8_t)(v + MX_INT8_BIAS);
+        }
+    }
+    for (int64_t k = n; k < padded; k++) dst[k] = 0;    /* times weights of 0 */
+}
+
+/* Multiply `rows` staged rows by the part's panels, channels k .. k+n-1. */
+static void multiply(const linear_job *j, const void *x, int64_t ldx, int64_t rows, int64_t panel, int64_t panels,
+                     int64_t k, int64_t n, sums *c)
+{
+    const packed *p = j->p;
+    int64_t ldc = panels * MX_PANEL;
+    for (int64_t q = 0; q < panels; q++) {
+        const char *base = (const char *)p->memory.base + (size_t)(panel + q) * p->panel_bytes;
+        const void *w = base + (size_t)(k * MX_PANEL) * mx_dtype_size(p->dtype);
+        for (int64_t r = 0; r < rows;) {
+            int here = mx_tile_rows(rows - r);
+            int64_t at = r * ldc + q * MX_PANEL;
+            if (p->dtype == MX_F32) mx_gemm_f32(here, (const float *)x + r * ldx, ldx, w, n, c->f + at, ldc, k > 0);
+            else if (p->dtype == MX_BF16) mx_gemm_bf16(here, (const float *)x + r * ldx, ldx, w, n, c->f + at, ldc, k > 0);
+            else mx_gemm_i8(here, (const uint8_t *)x + r * ldx, ldx, w, n, c->i + at, ldc, k > 0);
+            r += here;
+        }
+    }
+}
+
+/* Bias, activation, sum; int8 first becomes f32. */
+static void finish(const linear_job *j, int64_t row, int64_t rows, int64_t panel, int64_t panels, const float *row_scales,
+                   sums *c)
+{
+    const packed *p = j->p;
+    int64_t o = panel * MX_PANEL, n = j->y.cols - o, ldc = panels * MX_PANEL;
+    if (n > ldc) n = ldc;
+    const float *bias = j->b.data ? (const float *)j->b.data + o : NULL;
+    for (int64_t r = 0; r < rows; r++) {
+        float *y = mx_row(j->y, row + r) + o, *s = c->f + r * ldc;
+        if (p->dtype == MX_I8) {
+            const int32_t *t = c->i + r * ldc;
+#pragma omp simd
+            for (int64_t i = 0; i < n; i++) s[i] = (float)(t[i] - p->sums[o + i]) * (row_scales[r] * p->scale[o + i]);
+        }
+        for (int64_t i = 0; i < n; i += VF) {
+            vf v = vf_load(s + i);
+            if (bias) v = vf_add(v, vf_load_most(bias + i, n - i));
+            if (j->add) v = vf_add(v, vf_load_most(y + i, n - i));
+            vf_store_most(y + i, v, n - i);
+        }
+        if (j->act != MX_ACT_NONE) mx_cpu_activate_row(y, y, n, j->act);
+    }
+}
+
+/* Input channels taken at a time: all of them when one row tile reads the panel
+ * once; else what stays in the first-level cache, and in the stage. */
+static int64_t step_of(const packed *p, int64_t rows)
+{
+    size_t element = mx_dtype_size(p->dtype);
+    int64_t step = rows > MX_TILE_ROWS ? (int64_t)(L1_BYTES / MX_PANEL / element) : p->padded;
+    int64_t staged = (int64_t)(STAGE / (p->dtype == MX_BF16 ? sizeof(float) : 1)) / rows / 16 * 16;
+    return p->dtype != MX_F32 && staged < step ? staged : step;
+}
+
+static void linear_part(void *ctx, int64_t part, int thread)
+{
+    (void)thread;
+    const linear_job *j = ctx;
+    const packed *p = j->p;
+    int64_t row = part % j->blocks * j->block_rows, panel = part / j->blocks * j->group;
+    int64_t rows = j->x.rows - row < j->block_rows ? j->x.rows - row : j->block_rows;
+    int64_t panels = p->panels - panel < j->group ? p->panels - panel : j->group;
+    float row_scales[BLOCK_ROWS];
+    union { float f[STAGE / sizeof(float)]; uint8_t u[STAGE]; } stage;
+    sums c;
+    if (p->dtype == MX_I8)
+        for (int64_t r = 0; r < rows; r++) row_scales[r] = row_scale(mx_row(j->x, row + r), p->cols);
+    for (int64_t k = 0, step = step_of(p, rows); k < p->padded; k += step) {
+        int64_t n = p->padded - k < step ? p->padded - k : step;
+        int64_t real = p->cols - k < n ? p->cols - k : n;
+        if (p->dtype == MX_F32) {
+            multiply(j, mx_row(j->x, row) + k, j->x.stride, rows, panel, panels, k, real, &c);
+            continue;
+        }
+        for (int64_t r = 0; r < rows; r++) {
+            const float *x = mx_row(j->x, row + r) + k;
+            if (p->dtype == MX_BF16) stage_bf16(stage.f + r * n, x, real, n);
+            else stage_i8(stage.u + r * n, x, real, n, row_scales[r]);
+        }
+        multiply(j, &stage, n, rows, panel, panels, k, n, &c);
+    }
+    finish(j, row, rows, panel, panels, row_scales, &c);
+}
+
+void mx_cpu_linear(mx_stream *s, mx_tensor y, mx_tensor x, const mx_weight *w, mx_tensor b, mx_activation act, bool add)
+{
+    linear_job j = {.y = y, .x = x, .b = b, .p = w->impl, .act = act, .add = add};
+    int64_t blocks = (x.rows + BLOCK_ROWS - 1) / BLOCK_ROWS, threads = mx_pool_threads(s->dev->pool);
+    /* equal blocks of whole tiles */
+    j.block_rows = ((x.rows + blocks - 1) / blocks + MX_TILE_ROWS - 1) / MX_TILE_ROWS * MX_TILE_ROWS;
+    j.blocks = (x.rows + j.block_rows - 1) / j.block_rows;
+    j.group = j.p->panels * j.blocks / (8 * threads);
+    j.group = j.group < 1 ? 1 : j.group > GROUP ? GROUP : j.group;
+    int64_t groups = (j.p->panels + j.group - 1) / j.group;
+    mx_pool_run(s->dev->pool, groups * j.blocks, linear_part, &j);
+}

@@ -1,0 +1,145 @@
+/* generation.h - inside of the generator: models/generator.c (the model),
+ * generation.c (a request), turn.c (one turn of the lane), choose.c (from logits
+ * to tokens), beam.c (beam search).  Nobody else includes this. */
+#ifndef MX_GENERATION_H
+#define MX_GENERATION_H
+
+#include "models/decoder.h"
+#include "models/generate.h"
+
+typedef struct gen_seq gen_seq;
+
+/* The distinct ids of a sequence, and how often each stands in the output. */
+typedef struct gen_seen {
+    int32_t *id, *count;               /* [n], in order of first sight               */
+    int32_t *slot;                     /* open addressing: index into id, or -1      */
+    int32_t  n, room;                  /* slot has 2 * room entries                  */
+} gen_seen;
+
+typedef struct gen_logprob { int32_t id; float logprob; } gen_logprob;   /* top-k ones lie in their own array */
+
+struct gen_seq {                       /* one candidate, or one beam                 */
+    mx_kv_seq      kv;
+    int32_t       *ids;                /* prompt, then output; room for both         */
+    int32_t        n_ids;
+    bool           active;
+    gen_seen       seen;               /* only when a penalty is asked for           */
+    mx_detokenizer detok;
+    char          *text;               /* what was generated so far, prompt echo first */
+    size_t         text_len, text_room, own_start;   /* own_start: where the echo ends */
+    size_t         emitted;            /* bytes given to the text() callback         */
+    int32_t        told;               /* output ids given to the text() callback    */
+    double         logprob_sum, score;
+    float         *lp;                 /* [output]     of the chosen ids             */
+    int32_t       *top_id;             /* [output][k]  alternatives                  */
+    float         *top_lp;
+    mx_candidate   result;
+};
+
+struct mx_generation {
+    mx_job         job;                /* first: mx_job * and mx_generation * are one pointer */
+    mx_generator  *g;
+    mx_generation *prev, *next;        /* the generator's running list, in order of arrival */
+    bool           listed;
+    uint64_t       arrival;            /* position in it                             */
+
+    mx_sampling    p;                  /* own copies of everything it points to      */
+    char         **stops, **banned;
+    int32_t       *stop_ids, *bias_ids;
+    float         *bias;
+    size_t         longest_stop, longest_banned;
+    bool           penalties;
+    uint64_t       seed;
+
+    int32_t       *prompt;
+    int32_t        n_prompt, limit;    /* limit: most ids of a sequence              */
+    int32_t        n_seqs;             /* made so far: 1 until the prompt is in      */
+    gen_seq       *seq;                /* [width]: candidates or beams               */
+    int32_t        width;
+    gen_seq       *best;               /* beam search: finished hypotheses, falling  */
+    int32_t        n_best;
+    bool           forked;             /* all candidates exist                       */
+
+    float         *prompt_lp;          /* echo with logprobs: [n_prompt], [..][k]    */
+    int32_t       *prompt_top_id;
+    float         *prompt_top_lp;
+    bool           scored;             /* prompt logprobs are complete               */
+
+    mx_generation_calls calls;
+    uint64_t       first_token_ns, last_token_ns, prefill_done_ns;
+    int32_t        output_tokens, cached_tokens, preemptions;
+    bool           matched;            /* the first look into the prefix index was made */
+};
+
+/* A row of logits that the turn makes: whose, and what for. */
+typedef struct gen_want {
+    mx_generation *gen;
+    int32_t        seq;                /* which sequence                             */
+    int32_t        prompt_position;    /* >= 0: only the logprob of the next prompt id */
+} gen_want;
+
+/* What a turn is packed into; host memory, made once. */
+typedef struct gen_pack {
+    int32_t  *ids, *positions, *slots, *at, *pages, *logit_rows;
+    int32_t   max_rows, max_seqs, max_logits, table_room;   /* table_room: ints in pages */
+    gen_seq **seq;                     /* the sequences of the turn, row order       */
+    mx_generation **owner;
+    gen_want *want;
+    mx_generation **order;             /* this turn's requests, oldest first         */
+    mx_kv_copies copies;
+    int32_t   n_rows, n_seqs, n_logits, table_cols;
+    /* choosing: */
+    int32_t  *chosen, *list_begin, *list_id, *list_count, *bias_begin, *bias_id, *ban_begin, *ban_id;
+    float    *bias, *lp, *top_lp;
+    int32_t  *top_id;
+    int32_t   list_room, bias_room, ban_room;
+    mx_sample_row *row;
+    int32_t   n_seen, n_bias, n_ban;
+} gen_pack;
+
+struct mx_generator {
+    char              name[64], lane[80], path[512];
+    mx_decoder        model;
+    mx_tokenizer     *tokenizer;
+    mx_kv_cache       kv;
+    mx_generator_options opt;
+    mx_device        *dev;
+    mx_scheduler     *sched;
+    const mx_clock   *clock;
+    gen_pack          pack;
+    mx_generation    *first, *last;    /* running: they hold, or have held, pages    */
+    uint64_t          arrivals;
+    size_t            scratch_bytes;
+    double            load_seconds;
+    atomic_ullong     prefix_hit_tokens, prompt_tokens, output_tokens, preemptions;
+    struct {
+        mx_metric *prompt_tokens, *output_tokens, *preemptions, *prefix_hits, *running, *waiting, *kv_usage;
+        mx_metric *ttft, *itl, *queue, *e2e, *success;
+    } metric;
+};
+
+/* turn.c: the lane's run(). */
+void gen_run(void *generator, mx_stream *s, mx_job **jobs, int n);
+/* Rows a request still needs before every sequence can choose a token. */
+void gen_plan_rows(mx_generation *r);
+/* Give back every page (preemption, end, cancel). */
+void gen_release_pages(mx_generation *r);
+
+/* choose.c: tokens for the rows of g->pack.want from logits[n_logits,V]. */
+mx_status gen_choose(mx_generator *g, mx_stream *s, mx_tensor logits, mx_error *err);
+/* A uniform number in [0,1) that depends on seed, candidate and position only. */
+double    gen_uniform(uint64_t seed, uint32_t candidate, uint32_t position);
+
+/* generation.c: sequence `index` of r got the id; updates text, stop rules and finish, tells the caller. */
+mx_status gen_accept(mx_generation *r, int index, int32_t id, mx_error *err);
+mx_status gen_seq_open(mx_generation *r, gen_seq *q, mx_error *err);        /* holds the prompt */
+mx_status gen_seq_copy(mx_generation *r, gen_seq *to, const gen_seq *from, mx_error *err);   /* pages shared */
+void      gen_seq_close(mx_generation *r, gen_seq *q);
+bool      gen_is_end(const mx_generation *r, int32_t id);                   /* ends the text */
+mx_status gen_seen_add(gen_seen *t, int32_t id, bool output);
+mx_status gen_finish_text(mx_generation *r, int index, gen_seq *q, mx_finish why, mx_error *err);
+
+/* beam.c */
+mx_status gen_beam_step(mx_generation *r, const int32_t *top_id, const float *top_lp, int32_t k, mx_error *err);
+
+#endif

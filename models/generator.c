@@ -1,0 +1,205 @@
+/* generator.c - a model made ready to serve: weights, tokenizer, cache, lane. */
+#include "models/generation.h"
+
+#include "runtime/log.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+
+mx_generator_options mx_generator_defaults(void)
+{
+    return (mx_generator_options){.dtype = MX_F32, .kv_dtype = MX_F32, .max_num_seqs = 64, .max_batched_tokens = 512,
+                                  .max_queued = 256, .page_tokens = 16, .prefix_caching = true};
+}
+
+static mx_status check_options(const mx_generator_options *o, mx_error *err)
+{
+    const struct { const char *name; int64_t value, least, most; } limits[] = {
+        {"max-model-len", o->max_model_len, 0, 1 << 24},     {"max-num-seqs", o->max_num_seqs, 1, 65536},
+        {"max-num-batched-tokens", o->max_batched_tokens, 1, 1 << 20}, {"max-num-queued-reqs", o->max_queued, 1, 1 << 24},
+        {"page-tokens", o->page_tokens, 1, 1024},
+    };
+    for (size_t i = 0; i < sizeof limits / sizeof *limits; i++)
+        if (limits[i].value < limits[i].least || limits[i].value > limits[i].most)
+            return mx_fail(err, MX_ERR_ARG, "%s is %lld; it must be from %lld to %lld", limits[i].name, (long long)limits[i].value,
+                           (long long)limits[i].least, (long long)limits[i].most);
+    return MX_OK;
+}
+
+/* ---- the turn's host memory ------------------------------------------------------------ */
+
+static mx_status pack_open(gen_pack *p, const mx_generator *g, mx_error *err)
+{
+    int32_t rows = g->opt.max_batched_tokens, len = g->opt.max_model_len, page = g->opt.page_tokens;
+    int32_t logits = g->opt.max_num_seqs < MX_MAX_CANDIDATES ? MX_MAX_CANDIDATES : g->opt.max_num_seqs;
+    if (logits > 256) logits = 256;
+    *p = (gen_pack){.max_rows = rows, .max_seqs = rows, .max_logits = logits};
+    size_t n = (size_t)rows, l = (size_t)logits, best = (1 + MX_DECODER_MAX_EOS) * 16, cols = (size_t)(len + page - 1) / (size_t)page;
+    p->ids = calloc(n, sizeof *p->ids);
+    p->positions = calloc(n, sizeof *p->positions);
+    p->slots = calloc(n, sizeof *p->slots);
+    p->at = calloc(2 * n, sizeof *p->at);
+    p->pages = calloc(n * cols, sizeof *p->pages);
+    p->logit_rows = calloc(l, sizeof *p->logit_rows);
+    p->seq = calloc(n, sizeof *p->seq);
+    p->owner = calloc(n, sizeof *p->owner);
+    p->want = calloc(l, sizeof *p->want);
+    p->order = calloc((size_t)g->opt.max_num_seqs, sizeof *p->order);
+    p->copies = (mx_kv_copies){calloc(2 * n, sizeof *p->copies.from_to), 0, rows};
+    p->chosen = calloc(l, sizeof *p->chosen);
+    p->list_begin = calloc(l + 1, sizeof *p->list_begin);
+    p->bias_begin = calloc(l + 1, sizeof *p->bias_begin);
+    p->ban_begin = calloc(l + 1, sizeof *p->ban_begin);
+    p->row = calloc(l, sizeof *p->row);
+    p->lp = calloc(l, sizeof *p->lp);
+    p->top_id = calloc(l * best, sizeof *p->top_id);
+    p->top_lp = calloc(l * best, sizeof *p->top_lp);
+    bool ok = p->ids && p->positions && p->slots && p->at && p->pages && p->logit_rows && p->seq && p->owner && p->want && p->order &&
+              p->copies.from_to && p->chosen && p->list_begin && p->bias_begin && p->ban_begin && p->row && p->lp && p->top_id && p->top_lp;
+    return ok ? MX_OK : mx_fail(err, MX_ERR_NO_MEMORY, "host memory of a turn of %d rows", rows);
+}
+
+static void pack_close(gen_pack *p)
+{
+    void *all[] = {p->ids, p->positions, p->slots, p->at, p->pages, p->logit_rows, p->seq, p->owner, p->want, p->order,
+                   p->copies.from_to, p->chosen, p->list_begin, p->bias_begin, p->ban_begin, p->row, p->lp, p->top_id, p->top_lp,
+                   p->list_id, p->list_count, p->bias_id, p->bias, p->ban_id};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
+    *p = (gen_pack){0};
+}
+
+/* ---- opening ------------------------------------------------------------------------------ */
+
+static mx_status open_model(mx_generator *g, const char *path, mx_error *err)
+{
+    mx_checkpoint *file = NULL;
+    mx_decoder_config config;
+    MX_TRY(mx_checkpoint_open(&file, path, err));
+    mx_status st = mx_checkpoint_is_gguf(file) ? mx_decoder_config_gguf(&config, file, err) : mx_decoder_config_folder(&config, path, err);
+    if (!st) st = mx_checkpoint_is_gguf(file) ? mx_tokenizer_open_gguf(&g->tokenizer, file, err)
+                                              : mx_tokenizer_open_folder(&g->tokenizer, path, err);
+    if (st) {
+        mx_checkpoint_close(file);
+        return st;
+    }
+    int32_t longest = config.max_positions;
+    if (g->opt.max_model_len > longest)
+        return mx_checkpoint_close(file),
+               mx_fail(err, MX_ERR_ARG, "max-model-len is %d; this model was made for %d tokens", g->opt.max_model_len, longest);
+    if (!g->opt.max_model_len) g->opt.max_model_len = longest;
+    return mx_decoder_open(&g->model, g->dev, file, &config, g->opt.dtype, err);      /* takes the file */
+}
+
+static mx_status open_cache(mx_generator *g, mx_error *err)
+{
+    const mx_decoder_config *c = &g->model.config;
+    int32_t page = g->opt.page_tokens;
+    size_t  bytes = mx_kv_page_bytes(c->layers, page, c->kv_heads, c->head_dim, g->opt.kv_dtype);
+    int64_t per_text = (g->opt.max_model_len + page - 1) / page, pages = per_text * g->opt.max_num_seqs;
+    size_t  most = g->opt.kv_bytes ? g->opt.kv_bytes : g->dev->memory / 4;
+    if (!bytes) return mx_fail(err, MX_ERR_ARG, "KV cache: size of a page overflows");
+    if ((size_t)pages > most / bytes || g->opt.kv_bytes) pages = (int64_t)(most / bytes);
+    if (pages > INT32_MAX / page) pages = INT32_MAX / page;
+    if (pages < 1) return mx_fail(err, MX_ERR_ARG, "kv-cache-bytes: %zu bytes hold no page of %d tokens (%zu bytes)", most, page, bytes);
+    return mx_kv_open(&g->kv, g->dev, c->layers, (int32_t)pages, page, c->kv_heads, c->head_dim, g->opt.kv_dtype,
+                      g->opt.prefix_caching, err);
+}
+
+static void add_metrics(mx_generator *g, mx_metrics *m)
+{
+    if (!m) return;
+    char l[160];
+    mx_metrics_label(l, sizeof l, "model", g->name);
+    g->metric.prompt_tokens = mx_metrics_add(m, MX_COUNTER, "merx_prompt_tokens_total", l, "Prompt tokens of requests that began.");
+    g->metric.output_tokens = mx_metrics_add(m, MX_COUNTER, "merx_generation_tokens_total", l, "Tokens generated.");
+    g->metric.preemptions = mx_metrics_add(m, MX_COUNTER, "merx_num_preemptions_total", l, "Requests whose KV pages were taken and computed again.");
+    g->metric.prefix_hits = mx_metrics_add(m, MX_COUNTER, "merx_prefix_cache_hit_tokens_total", l, "Prompt tokens found in the KV cache.");
+    g->metric.success = mx_metrics_add(m, MX_COUNTER, "merx_request_success_total", l, "Requests that finished.");
+    g->metric.running = mx_metrics_add(m, MX_GAUGE, "merx_num_requests_running", l, "Requests that are being generated.");
+    g->metric.waiting = mx_metrics_add(m, MX_GAUGE, "merx_num_requests_waiting", l, "Requests that wait for their first turn.");
+    g->metric.kv_usage = mx_metrics_add(m, MX_GAUGE, "merx_kv_cache_usage_perc", l, "Share of KV pages held by requests, 0 to 1.");
+    g->metric.ttft = mx_metrics_add(m, MX_HISTOGRAM, "merx_time_to_first_token_seconds", l, "From submit to the first token.");
+    g->metric.itl = mx_metrics_add(m, MX_HISTOGRAM, "merx_inter_token_latency_seconds", l, "Between two tokens of a request.");
+    g->metric.queue = mx_metrics_add(m, MX_HISTOGRAM, "merx_request_queue_time_seconds", l, "From submit to the first turn.");
+    g->metric.e2e = mx_metrics_add(m, MX_HISTOGRAM, "merx_e2e_request_latency_seconds", l, "From submit to the end.");
+}
+
+static size_t turn_scratch(const mx_generator *g)
+{
+    const gen_pack *p = &g->pack;
+    int32_t cols = (g->opt.max_model_len + g->opt.page_tokens - 1) / g->opt.page_tokens;
+    size_t  forward = mx_decoder_scratch(&g->model, p->max_rows, p->max_seqs, cols, p->max_logits);
+    size_t  choose = mx_stream_tensor_bytes(MX_F32, p->max_logits, g->model.config.vocab) +
+                     2 * mx_stream_tensor_bytes(MX_F32, p->max_logits, (1 + MX_DECODER_MAX_EOS) * 16) +
+                     5 * mx_stream_tensor_bytes(MX_I32, p->max_logits, 1);
+    size_t total;
+    return forward && mx_add_size(forward, choose, &total) ? total : 0;
+}
+
+mx_status mx_generator_open(mx_generator **out, const char *name, const char *path, mx_device *devs, int device,
+                            mx_scheduler *sched, mx_metrics *metrics, const mx_generator_options *opt, mx_error *err)
+{
+    *out = NULL;
+    MX_TRY(check_options(opt, err));
+    if (!name[0] || strlen(name) >= sizeof((mx_generator *)0)->name)
+        return mx_fail(err, MX_ERR_ARG, "model name \"%.80s\": must have 1 to 63 bytes", name);
+    mx_generator *g = calloc(1, sizeof *g);
+    if (!g) return mx_fail(err, MX_ERR_NO_MEMORY, "model %s", name);
+    uint64_t start = mx_now_ns(&mx_clock_monotonic);
+    mx_status st;
+    g->opt = *opt;
+    g->dev = &devs[device];
+    g->sched = sched;
+    g->clock = &mx_clock_monotonic;
+    snprintf(g->name, sizeof g->name, "%s", name);
+    snprintf(g->lane, sizeof g->lane, "%s.generate", name);
+    snprintf(g->path, sizeof g->path, "%s", path);
+    MX_TRY_GOTO(st, open_model(g, path, err), fail);
+    MX_TRY_GOTO(st, pack_open(&g->pack, g, err), fail);
+    MX_TRY_GOTO(st, open_cache(g, err), fail);
+    add_metrics(g, metrics);
+    g->scratch_bytes = turn_scratch(g);
+    if (!g->scratch_bytes) {
+        st = mx_fail(err, MX_ERR_ARG, "model %s: scratch of a turn overflows", name);
+        goto fail;
+    }
+    mx_lane_config lane = {.name = g->lane, .device = device, .priority = 2, .max_jobs = (uint32_t)g->opt.max_num_seqs,
+                           .max_rows = (uint32_t)g->opt.max_batched_tokens, .queue_limit = (uint32_t)g->opt.max_queued,
+                           .run = gen_run, .model = g, .scratch_bytes = g->scratch_bytes};
+    MX_TRY_GOTO(st, mx_scheduler_lane(sched, &lane, err), fail);
+    g->load_seconds = (double)(mx_now_ns(&mx_clock_monotonic) - start) * 1e-9;
+    *out = g;
+    return MX_OK;
+fail:
+    mx_generator_close(g);
+    return st;
+}
+
+void mx_generator_close(mx_generator *g)
+{
+    if (!g) return;
+    mx_kv_close(&g->kv);
+    pack_close(&g->pack);
+    if (g->model.file) mx_decoder_close(&g->model);
+    mx_tokenizer_close(g->tokenizer);
+    free(g);
+}
+
+const mx_tokenizer *mx_generator_tokenizer(const mx_generator *g) { return g->tokenizer; }
+
+void mx_generator_info_get(const mx_generator *g, mx_generator_info *out)
+{
+    const mx_decoder_config *c = &g->model.config;
+    int32_t per_text = (g->opt.max_model_len + g->opt.page_tokens - 1) / g->opt.page_tokens;
+    *out = (mx_generator_info){
+        .name = g->name, .path = g->path, .architecture = c->architecture, .quantization = g->model.quantization,
+        .dtype = g->opt.dtype, .kv_dtype = g->opt.kv_dtype, .parameters = c->parameters, .layers = c->layers,
+        .d_model = c->d_model, .heads = c->heads, .kv_heads = c->kv_heads, .vocab = c->vocab,
+        .max_model_len = g->opt.max_model_len, .chat = mx_tokenizer_chat_family(g->tokenizer),
+        .weight_bytes = g->model.weight_bytes, .kv_bytes = g->kv.memory.size,
+        .kv_bytes_per_token = g->kv.page_bytes / (size_t)g->kv.page_tokens, .scratch_bytes = g->scratch_bytes,
+        .kv_pages = g->kv.pages, .kv_pages_free = atomic_load(&g->kv.available), .page_tokens = g->kv.page_tokens,
+        .max_concurrent = g->kv.pages / per_text, .load_seconds = g->load_seconds,
+        .prefix_hit_tokens = atomic_load(&g->prefix_hit_tokens), .prompt_tokens = atomic_load(&g->prompt_tokens),
+        .output_tokens = atomic_load(&g->output_tokens), .preemptions = atomic_load(&g->preemptions)};
+}

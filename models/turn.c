@@ -1,0 +1,222 @@
+/* turn.c - one turn of the lane: pack rows, run them, choose tokens. */
+#include "models/generation.h"
+
+#include <stdlib.h>
+
+/* ---- what a request needs next --------------------------------------------------- */
+
+void gen_plan_rows(mx_generation *r)
+{
+    uint32_t rows = 0;
+    bool splits = false;
+    for (int32_t i = 0; i < r->n_seqs; i++) {
+        const gen_seq *q = &r->seq[i];
+        if (!q->active) continue;
+        int32_t missing = q->n_ids - q->kv.n_tokens;
+        rows += (uint32_t)missing;
+        splits |= missing > 1;
+    }
+    r->job.rows = rows ? rows : 1;
+    r->job.splits = splits;
+}
+
+void gen_release_pages(mx_generation *r)
+{
+    for (int32_t i = 0; i < r->width; i++) mx_kv_release(&r->g->kv, &r->seq[i].kv);
+}
+
+static bool holds_pages(const mx_generation *r)
+{
+    for (int32_t i = 0; i < r->n_seqs; i++)
+        if (r->seq[i].kv.n_pages) return true;
+    return false;
+}
+
+/* Take the pages of the youngest request that came after r; false: there is none. */
+static bool preempt_younger(mx_generator *g, const mx_generation *r)
+{
+    for (mx_generation *v = g->last; v && v->arrival > r->arrival; v = v->prev) {
+        if (!holds_pages(v)) continue;
+        gen_release_pages(v);
+        gen_plan_rows(v);
+        v->preemptions++;
+        atomic_fetch_add(&g->preemptions, 1);
+        mx_metric_inc(g->metric.preemptions, 1);
+        return true;
+    }
+    return false;
+}
+
+/* ---- packing ----------------------------------------------------------------------- */
+
+/* Whole pages of the beginning that are in the cache already. */
+static void match_prefix(mx_generation *r, gen_seq *q)
+{
+    mx_generator *g = r->g;
+    if (q->kv.n_pages || q->kv.n_tokens || !r->scored) return;
+    int32_t found = mx_kv_match(&g->kv, &q->kv, q->ids, q->n_ids - 1);
+    if (r->matched) return;
+    r->matched = true;
+    r->cached_tokens = found;
+    atomic_fetch_add(&g->prefix_hit_tokens, (unsigned long long)found);
+    mx_metric_inc(g->metric.prefix_hits, (uint64_t)found);
+}
+
+static void want_logits(gen_pack *p, mx_generation *r, int32_t seq, int32_t prompt_position, int32_t row)
+{
+    p->want[p->n_logits] = (gen_want){r, seq, prompt_position};
+    p->logit_rows[p->n_logits++] = row;
+}
+
+/* Rows of one sequence, at most `budget`; returns how many were packed, -1 when no page was to be had. */
+static int32_t pack_seq(mx_generation *r, int32_t index, int32_t budget)
+{
+    mx_generator *g = r->g;
+    gen_pack *p = &g->pack;
+    gen_seq *q = &r->seq[index];
+    match_prefix(r, q);
+    int32_t done = q->kv.n_tokens, n = q->n_ids - done, most = p->max_logits - p->n_logits;
+    if (n > budget) n = budget;
+    if (!r->scored && n > most) n = most;
+    bool complete = done + n == q->n_ids;
+    int32_t choices = !complete ? 0 : r->forked || r->p.beams > 1 ? 1 : r->width;
+    if (complete && choices + (r->scored ? 0 : n - 1) > most) {        /* no room for its logits: all but the last row */
+        n--;
+        complete = false;
+    }
+    if (n <= 0) return 0;
+    while (!mx_kv_reserve(&g->kv, &q->kv, done + n, &p->copies))
+        if (!preempt_younger(g, r)) return -1;
+
+    for (int32_t i = 0; i < n; i++) {
+        int32_t row = p->n_rows + i, at = done + i;
+        p->ids[row] = q->ids[at];
+        p->positions[row] = at;
+        p->slots[row] = mx_kv_slot(&g->kv, &q->kv, at);
+        p->at[2 * row] = p->n_seqs;
+        p->at[2 * row + 1] = at;
+        if (!r->scored && at + 1 < r->n_prompt) want_logits(p, r, index, at, row);
+    }
+    p->n_rows += n;
+    p->seq[p->n_seqs] = q;
+    p->owner[p->n_seqs++] = r;
+    for (int32_t i = 0; complete && i < choices; i++) want_logits(p, r, r->forked || r->p.beams > 1 ? index : i, -1, p->n_rows - 1);
+    return n;
+}
+
+/* Beams move in step: nobody's last row runs before everybody's can. */
+static bool beams_ready(const mx_generation *r, int32_t budget)
+{
+    int32_t missing = 0;
+    for (int32_t i = 0; i < r->n_seqs; i++) missing += r->seq[i].active ? r->seq[i].n_ids - r->seq[i].kv.n_tokens : 0;
+    return missing <= budget && r->n_seqs <= r->g->pack.max_logits - r->g->pack.n_logits;
+}
+
+static void pack_request(mx_generation *r)
+{
+    gen_pack *p = &r->g->pack;
+    int32_t budget = (int32_t)r->job.granted, left = p->max_rows - p->n_rows;
+    if (budget > left) budget = left;
+    int32_t start_logits = p->n_logits;
+    bool beams = r->p.beams > 1, ready = !beams || beams_ready(r, budget);
+    for (int32_t i = 0; i < r->n_seqs && budget > 0 && p->n_seqs < p->max_seqs; i++) {
+        gen_seq *q = &r->seq[i];
+        if (!q->active) continue;
+        int32_t most = budget, missing = q->n_ids - q->kv.n_tokens;
+        if (!ready && most > missing - 1) most = missing - 1;
+        int32_t n = pack_seq(r, i, most);
+        if (n < 0) break;
+        budget -= n;
+    }
+    if (beams && p->n_logits - start_logits != r->n_seqs) {
+        /* Pages ran out between two beams: those that ran have their rows in the cache but
+         * choose nothing, and run their last row again when all can. */
+        for (int32_t i = start_logits; i < p->n_logits; i++) r->seq[p->want[i].seq].kv.n_tokens--;
+        p->n_logits = start_logits;
+    }
+}
+
+static int by_arrival(const void *a, const void *b)
+{
+    const mx_generation *x = *(mx_generation *const *)a, *y = *(mx_generation *const *)b;
+    return x->arrival < y->arrival ? -1 : x->arrival > y->arrival;
+}
+
+static void pack_turn(mx_generator *g, mx_job **jobs, int n)
+{
+    gen_pack *p = &g->pack;
+    p->n_rows = p->n_seqs = p->n_logits = p->copies.n = 0;
+    for (int i = 0; i < n; i++) {
+        mx_generation *r = (mx_generation *)jobs[i];
+        p->order[i] = r;
+        if (r->listed) continue;
+        r->listed = true;
+        r->arrival = ++g->arrivals;
+        r->prev = g->last;
+        r->next = NULL;
+        if (g->last) g->last->next = r;
+        else g->first = r;
+        g->last = r;
+        atomic_fetch_add(&g->prompt_tokens, (unsigned long long)r->n_prompt);
+        mx_metric_inc(g->metric.prompt_tokens, (uint64_t)r->n_prompt);
+        mx_metric_observe(g->metric.queue, (double)(r->job.started_ns - r->job.queued_ns) * 1e-9);
+    }
+    qsort(p->order, (size_t)n, sizeof *p->order, by_arrival);
+    for (int i = 0; i < n; i++) pack_request(p->order[i]);
+}
+
+/* Page lists side by side, as wide as the longest. */
+static void pack_pages(mx_generator *g)
+{
+    gen_pack *p = &g->pack;
+    p->table_cols = 1;
+    for (int32_t i = 0; i < p->n_seqs; i++)
+        if (p->seq[i]->kv.n_pages > p->table_cols) p->table_cols = p->seq[i]->kv.n_pages;
+    for (int32_t i = 0; i < p->n_seqs; i++) {
+        int32_t *to = p->pages + (size_t)i * (size_t)p->table_cols;
+        for (int32_t k = 0; k < p->table_cols; k++) to[k] = k < p->seq[i]->kv.n_pages ? p->seq[i]->kv.page[k] : 0;
+    }
+}
+
+/* ---- the turn ------------------------------------------------------------------------- */
+
+static void settle(mx_generator *g, mx_job **jobs, int n)
+{
+    for (int i = 0; i < n; i++) {
+        mx_generation *r = (mx_generation *)jobs[i];
+        bool active = false;
+        for (int32_t k = 0; k < r->n_seqs; k++) active |= r->seq[k].active;
+        r->job.verdict = active && !r->job.error.code ? MX_AGAIN : MX_DONE;
+        gen_plan_rows(r);
+    }
+    mx_metric_set(g->metric.kv_usage, 1 - (double)atomic_load(&g->kv.available) / g->kv.pages);
+    mx_lane_stats stats;
+    if (mx_scheduler_stats(g->sched, g->lane, &stats)) {
+        mx_metric_set(g->metric.running, stats.running);
+        mx_metric_set(g->metric.waiting, stats.waiting);
+    }
+}
+
+void gen_run(void *generator, mx_stream *s, mx_job **jobs, int n)
+{
+    mx_generator *g = generator;
+    gen_pack *p = &g->pack;
+    mx_error err = {0};
+    mx_status st = MX_OK;
+
+    pack_turn(g, jobs, n);
+    pack_pages(g);
+    if (p->n_rows) {
+        mx_decoder_batch b = {.n_rows = p->n_rows, .n_seqs = p->n_seqs, .n_logits = p->n_logits, .table_cols = p->table_cols,
+                              .ids = p->ids, .positions = p->positions, .slots = p->slots, .at = p->at, .pages = p->pages,
+                              .logit_rows = p->logit_rows, .copies = &p->copies};
+        mx_tensor logits = mx_decoder_forward(&g->model, s, &g->kv, &b);
+        st = mx_stream_sync(s, &err);
+        for (int32_t i = 0; !st && i < p->n_seqs; i++) mx_kv_commit(&g->kv, &p->seq[i]->kv, p->seq[i]->ids);
+        if (!st && p->n_logits) st = gen_choose(g, s, logits, &err);
+    }
+    if (st)                              /* the device failed: everybody in this turn is told */
+        for (int i = 0; i < n; i++) jobs[i]->error = err;
+    settle(g, jobs, n);
+    mx_stream_rewind(s);
+}

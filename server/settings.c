@@ -1,0 +1,36 @@
+/* settings.c - every setting of merx: flag, environment, file line, help and documentation come from here. */
+#include "server/settings.h"
+
+const mx_setting mx_settings[] = {
+    {"config", 0, MX_SET_STRING, NULL, 0, 0, NULL, MX_CMD_ALL, "FILE", "Read settings from FILE (name = value lines)."},
+    {"model", 'm', MX_SET_LIST, NULL, 0, 0, NULL, MX_CMD_MODEL | MX_CMD_CLIENT, "[NAME=]PATH",
+     "A Hugging Face folder or .gguf file; repeatable when serving, the first is the default. For client: the model's name."},
+    {"dtype", 0, MX_SET_CHOICE, "auto", 0, 0, "auto|f32|bf16|int8", MX_CMD_MODEL, NULL, "How weights are kept in memory; auto is f32."},
+    {"kv-cache-dtype", 0, MX_SET_CHOICE, "auto", 0, 0, "auto|f32|f16|bf16", MX_CMD_MODEL, NULL, "How the KV cache is kept; auto is f32."},
+    {"kv-cache-bytes", 0, MX_SET_INT, "0", 0, 1e15, NULL, MX_CMD_MODEL, "N", "Memory of the KV cache; 0 fits the limits below, at most a quarter of memory."},
+    {"page-tokens", 0, MX_SET_INT, "16", 1, 1024, NULL, MX_CMD_MODEL, "N", "Tokens of one KV page."},
+    {"max-model-len", 0, MX_SET_INT, "0", 0, 1 << 24, NULL, MX_CMD_MODEL, "N", "Tokens of prompt and output together; 0 is what the model was made for."},
+    {"max-num-seqs", 0, MX_SET_INT, "64", 1, 65536, NULL, MX_CMD_MODEL, "N", "Requests that run at once."},
+    {"max-num-batched-tokens", 0, MX_SET_INT, "512", 1, 1 << 20, NULL, MX_CMD_MODEL, "N", "Rows of one turn."},
+    {"max-num-queued-reqs", 0, MX_SET_INT, "256", 1, 1 << 24, NULL, MX_CMD_MODEL, "N", "Requests that wait; beyond it RESOURCE_EXHAUSTED."},
+    {"prefix-caching", 0, MX_SET_BOOL, "true", 0, 0, NULL, MX_CMD_MODEL, NULL, "Share the KV pages of equal beginnings."},
+    {"threads", 't', MX_SET_INT, "0", 0, 1024, NULL, MX_CMD_MODEL, "N", "Threads of the CPU device; 0 is one per core."},
+    {"bind", 0, MX_SET_BOOL, "true", 0, 0, NULL, MX_CMD_MODEL, NULL, "Bind the threads to cores."},
+    {"listen", 0, MX_SET_STRING, "127.0.0.1:50051", 0, 0, NULL, MX_CMD_SERVE, "HOST:PORT", "Where to listen; port 0 takes any free one."},
+    {"rpc-threads", 0, MX_SET_INT, "0", 0, 1024, NULL, MX_CMD_SERVE, "N", "Threads that talk to clients; 0 is by the cores."},
+    {"max-message-bytes", 0, MX_SET_INT, "4m", 1024, 1 << 30, NULL, MX_CMD_SERVE, "N", "Largest request."},
+    {"shutdown-timeout", 0, MX_SET_INT, "30", 0, 86400, NULL, MX_CMD_SERVE, "SECONDS", "How long running work may finish after SIGTERM."},
+    {"server", 's', MX_SET_STRING, "127.0.0.1:50051", 0, 0, NULL, MX_CMD_CLIENT, "HOST:PORT", "The server to call."},
+    {"timeout", 0, MX_SET_INT, "300", 1, 86400, NULL, MX_CMD_CLIENT, "SECONDS", "Deadline of the call."},
+    {"chat", 0, MX_SET_BOOL, "true", 0, 0, NULL, MX_CMD_SAMPLE, NULL, "Put the prompt through the model's chat template where it has one."},
+    {"max-tokens", 'n', MX_SET_INT, "128", 1, 1 << 24, NULL, MX_CMD_SAMPLE, "N", "Most tokens to generate."},
+    {"temperature", 0, MX_SET_FLOAT, "1", 0, 100, NULL, MX_CMD_SAMPLE, "X", "Randomness; 0 takes the most likely token."},
+    {"top-k", 0, MX_SET_INT, "0", 0, 1 << 24, NULL, MX_CMD_SAMPLE, "K", "Choose among the K most likely tokens; 0 is all."},
+    {"top-p", 0, MX_SET_FLOAT, "1", 1e-6, 1, NULL, MX_CMD_SAMPLE, "P", "Choose among the smallest set with this probability."},
+    {"repetition-penalty", 0, MX_SET_FLOAT, "1", 0.01, 100, NULL, MX_CMD_SAMPLE, "X", "Above 1: tokens already seen become less likely."},
+    {"seed", 0, MX_SET_STRING, NULL, 0, 0, NULL, MX_CMD_SAMPLE, "N", "The same seed gives the same text."},
+    {"stop", 0, MX_SET_LIST, NULL, 0, 0, NULL, MX_CMD_SAMPLE, "TEXT", "End before this text; repeatable."},
+    {"json", 0, MX_SET_BOOL, "false", 0, 0, NULL, MX_CMD_INFO, NULL, "Print JSON."},
+    {"log-level", 0, MX_SET_CHOICE, "info", 0, 0, "debug|info|warn|error|off", MX_CMD_ALL, NULL, "Least important line to log."},
+};
+const int mx_settings_count = sizeof mx_settings / sizeof *mx_settings;
