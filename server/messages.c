@@ -128,9 +128,7 @@ bool mx_wire_next(mx_wire *w, mx_wire_field *f)
     *f = (mx_wire_field){.id = (uint32_t)(tag >> 3), .type = (uint32_t)(tag & 7)};
     size_t fixed = f->type == 1 ? 8 : f->type == 5 ? 4 : 0;
     switch (f->type) {
-    case 0:
-        f->value = varint(w);
-        return !w->bad;
+    case 0: f->value = varint(w); return !w->bad;
     case 1:
     case 5:
         if ((size_t)(w->end - w->at) < fixed) goto bad;

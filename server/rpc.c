@@ -179,9 +179,9 @@ static mx_status create_core(mx_server *s, mx_error *err)
     if (!s->core) return mx_fail(err, MX_ERR_NO_MEMORY, "the gRPC server could not be created");
     for (int i = 0; i < mx_methods_count; i++) {
         bool bidi = mx_methods[i].flags & MX_METHOD_BIDI;
-        s->handles[i] = grpc_server_register_method(
-            s->core, mx_methods[i].path, NULL,
-            bidi ? GRPC_SRM_PAYLOAD_NONE : GRPC_SRM_PAYLOAD_READ_INITIAL_BYTE_BUFFER, 0);
+        s->handles[i] =
+            grpc_server_register_method(s->core, mx_methods[i].path, NULL,
+                                        bidi ? GRPC_SRM_PAYLOAD_NONE : GRPC_SRM_PAYLOAD_READ_INITIAL_BYTE_BUFFER, 0);
         if (!s->handles[i])
             return mx_fail(err, MX_ERR_INTERNAL, "the method %s cannot be registered", mx_methods[i].path);
     }
@@ -327,8 +327,10 @@ void mx_server_close(mx_server *s)
     }
     for (int i = 0; s->workers && i < s->n_workers; i++) {
         mx_rpc_worker *w = &s->workers[i];
-        if (w->started) pthread_join(w->thread, NULL);
-        else if (w->queue) serve(w); /* empties the queue */
+        if (w->started)
+            pthread_join(w->thread, NULL);
+        else if (w->queue)
+            serve(w); /* empties the queue */
     }
     if (s->core) grpc_server_destroy(s->core);
     for (int i = 0; s->workers && i < s->n_workers; i++) {

@@ -147,8 +147,10 @@ void mx_call_wake(mx_call *c)
         c->woken = true;
         c->wake_next = NULL;
         atomic_fetch_add(&c->refs, 1);
-        if (w->woken) w->woken_last->wake_next = c;
-        else w->woken = c;
+        if (w->woken)
+            w->woken_last->wake_next = c;
+        else
+            w->woken = c;
         w->woken_last = c;
         mx_rpc_ring(w);
     }
@@ -198,8 +200,9 @@ static bool transmit(mx_call *c)
     }
     if (c->end) {
         ops[n].op = GRPC_OP_SEND_STATUS_FROM_SERVER;
-        ops[n].data.send_status_from_server.status =
-            c->status == MX_RPC_UNKNOWN_METHOD ? GRPC_STATUS_UNIMPLEMENTED : (grpc_status_code)mx_rpc_code_of(c->status);
+        ops[n].data.send_status_from_server.status = c->status == MX_RPC_UNKNOWN_METHOD
+                                                         ? GRPC_STATUS_UNIMPLEMENTED
+                                                         : (grpc_status_code)mx_rpc_code_of(c->status);
         if (c->status != MX_OK) {
             text = grpc_slice_from_copied_string(c->text);
             ops[n].data.send_status_from_server.status_details = &text;
@@ -222,7 +225,8 @@ static bool transmit(mx_call *c)
     atomic_fetch_add(&c->refs, 1);
     grpc_call_error e = grpc_call_start_batch(c->core, ops, n, mx_rpc_tag_set(&c->on_sent, on_sent), NULL);
     if (e != GRPC_CALL_OK) {
-        mx_log(MX_LOG_ERROR, "rpc", "%s: gRPC refused a batch (error %d)", c->m ? c->m->path : "unknown method", (int)e);
+        mx_log(MX_LOG_ERROR, "rpc", "%s: gRPC refused a batch (error %d)", c->m ? c->m->path : "unknown method",
+               (int)e);
         c->cancelled = true;
         atomic_fetch_sub(&c->refs, 1);
     }
@@ -464,7 +468,8 @@ void mx_rpc_arm(mx_rpc_worker *w, int method)
     grpc_call_error e;
     if (!c->m) {
         grpc_call_details_init(&c->details);
-        e = grpc_server_request_call(s->core, &c->core, &c->details, &c->metadata, w->queue, w->queue, &c->on_request);
+        e = grpc_server_request_call(s->core, &c->core, &c->details, &c->metadata, w->queue, w->queue,
+                                     &c->on_request);
     } else {
         e = grpc_server_request_registered_call(s->core, s->handles[method], &c->core, &c->deadline, &c->metadata,
                                                 c->m->flags & MX_METHOD_BIDI ? NULL : &c->payload, w->queue, w->queue,

@@ -35,17 +35,17 @@ struct tag {
     _Atomic(event) fn;
 };
 
-#define OF(t, type, member) ((type *)(void *)((char *)(t) - offsetof(type, member)))
+#define OF(t, type, member) ((type *)(void *)((char *)(t)-offsetof(type, member)))
 
 struct mx_client {
     grpc_channel *channel;
     grpc_completion_queue *queue;
     pthread_t thread;
-    bool      started, wait_for_ready;
+    bool started, wait_for_ready;
     pthread_mutex_t lock;
-    pthread_cond_t  quiet;          /* live has become 0 */
-    int       live;
-    mx_client_call *calls;          /* that run; linked by newer, older */
+    pthread_cond_t quiet; /* live has become 0 */
+    int live;
+    mx_client_call *calls; /* that run; linked by newer, older */
 };
 
 struct mx_client_call {
@@ -54,7 +54,7 @@ struct mx_client_call {
     mx_client_call *newer, *older;
     grpc_call *core;
     mx_client_calls calls;
-    bool     iterates;              /* replies are read when asked for            */
+    bool iterates; /* replies are read when asked for            */
     atomic_int refs;
     grpc_metadata_array initial, trailing;
     grpc_byte_buffer *payload;
@@ -63,10 +63,10 @@ struct mx_client_call {
     mx_rpc_status status;
     /* Iterators, under lock: */
     pthread_mutex_t lock;
-    pthread_cond_t  news;
-    bool     asked, no_more, over;
+    pthread_cond_t news;
+    bool asked, no_more, over;
     grpc_slice reply;
-    bool     has_reply;
+    bool has_reply;
 };
 
 static grpc_slice read_all(grpc_byte_buffer *b)
@@ -85,8 +85,10 @@ static void unref(mx_client_call *call)
     mx_client *c = call->client;
     if (call->calls.done) call->calls.done(call->calls.user, &call->status);
     pthread_mutex_lock(&c->lock); /* out of the list first: mx_client_close() cancels what is in it */
-    if (call->newer) call->newer->older = call->older;
-    else c->calls = call->older;
+    if (call->newer)
+        call->newer->older = call->older;
+    else
+        c->calls = call->older;
     if (call->older) call->older->newer = call->newer;
     pthread_mutex_unlock(&c->lock);
     grpc_call_unref(call->core);
@@ -257,8 +259,10 @@ void mx_client_close(mx_client *c)
     pthread_mutex_unlock(&c->lock);
     if (c->channel) grpc_channel_destroy(c->channel);
     grpc_completion_queue_shutdown(c->queue);
-    if (c->started) pthread_join(c->thread, NULL);
-    else serve(c); /* empties the queue */
+    if (c->started)
+        pthread_join(c->thread, NULL);
+    else
+        serve(c); /* empties the queue */
     grpc_completion_queue_destroy(c->queue);
     pthread_cond_destroy(&c->quiet);
     pthread_mutex_destroy(&c->lock);
@@ -285,7 +289,8 @@ static mx_client_call *create(mx_client *c, const char *method, uint32_t timeout
     pthread_mutex_init(&call->lock, NULL);
     pthread_cond_init(&call->news, NULL);
     grpc_slice path = grpc_slice_from_copied_string(method);
-    call->core = grpc_channel_create_call(c->channel, NULL, GRPC_PROPAGATE_DEFAULTS, c->queue, path, NULL, deadline, NULL);
+    call->core =
+        grpc_channel_create_call(c->channel, NULL, GRPC_PROPAGATE_DEFAULTS, c->queue, path, NULL, deadline, NULL);
     grpc_slice_unref(path);
     pthread_mutex_lock(&c->lock);
     call->older = c->calls;
@@ -383,7 +388,8 @@ bool mx_client_next(mx_client_call *call, const uint8_t **reply, size_t *len)
 
 void mx_client_finish(mx_client_call *call, mx_rpc_status *st)
 {
-    while (mx_client_next(call, NULL, NULL)) {} /* what nobody reads would keep the status back */
+    while (mx_client_next(call, NULL, NULL)) {
+    } /* what nobody reads would keep the status back */
     pthread_mutex_lock(&call->lock);
     while (!call->over) pthread_cond_wait(&call->news, &call->lock);
     if (st) *st = call->status;
@@ -406,10 +412,10 @@ void mx_client_end(mx_client_call *call)
 
 typedef struct answer {
     pthread_mutex_t lock;
-    pthread_cond_t  news;
-    bool     over;
+    pthread_cond_t news;
+    bool over;
     uint8_t *reply;
-    size_t   len;
+    size_t len;
     mx_rpc_status status;
 } answer;
 

@@ -10,8 +10,8 @@ const mx_method mx_methods[] = {
     {"/merx.v1.Generation/ListModels", 0, mx_list_models_begin},
     {"/grpc.health.v1.Health/Check", MX_METHOD_ALWAYS, mx_health_check_begin},
     {"/grpc.health.v1.Health/Watch", MX_METHOD_ALWAYS | MX_METHOD_WAITS, mx_health_watch_begin},
-    {"/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
-     MX_METHOD_ALWAYS | MX_METHOD_WAITS | MX_METHOD_BIDI, mx_reflection_begin},
+    {"/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", MX_METHOD_ALWAYS | MX_METHOD_WAITS | MX_METHOD_BIDI,
+     mx_reflection_begin},
     {"/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
      MX_METHOD_ALWAYS | MX_METHOD_WAITS | MX_METHOD_BIDI, mx_reflection_begin},
 };

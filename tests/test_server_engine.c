@@ -92,8 +92,8 @@ static void test_stream_equals_generate(void)
         if (e) merx__v1__generate_event__free_unpacked(e, NULL);
     }
     mx_client_finish(c, &st);
-    CHECK_MSG(st.code == MX_RPC_OK && r && got == r->candidates[0]->n_ids && !wrong, "%zu ids, %zu differ, %s", got, wrong,
-              st.text);
+    CHECK_MSG(st.code == MX_RPC_OK && r && got == r->candidates[0]->n_ids && !wrong, "%zu ids, %zu differ, %s", got,
+              wrong, st.text);
     mx_client_end(c);
     if (r) merx__v1__generate_response__free_unpacked(r, NULL);
     free(p.data);
@@ -126,7 +126,7 @@ static void test_storm_leaves_every_page(void)
     long grown = rss_kb() - before;
     printf("  %d streams; RSS %ld kB, grown %ld kB\n", total, rss_kb(), grown);
     CHECK_MSG(SANITIZED || grown < 6144, "%ld kB grown", grown);
-    storm_close(&s);
+    storm_close(&s, true);
     free(p.data);
     house_close(&h);
 }

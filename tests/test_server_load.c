@@ -23,21 +23,24 @@ static void test_storms(void)
     int files = open_files();
     uint64_t start = now_ms();
     cancel_storm(f.client, &s, total / 2, &p);
-    CHECK_MSG(fixture_quiet(&f, 20000), "%d generations, %d calls", fixture_running(&f), mx_server_inflight(f.server));
+    CHECK_MSG(fixture_quiet(&f, 20000), "%d generations, %d calls", fixture_running(&f),
+              mx_server_inflight(f.server));
     uint64_t middle = now_ms();
     int sent = vanish_storm(mx_server_port(f.server), total / 2, &p);
     CHECK_MSG(sent == total / 2, "%d sent", sent);
-    CHECK_MSG(fixture_quiet(&f, 20000), "%d generations, %d calls", fixture_running(&f), mx_server_inflight(f.server));
+    CHECK_MSG(fixture_quiet(&f, 20000), "%d generations, %d calls", fixture_running(&f),
+              mx_server_inflight(f.server));
     /* The last of them may still stand in the listener's queue. */
     for (int i = 0; i < 1000 && open_files() > files + 2; i++) nap_ms(10);
-    CHECK_MSG(fixture_quiet(&f, 20000), "%d generations, %d calls", fixture_running(&f), mx_server_inflight(f.server));
+    CHECK_MSG(fixture_quiet(&f, 20000), "%d generations, %d calls", fixture_running(&f),
+              mx_server_inflight(f.server));
     long grown = rss_kb() - before;
     printf("  %d cancelled in %llu ms, %d vanished in %llu ms; RSS %ld kB, grown %ld kB\n", total / 2,
            (unsigned long long)(middle - start), sent, (unsigned long long)(now_ms() - middle), rss_kb(), grown);
     CHECK_MSG(SANITIZED || grown < 6144, "%ld kB grown", grown);
     CHECK_MSG(open_files() <= files + 2, "%d files, were %d", open_files(), files);
     CHECK(fixture_pages(&f) == 0);
-    storm_close(&s);
+    storm_close(&s, false);
     free(p.data);
     fixture_close(&f);
 }
@@ -65,8 +68,10 @@ static void crowd_done(void *user, const mx_rpc_status *st)
 {
     crowd *c = user;
     pthread_mutex_lock(&c->lock);
-    if (st->code == MX_RPC_OK) c->ok++;
-    else if (st->code == MX_RPC_RESOURCE_EXHAUSTED) c->exhausted++;
+    if (st->code == MX_RPC_OK)
+        c->ok++;
+    else if (st->code == MX_RPC_RESOURCE_EXHAUSTED)
+        c->exhausted++;
     else {
         c->other++;
         fprintf(stderr, "  %s: %s\n", mx_rpc_code_name(st->code), st->text);
@@ -89,17 +94,20 @@ static void test_crowd(void)
     o.turn_us = 300;
     if (!fixture_open(&f, &o, NULL)) return;
     packed p = generate_bytes("A crowd", 100);
-    for (int i = 0; i < CLIENTS; i++) CHECK_OK(mx_client_open(&clients[i], mx_server_address(f.server), NULL, &err), err);
+    for (int i = 0; i < CLIENTS; i++)
+        CHECK_OK(mx_client_open(&clients[i], mx_server_address(f.server), NULL, &err), err);
     crowd c = {.left = CLIENTS * 2};
     pthread_mutex_init(&c.lock, NULL);
     pthread_cond_init(&c.news, NULL);
     mx_client_calls calls = {.unary = true, .message = crowd_message, .done = crowd_done, .user = &c};
     for (int k = 0; k < 2; k++)
-        for (int i = 0; i < CLIENTS; i++) CHECK(!mx_client_start(clients[i], NULL, RPC("Generate"), p.data, p.len, 60000, &calls));
+        for (int i = 0; i < CLIENTS; i++)
+            CHECK(!mx_client_start(clients[i], NULL, RPC("Generate"), p.data, p.len, 60000, &calls));
     pthread_mutex_lock(&c.lock);
     while (c.left) pthread_cond_wait(&c.news, &c.lock);
     pthread_mutex_unlock(&c.lock);
-    printf("  %d calls of %d clients on a queue of 64: %d OK, %d RESOURCE_EXHAUSTED\n", CLIENTS * 2, CLIENTS, c.ok, c.exhausted);
+    printf("  %d calls of %d clients on a queue of 64: %d OK, %d RESOURCE_EXHAUSTED\n", CLIENTS * 2, CLIENTS, c.ok,
+           c.exhausted);
     CHECK(c.other == 0 && c.no_retry == 0);
     CHECK(c.ok >= 64 && c.exhausted > 0 && c.ok + c.exhausted == CLIENTS * 2);
     CHECK_MSG(c.replies == (size_t)c.ok, "%zu whole replies of %d", c.replies, c.ok);
@@ -124,13 +132,13 @@ static void test_max_calls(void)
         CHECK(!mx_client_stream(f.client, &calls[i], RPC("Stream"), p.data, p.len, 0));
         CHECK(mx_client_next(calls[i], NULL, NULL));
     }
-    CHECK(call_bytes(f.client, RPC("ListModels"), (const uint8_t *)"", 0, 5000, &merx__v1__list_models_response__descriptor,
-                     NULL, &st) == MX_RPC_RESOURCE_EXHAUSTED);
+    CHECK(call_bytes(f.client, RPC("ListModels"), (const uint8_t *)"", 0, 5000,
+                     &merx__v1__list_models_response__descriptor, NULL, &st) == MX_RPC_RESOURCE_EXHAUSTED);
     CHECK(st.retry_ms == 1000 && strstr(st.text, "max-calls"));
     for (int i = 0; i < 8; i++) mx_client_end(calls[i]);
     CHECK(fixture_quiet(&f, 5000));
-    CHECK(call_bytes(f.client, RPC("ListModels"), (const uint8_t *)"", 0, 5000, &merx__v1__list_models_response__descriptor,
-                     NULL, &st) == MX_RPC_OK);
+    CHECK(call_bytes(f.client, RPC("ListModels"), (const uint8_t *)"", 0, 5000,
+                     &merx__v1__list_models_response__descriptor, NULL, &st) == MX_RPC_OK);
     free(p.data);
     fixture_close(&f);
 }
@@ -164,8 +172,8 @@ static void test_slow_reader(void)
     /* Others are not held up by it. */
     p = generate_bytes("Quickly", 500);
     uint64_t start = now_ms();
-    CHECK(call_bytes(f.client, RPC("Generate"), p.data, p.len, 20000, &merx__v1__generate_response__descriptor, NULL, &st) ==
-          MX_RPC_OK);
+    CHECK(call_bytes(f.client, RPC("Generate"), p.data, p.len, 20000, &merx__v1__generate_response__descriptor, NULL,
+                     &st) == MX_RPC_OK);
     CHECK_MSG(now_ms() - start < 10000, "%llu ms", (unsigned long long)(now_ms() - start));
     free(p.data);
     nap_ms(SANITIZED ? 3000 : 1000); /* its generation ends meanwhile, or nearly */
@@ -185,7 +193,8 @@ static void test_slow_reader(void)
     CHECK_MSG(st.code == MX_RPC_OK, "%s: %s", mx_rpc_code_name(st.code), st.text);
     size_t all = letters[0] + letters[1] + letters[2] + letters[3];
     /* The first event was read before counting: it held one candidate's first letters. */
-    CHECK_MSG(all > VOICES * TOKENS - 200 && all < VOICES * TOKENS && lasts == 1, "%zu letters, %zu last events", all, lasts);
+    CHECK_MSG(all > VOICES * TOKENS - 200 && all < VOICES * TOKENS && lasts == 1, "%zu letters, %zu last events", all,
+              lasts);
     CHECK(logprobs == all);
     printf("  %d tokens came in %zu events\n", VOICES * TOKENS, events);
     CHECK_MSG(events < VOICES * TOKENS / 4, "%zu events: not gathered", events);
