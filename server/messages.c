@@ -87,14 +87,6 @@ void *mx_arena_array(mx_arena *a, size_t n, size_t size)
     return p;
 }
 
-char *mx_arena_string(mx_arena *a, const char *s)
-{
-    size_t n = strlen(s) + 1;
-    char *copy = mx_arena_alloc(a, n);
-    if (copy) memcpy(copy, s, n);
-    return copy;
-}
-
 static void *arena_alloc(void *arena, size_t size)
 {
     return mx_arena_alloc(arena, size);

@@ -88,7 +88,8 @@ static mx_status check_options(const mx_server_options *o, mx_error *err)
         return mx_fail(err, MX_ERR_ARG, "decode-budget: %zu is over 64 GiB", o->decode_budget);
     if (o->max_concurrent_streams < 1)
         return mx_fail(err, MX_ERR_ARG, "max-concurrent-streams: %d is not positive", o->max_concurrent_streams);
-    if (o->max_calls < 1) return mx_fail(err, MX_ERR_ARG, "max-calls: %d is not positive", o->max_calls);
+    if (o->max_calls < 1 || o->max_calls > 1 << 24)
+        return mx_fail(err, MX_ERR_ARG, "max-calls: %d is not in 1..16777216", o->max_calls);
     if (o->keepalive_ms < 0 || o->keepalive_timeout_ms < 0)
         return mx_fail(err, MX_ERR_ARG, "keepalive-ms, keepalive-timeout-ms: negative");
     return MX_OK;

@@ -375,7 +375,12 @@ static void set_times(mx_call *c)
 static bool admit(mx_call *c)
 {
     mx_server *s = c->worker->server;
-    if (c->m->flags & MX_METHOD_ALWAYS) return true;
+    if (c->m->flags & MX_METHOD_ALWAYS) {
+        /* Nobody waits for these, but watchers without end would still take all memory. */
+        if (!(c->m->flags & MX_METHOD_WAITS) || atomic_load(&s->live) <= 2 * s->opt.max_calls) return true;
+        mx_call_finish(c, MX_ERR_BUSY, "the server has too many calls open");
+        return false;
+    }
     /* Counted first, looked at the state second: mx_server_drain() does it the other way
      * round, so a call is either counted there or refused here. */
     c->counted = true;
