@@ -38,7 +38,8 @@ static mx_status read_ids(const mx_tokenizer *t, const Merx__V1__TokenIds *ids, 
     int32_t vocab = mx_tokenizer_vocab(t);
     for (size_t i = 0; i < ids->n_ids; i++) {
         if (ids->ids[i] < 0 || ids->ids[i] >= vocab)
-            return mx_fail(err, MX_ERR_ARG, "ids[%zu]: %d is not in the vocabulary (0..%d)", i, ids->ids[i], vocab - 1);
+            return mx_fail(err, MX_ERR_ARG, "ids[%zu]: %d is not in the vocabulary (0..%d)", i, ids->ids[i],
+                           vocab - 1);
         if (mx_ids_push(out, ids->ids[i])) return mx_fail(err, MX_ERR_NO_MEMORY, "ids: out of memory");
     }
     return MX_OK;
@@ -123,7 +124,8 @@ mx_status mx_text_request_read(mx_text_request *out, const mx_app *app, mx_arena
     mx_generator_info_get(out->model, &info);
     out->model_name = info.name;
     if (strlen(m->request_id) > MX_MAX_REQUEST_ID)
-        return mx_fail(err, MX_ERR_ARG, "request_id: %zu bytes, at most %d", strlen(m->request_id), MX_MAX_REQUEST_ID);
+        return mx_fail(err, MX_ERR_ARG, "request_id: %zu bytes, at most %d", strlen(m->request_id),
+                       MX_MAX_REQUEST_ID);
     MX_TRY(read_sampling(&out->sampling, arena, m->sampling, err));
     return read_prompt(mx_generator_tokenizer(out->model), arena, m, &out->prompt, err);
 }

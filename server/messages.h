@@ -32,7 +32,6 @@ void  mx_arena_close(mx_arena *a);
 void  mx_arena_reset(mx_arena *a);                      /* everything handed out is gone */
 void *mx_arena_alloc(mx_arena *a, size_t size);         /* 16-byte aligned; NULL sets exhausted */
 void *mx_arena_array(mx_arena *a, size_t n, size_t size);   /* zeroed; NULL on overflow too */
-char *mx_arena_string(mx_arena *a, const char *s);
 
 /* ---- messages ------------------------------------------------------------------- */
 

@@ -28,21 +28,24 @@
 #include <stdlib.h>
 #include <string.h>
 
-typedef struct tag {
-    void (*fn)(struct tag *t, bool ok);
-} tag;
+/* As in rpc_core.h: set with release before each batch, read with acquire by the queue's thread. */
+typedef struct tag tag;
+typedef void (*event)(tag *t, bool ok);
+struct tag {
+    _Atomic(event) fn;
+};
 
-#define OF(t, type, member) ((type *)(void *)((char *)(t) - offsetof(type, member)))
+#define OF(t, type, member) ((type *)(void *)((char *)(t)-offsetof(type, member)))
 
 struct mx_client {
     grpc_channel *channel;
     grpc_completion_queue *queue;
     pthread_t thread;
-    bool      started, wait_for_ready;
+    bool started, wait_for_ready;
     pthread_mutex_t lock;
-    pthread_cond_t  quiet;          /* live has become 0 */
-    int       live;
-    mx_client_call *calls;          /* that run; linked by newer, older */
+    pthread_cond_t quiet; /* live has become 0 */
+    int live;
+    mx_client_call *calls; /* that run; linked by newer, older */
 };
 
 struct mx_client_call {
@@ -51,7 +54,7 @@ struct mx_client_call {
     mx_client_call *newer, *older;
     grpc_call *core;
     mx_client_calls calls;
-    bool     iterates;              /* replies are read when asked for            */
+    bool iterates; /* replies are read when asked for            */
     atomic_int refs;
     grpc_metadata_array initial, trailing;
     grpc_byte_buffer *payload;
@@ -60,10 +63,10 @@ struct mx_client_call {
     mx_rpc_status status;
     /* Iterators, under lock: */
     pthread_mutex_t lock;
-    pthread_cond_t  news;
-    bool     asked, no_more, over;
+    pthread_cond_t news;
+    bool asked, no_more, over;
     grpc_slice reply;
-    bool     has_reply;
+    bool has_reply;
 };
 
 static grpc_slice read_all(grpc_byte_buffer *b)
@@ -75,12 +78,19 @@ static grpc_slice read_all(grpc_byte_buffer *b)
     return s;
 }
 
-/* The last batch is through: tell, and leave the client's list. */
+/* The last batch is through: tell, and go. */
 static void unref(mx_client_call *call)
 {
     if (atomic_fetch_sub(&call->refs, 1) != 1) return;
     mx_client *c = call->client;
     if (call->calls.done) call->calls.done(call->calls.user, &call->status);
+    pthread_mutex_lock(&c->lock); /* out of the list first: mx_client_close() cancels what is in it */
+    if (call->newer)
+        call->newer->older = call->older;
+    else
+        c->calls = call->older;
+    if (call->older) call->older->newer = call->newer;
+    pthread_mutex_unlock(&c->lock);
     grpc_call_unref(call->core);
     grpc_metadata_array_destroy(&call->initial);
     grpc_metadata_array_destroy(&call->trailing);
@@ -90,21 +100,21 @@ static void unref(mx_client_call *call)
     pthread_mutex_destroy(&call->lock);
     pthread_cond_destroy(&call->news);
     pthread_mutex_lock(&c->lock);
-    if (call->newer) call->newer->older = call->older;
-    else c->calls = call->older;
-    if (call->older) call->older->newer = call->newer;
     if (--c->live == 0) pthread_cond_broadcast(&c->quiet);
     pthread_mutex_unlock(&c->lock);
     free(call);
 }
 
-static bool batch(mx_client_call *call, const grpc_op *ops, size_t n, tag *t)
+static bool batch(mx_client_call *call, const grpc_op *ops, size_t n, tag *t, event fn)
 {
+    atomic_store_explicit(&t->fn, fn, memory_order_release);
     atomic_fetch_add(&call->refs, 1);
     if (grpc_call_start_batch(call->core, ops, n, t, NULL) == GRPC_CALL_OK) return true;
     atomic_fetch_sub(&call->refs, 1);
     return false;
 }
+
+static void on_message(tag *t, bool ok);
 
 static void ask(mx_client_call *call)
 {
@@ -112,7 +122,7 @@ static void ask(mx_client_call *call)
     memset(&op, 0, sizeof op);
     op.op = GRPC_OP_RECV_MESSAGE;
     op.data.recv_message.recv_message = &call->payload;
-    batch(call, &op, 1, &call->on_message);
+    batch(call, &op, 1, &call->on_message, on_message);
 }
 
 static void on_start(tag *t, bool ok)
@@ -185,7 +195,8 @@ static void *serve(void *arg)
     for (;;) {
         grpc_event ev = grpc_completion_queue_next(c->queue, gpr_inf_future(GPR_CLOCK_MONOTONIC), NULL);
         if (ev.type == GRPC_QUEUE_SHUTDOWN) return NULL;
-        if (ev.type == GRPC_OP_COMPLETE) ((tag *)ev.tag)->fn(ev.tag, ev.success);
+        tag *t = ev.tag;
+        if (ev.type == GRPC_OP_COMPLETE) atomic_load_explicit(&t->fn, memory_order_acquire)(t, ev.success);
     }
 }
 
@@ -248,8 +259,10 @@ void mx_client_close(mx_client *c)
     pthread_mutex_unlock(&c->lock);
     if (c->channel) grpc_channel_destroy(c->channel);
     grpc_completion_queue_shutdown(c->queue);
-    if (c->started) pthread_join(c->thread, NULL);
-    else serve(c); /* empties the queue */
+    if (c->started)
+        pthread_join(c->thread, NULL);
+    else
+        serve(c); /* empties the queue */
     grpc_completion_queue_destroy(c->queue);
     pthread_cond_destroy(&c->quiet);
     pthread_mutex_destroy(&c->lock);
@@ -267,9 +280,6 @@ static mx_client_call *create(mx_client *c, const char *method, uint32_t timeout
     if (timeout_ms)
         deadline = gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC), gpr_time_from_millis(timeout_ms, GPR_TIMESPAN));
     call->client = c;
-    call->on_start.fn = on_start;
-    call->on_message.fn = on_message;
-    call->on_over.fn = on_over;
     if (calls) call->calls = *calls;
     call->iterates = !calls;
     atomic_store(&call->refs, 1);
@@ -279,7 +289,8 @@ static mx_client_call *create(mx_client *c, const char *method, uint32_t timeout
     pthread_mutex_init(&call->lock, NULL);
     pthread_cond_init(&call->news, NULL);
     grpc_slice path = grpc_slice_from_copied_string(method);
-    call->core = grpc_channel_create_call(c->channel, NULL, GRPC_PROPAGATE_DEFAULTS, c->queue, path, NULL, deadline, NULL);
+    call->core =
+        grpc_channel_create_call(c->channel, NULL, GRPC_PROPAGATE_DEFAULTS, c->queue, path, NULL, deadline, NULL);
     grpc_slice_unref(path);
     pthread_mutex_lock(&c->lock);
     call->older = c->calls;
@@ -315,9 +326,9 @@ static bool begin(mx_client_call *call, const uint8_t *msg, size_t len)
         ops[n].op = GRPC_OP_RECV_MESSAGE;
         ops[n++].data.recv_message.recv_message = &call->payload;
         ops[n++] = status;
-        ok = batch(call, ops, n, &call->on_over);
+        ok = batch(call, ops, n, &call->on_over, on_over);
     } else {
-        ok = batch(call, &status, 1, &call->on_over) && batch(call, ops, n, &call->on_start);
+        ok = batch(call, &status, 1, &call->on_over, on_over) && batch(call, ops, n, &call->on_start, on_start);
         if (ok && !call->iterates) ask(call);
     }
     grpc_byte_buffer_destroy(b);
@@ -377,7 +388,8 @@ bool mx_client_next(mx_client_call *call, const uint8_t **reply, size_t *len)
 
 void mx_client_finish(mx_client_call *call, mx_rpc_status *st)
 {
-    while (mx_client_next(call, NULL, NULL)) {} /* what nobody reads would keep the status back */
+    while (mx_client_next(call, NULL, NULL)) {
+    } /* what nobody reads would keep the status back */
     pthread_mutex_lock(&call->lock);
     while (!call->over) pthread_cond_wait(&call->news, &call->lock);
     if (st) *st = call->status;
@@ -400,10 +412,10 @@ void mx_client_end(mx_client_call *call)
 
 typedef struct answer {
     pthread_mutex_t lock;
-    pthread_cond_t  news;
-    bool     over;
+    pthread_cond_t news;
+    bool over;
     uint8_t *reply;
-    size_t   len;
+    size_t len;
     mx_rpc_status status;
 } answer;
 

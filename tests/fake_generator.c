@@ -20,21 +20,21 @@ struct mx_generator {
 
 typedef struct voice {
     mx_candidate c;
-    char    *text;
+    char *text;
     int32_t *ids;
 } voice;
 
 struct mx_generation {
-    mx_job job;                       /* first: a job is its generation */
+    mx_job job; /* first: a job is its generation */
     mx_generator *g;
     mx_generation_calls calls;
     mx_sampling s;
-    char    *stop;                    /* the first stop string, a copy  */
+    char *stop; /* the first stop string, a copy  */
     int32_t *prompt;
     int32_t n_prompt, step, max;
-    int     pages;
+    int pages;
     uint64_t hash, first_ns;
-    voice   *voices;
+    voice *voices;
 };
 
 static bool speak(mx_generation *r, int v)
@@ -64,7 +64,8 @@ static bool speak(mx_generation *r, int v)
     mx_token_logprob l = {.id = id, .logprob = -0.5f, .top_id = top, .top_logprob = lp, .n_top = r->s.logprobs};
     c->c.logprob_sum -= 0.5;
     if (r->calls.text)
-        r->calls.text(r, v, c->text + c->c.text_len - new_text, new_text, &id, 1, &l, r->s.logprobs >= 0, c->c.finish);
+        r->calls.text(r, v, c->text + c->c.text_len - new_text, new_text, &id, 1, &l, r->s.logprobs >= 0,
+                      c->c.finish);
     return c->c.finish == MX_FINISH_NONE;
 }
 
@@ -111,8 +112,12 @@ mx_status mx_fake_open(mx_generator **out, const char *name, mx_scheduler *s, co
     atomic_store(&g->turn_us, o->turn_us);
     snprintf(g->name, sizeof g->name, "%s", name);
     snprintf(g->lane, sizeof g->lane, "%s.generate", name);
-    mx_lane_config lane = {.name = g->lane, .max_jobs = o->max_jobs, .max_rows = o->max_jobs, .queue_limit = o->queue_limit,
-                           .run = run, .model = g};
+    mx_lane_config lane = {.name = g->lane,
+                           .max_jobs = o->max_jobs,
+                           .max_rows = o->max_jobs,
+                           .queue_limit = o->queue_limit,
+                           .run = run,
+                           .model = g};
     mx_status st = mx_scheduler_lane(s, &lane, err);
     if (st) {
         mx_generator_close(g);
@@ -141,12 +146,22 @@ void mx_generator_close(mx_generator *g)
 
 void mx_generator_info_get(const mx_generator *g, mx_generator_info *out)
 {
-    *out = (mx_generator_info){
-        .name = g->name, .path = "fake", .architecture = "fake", .quantization = "F32", .dtype = MX_F32, .parameters = 26,
-        .layers = 1, .d_model = 1, .vocab = 260, .max_model_len = g->o.max_model_len,
-        .chat = g->o.chat ? MX_CHAT_CHATML : MX_CHAT_NONE, .kv_bytes = PAGES * PAGE_TOKENS, .kv_bytes_per_token = 1,
-        .kv_pages = PAGES, .page_tokens = PAGE_TOKENS,
-        .kv_pages_free = PAGES - atomic_load(&((mx_generator *)(uintptr_t)g)->pages_used)};
+    *out = (mx_generator_info){.name = g->name,
+                               .path = "fake",
+                               .architecture = "fake",
+                               .quantization = "F32",
+                               .dtype = MX_F32,
+                               .parameters = 26,
+                               .layers = 1,
+                               .d_model = 1,
+                               .vocab = 260,
+                               .max_model_len = g->o.max_model_len,
+                               .chat = g->o.chat ? MX_CHAT_CHATML : MX_CHAT_NONE,
+                               .kv_bytes = PAGES * PAGE_TOKENS,
+                               .kv_bytes_per_token = 1,
+                               .kv_pages = PAGES,
+                               .page_tokens = PAGE_TOKENS,
+                               .kv_pages_free = PAGES - atomic_load(&((mx_generator *)(uintptr_t)g)->pages_used)};
 }
 
 const mx_tokenizer *mx_generator_tokenizer(const mx_generator *g)
@@ -156,12 +171,18 @@ const mx_tokenizer *mx_generator_tokenizer(const mx_generator *g)
 
 mx_sampling mx_sampling_defaults(void)
 {
-    return (mx_sampling){.temperature = 1, .top_p = 1, .typical_p = 1, .repetition_penalty = 1, .n = 1,
-                         .length_penalty = 1, .logprobs = -1};
+    return (mx_sampling){.temperature = 1,
+                         .top_p = 1,
+                         .typical_p = 1,
+                         .repetition_penalty = 1,
+                         .n = 1,
+                         .length_penalty = 1,
+                         .logprobs = -1};
 }
 
 mx_status mx_generation_open(mx_generation **out, mx_generator *g, const int32_t *prompt, int32_t n_prompt,
-                             const mx_sampling *s, const mx_generation_calls *calls, uint64_t deadline_ns, mx_error *err)
+                             const mx_sampling *s, const mx_generation_calls *calls, uint64_t deadline_ns,
+                             mx_error *err)
 {
     *out = NULL;
     if (n_prompt < 1) return mx_fail(err, MX_ERR_ARG, "prompt: empty");
@@ -171,7 +192,8 @@ mx_status mx_generation_open(mx_generation **out, mx_generator *g, const int32_t
         return mx_fail(err, MX_ERR_ARG, "temperature: %g is not in 0..100", (double)s->temperature);
     if (s->n < 1 || s->n > MX_MAX_CANDIDATES)
         return mx_fail(err, MX_ERR_ARG, "n: %d is not in 1..%d", s->n, MX_MAX_CANDIDATES);
-    if (s->logprobs > MX_MAX_TOP_LOGPROBS) return mx_fail(err, MX_ERR_ARG, "logprobs: %d is over %d", s->logprobs, MX_MAX_TOP_LOGPROBS);
+    if (s->logprobs > MX_MAX_TOP_LOGPROBS)
+        return mx_fail(err, MX_ERR_ARG, "logprobs: %d is over %d", s->logprobs, MX_MAX_TOP_LOGPROBS);
     if (s->max_tokens < 0) return mx_fail(err, MX_ERR_ARG, "max_tokens: %d is negative", s->max_tokens);
     mx_generation *r = calloc(1, sizeof *r);
     if (!r) return mx_fail(err, MX_ERR_NO_MEMORY, "no memory");

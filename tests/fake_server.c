@@ -11,11 +11,16 @@
 static void obey(mx_fake_app *f, mx_server *s, const char *line)
 {
     int answer = 0;
-    if (!strncmp(line, "drain", 5)) answer = mx_server_drain(s, (uint32_t)atoi(line + 5));
-    else if (!strncmp(line, "starting", 8)) atomic_store(&f->app.state, MX_APP_STARTING);
-    else if (!strncmp(line, "serving", 7)) atomic_store(&f->app.state, MX_APP_SERVING);
-    else if (!strncmp(line, "turn", 4)) mx_fake_set_turn_us(f->models[0], (uint32_t)atoi(line + 4));
-    else if (!strncmp(line, "running", 7)) answer = mx_fake_open_generations(f->models[0]);
+    if (!strncmp(line, "drain", 5))
+        answer = mx_server_drain(s, (uint32_t)atoi(line + 5));
+    else if (!strncmp(line, "starting", 8))
+        atomic_store(&f->app.state, MX_APP_STARTING);
+    else if (!strncmp(line, "serving", 7))
+        atomic_store(&f->app.state, MX_APP_SERVING);
+    else if (!strncmp(line, "turn", 4))
+        mx_fake_set_turn_us(f->models[0], (uint32_t)atoi(line + 4));
+    else if (!strncmp(line, "running", 7))
+        answer = mx_fake_open_generations(f->models[0]);
     printf("%d\n", answer);
     fflush(stdout);
 }

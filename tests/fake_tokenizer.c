@@ -66,7 +66,7 @@ mx_status mx_tokenizer_encode(const mx_tokenizer *t, const char *text, size_t le
 
 const char *mx_tokenizer_piece(const mx_tokenizer *t, int32_t id, size_t *len)
 {
-    static char bytes[256];      /* each holds its own index; written once by any thread, always the same */
+    static char bytes[256]; /* each holds its own index; written once by any thread, always the same */
     (void)t;
     if (id >= BOS && id < VOCAB) {
         *len = strlen(names[id - BOS]);
@@ -120,7 +120,8 @@ mx_status mx_tokenizer_chat(const mx_tokenizer *t, const mx_chat_message *messag
     for (int i = 0; i < n; i++) {
         const char *r = messages[i].role;
         if (strcmp(r, "system") && strcmp(r, "user") && strcmp(r, "assistant"))
-            return mx_fail(err, MX_ERR_ARG, "chat.messages[%d].role: \"%.40s\" is none of system, user, assistant", i, r);
+            return mx_fail(err, MX_ERR_ARG, "chat.messages[%d].role: \"%.40s\" is none of system, user, assistant", i,
+                           r);
         MX_TRY(mx_ids_push(out, IM_START));
         MX_TRY(push_text(t, r, out, err));
         MX_TRY(push_text(t, "\n", out, err));
@@ -137,8 +138,11 @@ bool mx_utf8_valid(const char *text, size_t len, size_t *bad)
 {
     const unsigned char *s = (const unsigned char *)text;
     for (size_t i = 0; i < len;) {
-        size_t n = s[i] < 0x80 ? 1 : s[i] >= 0xc2 && s[i] < 0xe0 ? 2 : (s[i] & 0xf0) == 0xe0 ? 3
-                 : s[i] >= 0xf0 && s[i] < 0xf5 ? 4 : 0;
+        size_t n = s[i] < 0x80                   ? 1
+                   : s[i] >= 0xc2 && s[i] < 0xe0 ? 2
+                   : (s[i] & 0xf0) == 0xe0       ? 3
+                   : s[i] >= 0xf0 && s[i] < 0xf5 ? 4
+                                                 : 0;
         bool ok = n && n <= len - i;
         for (size_t k = 1; ok && k < n; k++) ok = (s[i + k] & 0xc0) == 0x80;
         if (ok && n == 3) ok = !(s[i] == 0xe0 && s[i + 1] < 0xa0) && !(s[i] == 0xed && s[i + 1] >= 0xa0);

@@ -13,7 +13,7 @@
 
 static inline size_t raw_frame(uint8_t *out, int type, int flags, uint32_t stream, const uint8_t *data, size_t n)
 {
-    uint8_t head[9] = {(uint8_t)(n >> 16), (uint8_t)(n >> 8), (uint8_t)n, (uint8_t)type, (uint8_t)flags, 0, 0,
+    uint8_t head[9] = {(uint8_t)(n >> 16),     (uint8_t)(n >> 8), (uint8_t)n, (uint8_t)type, (uint8_t)flags, 0, 0,
                        (uint8_t)(stream >> 8), (uint8_t)stream};
     memcpy(out, head, 9);
     if (n) memcpy(out + 9, data, n);
@@ -38,8 +38,8 @@ static inline int raw_call(int port, const char *path, const uint8_t *msg, size_
     static const char preface[] = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
     uint8_t out[4096], headers[1024], body[2048];
     size_t n = 0, h = 0;
-    struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons((uint16_t)port),
-                             .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    struct sockaddr_in to = {
+        .sin_family = AF_INET, .sin_port = htons((uint16_t)port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (fd < 0) return -1;
     h += raw_header(headers + h, ":method", "POST");

@@ -2,8 +2,10 @@
 # only pretended (as objects, so that they win over the archives), Python, fuzzing.
 add_library(merx_fake OBJECT fake_generator.c fake_tokenizer.c fake_app.c)
 target_link_libraries(merx_fake PUBLIC merx_models)
-foreach(name test_server test_server_load test_server_rate)
-  target_link_libraries(${name} PRIVATE merx_fake)
+foreach(name test_server test_server_load test_server_rate test_server_engine)
+  if(NOT name STREQUAL "test_server_engine")
+    target_link_libraries(${name} PRIVATE merx_fake)
+  endif()
   set_tests_properties(${name} PROPERTIES TIMEOUT 300)
   if(MERX_SANITIZE STREQUAL "thread")
     # gRPC and protobuf-c are not instrumented: their own locking is invisible to tsan.
@@ -29,10 +31,4 @@ if(SYSTEM_PYTHON)
   if(MERX_SANITIZE STREQUAL "thread")
     set_tests_properties(test_server_python PROPERTIES ENVIRONMENT "TSAN_OPTIONS=ignore_noninstrumented_modules=1")
   endif()
-endif()
-
-if(MERX_FUZZ)
-  add_executable(fuzz_request fuzz/fuzz_request.c)
-  target_link_libraries(fuzz_request PRIVATE merx_fake merx_server merx_models)
-  target_link_options(fuzz_request PRIVATE -fsanitize=fuzzer)
 endif()

@@ -109,8 +109,10 @@ static inline int call_bytes(mx_client *c, const char *method, const uint8_t *da
         CHECK_MSG(m != NULL, "%s: the reply does not parse", method);
     }
     free(bytes);
-    if (reply) *(ProtobufCMessage **)reply = m;
-    else if (m) protobuf_c_message_free_unpacked(m, NULL);
+    if (reply)
+        *(ProtobufCMessage **)reply = m;
+    else if (m)
+        protobuf_c_message_free_unpacked(m, NULL);
     return st->code;
 }
 
@@ -124,7 +126,8 @@ static inline int call(mx_client *c, const char *method, const void *request, co
 }
 
 /* A request of max_tokens letters; sampling is the caller's to fill further. */
-static inline void request_init(Merx__V1__GenerateRequest *q, Merx__V1__Sampling *s, const char *prompt, int max_tokens)
+static inline void request_init(Merx__V1__GenerateRequest *q, Merx__V1__Sampling *s, const char *prompt,
+                                int max_tokens)
 {
     merx__v1__generate_request__init(q);
     merx__v1__sampling__init(s);

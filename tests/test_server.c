@@ -24,14 +24,16 @@ static void test_generate(void)
         CHECK(r->seed == 7);
         CHECK(r->n_candidates == 2);
         CHECK(r->usage && r->usage->prompt_tokens == 14 && r->usage->output_tokens == 80);
-        CHECK(r->timings && r->timings->total_ms > 0 && r->timings->decode_ms > 0 && r->timings->tokens_per_second > 0);
+        CHECK(r->timings && r->timings->total_ms > 0 && r->timings->decode_ms > 0 &&
+              r->timings->tokens_per_second > 0);
         CHECK(r->timings && r->timings->first_token_ms > 0 && r->timings->first_token_ms <= r->timings->total_ms);
         for (size_t i = 0; i < r->n_candidates; i++) {
             Merx__V1__Candidate *c = r->candidates[i];
             CHECK(c->index == (int)i && strlen(c->text) == 40 && c->n_ids == 40);
             CHECK(c->finish == MERX__V1__FINISH_REASON__FINISH_LENGTH);
             CHECK(c->n_logprobs == 40 && c->logprobs[39]->n_top_id == 3 && c->logprobs[39]->n_top_token == 3);
-            CHECK(c->n_logprobs == 40 && c->logprobs[5]->token.len == 1 && c->logprobs[5]->token.data[0] == c->text[5]);
+            CHECK(c->n_logprobs == 40 && c->logprobs[5]->token.len == 1 &&
+                  c->logprobs[5]->token.data[0] == c->text[5]);
         }
         CHECK(strcmp(r->candidates[0]->text, r->candidates[1]->text) != 0);
         merx__v1__generate_response__free_unpacked(r, NULL);
@@ -135,11 +137,15 @@ static void test_batch(void)
     b.n_requests = N;
     b.requests = list;
     Merx__V1__GenerateBatchResponse *r = NULL;
-    CHECK(call(f.client, RPC("GenerateBatch"), &b, &merx__v1__generate_batch_response__descriptor, &r, NULL) == MX_RPC_OK);
+    CHECK(call(f.client, RPC("GenerateBatch"), &b, &merx__v1__generate_batch_response__descriptor, &r, NULL) ==
+          MX_RPC_OK);
     CHECK(r && r->n_items == N);
     for (int i = 0; r && i < (int)r->n_items; i++) {
         Merx__V1__GenerateBatchItem *it = r->items[i];
-        int want = i == 10 ? MX_RPC_INVALID_ARGUMENT : i == 20 ? MX_RPC_NOT_FOUND : i == 30 ? MX_RPC_INTERNAL : MX_RPC_OK;
+        int want = i == 10   ? MX_RPC_INVALID_ARGUMENT
+                   : i == 20 ? MX_RPC_NOT_FOUND
+                   : i == 30 ? MX_RPC_INTERNAL
+                             : MX_RPC_OK;
         CHECK_MSG(it->status && it->status->code == want, "item %d: %d %s", i, it->status->code, it->status->message);
         CHECK((it->response != NULL) == (want == MX_RPC_OK));
         if (it->response) CHECK(it->response->candidates[0]->n_ids == (size_t)(5 + i % 7));
@@ -173,7 +179,8 @@ static void test_tokens_and_models(void)
 
     Merx__V1__ListModelsRequest lq = MERX__V1__LIST_MODELS_REQUEST__INIT;
     Merx__V1__ListModelsResponse *lr = NULL;
-    CHECK(call(f.client, RPC("ListModels"), &lq, &merx__v1__list_models_response__descriptor, &lr, NULL) == MX_RPC_OK);
+    CHECK(call(f.client, RPC("ListModels"), &lq, &merx__v1__list_models_response__descriptor, &lr, NULL) ==
+          MX_RPC_OK);
     CHECK(lr && lr->n_models == 2);
     if (lr && lr->n_models == 2) {
         CHECK_STR(lr->models[0]->name, "fake");
@@ -192,7 +199,7 @@ typedef struct bad_case {
     const char *what;
     void (*spoil)(Merx__V1__GenerateRequest *q, Merx__V1__Sampling *s);
     int code;
-    const char *text;      /* is part of the message */
+    const char *text; /* is part of the message */
 } bad_case;
 
 static Merx__V1__Chat bad_chat;
@@ -212,18 +219,69 @@ static void with_chat(Merx__V1__GenerateRequest *q, const char *role, size_t n)
     q->chat = &bad_chat;
 }
 #define SPOIL(name) static void name(Merx__V1__GenerateRequest *q, Merx__V1__Sampling *s)
-SPOIL(no_input) { (void)s; q->input_case = MERX__V1__GENERATE_REQUEST__INPUT__NOT_SET; }
-SPOIL(no_model) { (void)s; q->model = "nobody"; }
-SPOIL(nan_temperature) { (void)q; s->_temperature_case = 1; s->temperature = NAN; }
-SPOIL(many_candidates) { (void)q; s->n = 65; }
-SPOIL(negative_n) { (void)q; s->n = -1; }
-SPOIL(negative_tokens) { (void)q; s->max_tokens = -5; }
-SPOIL(negative_logprobs) { (void)q; s->_logprobs_case = MERX__V1__SAMPLING___LOGPROBS_LOGPROBS; s->logprobs = -1; }
-SPOIL(bad_utf8) { (void)s; q->prompt = "ok \xff"; }
-SPOIL(bad_role) { (void)s; with_chat(q, "robot", 1); }
-SPOIL(empty_chat) { (void)s; with_chat(q, "user", 0); }
-SPOIL(no_template) { (void)s; with_chat(q, "user", 1); q->model = "plain"; }
-SPOIL(device_fails) { (void)s; q->prompt = "!broken"; }
+SPOIL(no_input)
+{
+    (void)s;
+    q->input_case = MERX__V1__GENERATE_REQUEST__INPUT__NOT_SET;
+}
+SPOIL(no_model)
+{
+    (void)s;
+    q->model = "nobody";
+}
+SPOIL(nan_temperature)
+{
+    (void)q;
+    s->_temperature_case = 1;
+    s->temperature = NAN;
+}
+SPOIL(many_candidates)
+{
+    (void)q;
+    s->n = 65;
+}
+SPOIL(negative_n)
+{
+    (void)q;
+    s->n = -1;
+}
+SPOIL(negative_tokens)
+{
+    (void)q;
+    s->max_tokens = -5;
+}
+SPOIL(negative_logprobs)
+{
+    (void)q;
+    s->_logprobs_case = MERX__V1__SAMPLING___LOGPROBS_LOGPROBS;
+    s->logprobs = -1;
+}
+SPOIL(bad_utf8)
+{
+    (void)s;
+    q->prompt = "ok \xff";
+}
+SPOIL(bad_role)
+{
+    (void)s;
+    with_chat(q, "robot", 1);
+}
+SPOIL(empty_chat)
+{
+    (void)s;
+    with_chat(q, "user", 0);
+}
+SPOIL(no_template)
+{
+    (void)s;
+    with_chat(q, "user", 1);
+    q->model = "plain";
+}
+SPOIL(device_fails)
+{
+    (void)s;
+    q->prompt = "!broken";
+}
 SPOIL(id_outside)
 {
     (void)s;
@@ -310,8 +368,10 @@ static void test_errors(void)
         }
     }
     mx_rpc_status st;
-    CHECK(call_bytes(f.client, RPC("Nothing"), (const uint8_t *)"", 0, 5000, GENERATED, NULL, &st) == MX_RPC_UNIMPLEMENTED);
-    CHECK(call_bytes(f.client, "/nobody.Service/X", (const uint8_t *)"", 0, 5000, GENERATED, NULL, &st) == MX_RPC_UNIMPLEMENTED);
+    CHECK(call_bytes(f.client, RPC("Nothing"), (const uint8_t *)"", 0, 5000, GENERATED, NULL, &st) ==
+          MX_RPC_UNIMPLEMENTED);
+    CHECK(call_bytes(f.client, "/nobody.Service/X", (const uint8_t *)"", 0, 5000, GENERATED, NULL, &st) ==
+          MX_RPC_UNIMPLEMENTED);
     fixture_close(&f);
 }
 
@@ -322,7 +382,8 @@ static void test_no_model(void)
     packed p = generate_bytes("Hello", 5);
     mx_rpc_status st;
     f.app.app.n_models = 0;
-    CHECK(call_bytes(f.client, RPC("Generate"), p.data, p.len, 5000, GENERATED, NULL, &st) == MX_RPC_FAILED_PRECONDITION);
+    CHECK(call_bytes(f.client, RPC("Generate"), p.data, p.len, 5000, GENERATED, NULL, &st) ==
+          MX_RPC_FAILED_PRECONDITION);
     f.app.app.n_models = 2;
     free(p.data);
     fixture_close(&f);
@@ -330,8 +391,8 @@ static void test_no_model(void)
 
 static void test_malformed(void)
 {
-    static const char *const methods[] = {RPC("Generate"), RPC("Stream"), RPC("GenerateBatch"), RPC("Tokenize"),
-                                          RPC("Detokenize"), "/grpc.health.v1.Health/Check"};
+    static const char *const methods[] = {RPC("Generate"), RPC("Stream"),     RPC("GenerateBatch"),
+                                          RPC("Tokenize"), RPC("Detokenize"), "/grpc.health.v1.Health/Check"};
     const char *env = getenv("MX_TEST_SEED");
     uint64_t seed = env ? strtoull(env, NULL, 0) : 20240607;
     fixture f;
@@ -357,17 +418,21 @@ static void test_malformed(void)
         mx_client_finish(call, &st);
         mx_client_end(call);
         refused += st.code == MX_RPC_INVALID_ARGUMENT;
-        CHECK_MSG(st.code == MX_RPC_OK || st.code == MX_RPC_INVALID_ARGUMENT || st.code == MX_RPC_NOT_FOUND, "%s: %s: %s",
-                  methods[i % 6], mx_rpc_code_name(st.code), st.text);
+        CHECK_MSG(st.code == MX_RPC_OK || st.code == MX_RPC_INVALID_ARGUMENT || st.code == MX_RPC_NOT_FOUND,
+                  "%s: %s: %s", methods[i % 6], mx_rpc_code_name(st.code), st.text);
     }
     CHECK_MSG(refused > 100, "%d of 600 refused", refused);
     /* The last byte's length is too long by far. */
     mx_rpc_status st;
-    CHECK(call_bytes(f.client, RPC("Generate"), (const uint8_t *)"\x12\x7f" "abc", 5, 5000, GENERATED, NULL, &st) ==
-          MX_RPC_INVALID_ARGUMENT);
+    CHECK(call_bytes(f.client, RPC("Generate"),
+                     (const uint8_t *)"\x12\x7f"
+                                      "abc",
+                     5, 5000, GENERATED, NULL, &st) == MX_RPC_INVALID_ARGUMENT);
     CHECK_MSG(strstr(st.text, "malformed merx.v1.GenerateRequest"), "%s", st.text);
-    CHECK(call_bytes(f.client, RPC("Generate"), (const uint8_t *)"\x12\x03" "a\0b", 5, 5000, GENERATED, NULL, &st) ==
-          MX_RPC_INVALID_ARGUMENT);
+    CHECK(call_bytes(f.client, RPC("Generate"),
+                     (const uint8_t *)"\x12\x03"
+                                      "a\0b",
+                     5, 5000, GENERATED, NULL, &st) == MX_RPC_INVALID_ARGUMENT);
     CHECK_STR(st.text, "prompt: a NUL character at byte 1");
     CHECK(call_bytes(f.client, RPC("Generate"), good.data, good.len, 5000, GENERATED, NULL, &st) == MX_RPC_OK);
     free(good.data);
@@ -387,7 +452,8 @@ static void test_sizes(void)
     CHECK_MSG(strstr(st.text, "larger than max"), "%s", st.text);
     /* 60 kB of empty sub-messages would unfold to some 4 MB: over the budget of 8 times the message. */
     for (size_t i = 0; i + 1 < 60000; i += 2) big[i] = 0x0a, big[i + 1] = 0;
-    CHECK(call_bytes(f.client, RPC("GenerateBatch"), big, 60000, 5000, GENERATED, NULL, &st) == MX_RPC_RESOURCE_EXHAUSTED);
+    CHECK(call_bytes(f.client, RPC("GenerateBatch"), big, 60000, 5000, GENERATED, NULL, &st) ==
+          MX_RPC_RESOURCE_EXHAUSTED);
     CHECK_MSG(strstr(st.text, "in memory"), "%s", st.text);
     free(big);
     fixture_close(&f);
@@ -400,8 +466,8 @@ static int health(fixture *f, const char *service, int *code)
     Grpc__Health__V1__HealthCheckRequest q = GRPC__HEALTH__V1__HEALTH_CHECK_REQUEST__INIT;
     Grpc__Health__V1__HealthCheckResponse *r = NULL;
     q.service = (char *)(uintptr_t)service;
-    *code = call(f->client, "/grpc.health.v1.Health/Check", &q, &grpc__health__v1__health_check_response__descriptor, &r,
-                 NULL);
+    *code = call(f->client, "/grpc.health.v1.Health/Check", &q, &grpc__health__v1__health_check_response__descriptor,
+                 &r, NULL);
     int status = r ? (int)r->status : -1;
     if (r) grpc__health__v1__health_check_response__free_unpacked(r, NULL);
     return status;
@@ -473,7 +539,8 @@ static void test_deadline(void)
     packed p = generate_bytes("Hello", 4000);
     mx_rpc_status st;
     uint64_t start = now_ms();
-    CHECK(call_bytes(f.client, RPC("Generate"), p.data, p.len, 150, GENERATED, NULL, &st) == MX_RPC_DEADLINE_EXCEEDED);
+    CHECK(call_bytes(f.client, RPC("Generate"), p.data, p.len, 150, GENERATED, NULL, &st) ==
+          MX_RPC_DEADLINE_EXCEEDED);
     CHECK_MSG(now_ms() - start < 2000, "%llu ms", (unsigned long long)(now_ms() - start));
     CHECK(fixture_quiet(&f, 3000));
     CHECK(fixture_pages(&f) == 0);
@@ -488,7 +555,8 @@ static void test_deadline(void)
     nap_ms(50);
     start = now_ms();
     int code = call_bytes(f.client, RPC("Generate"), p.data, p.len, 100, GENERATED, NULL, &st);
-    CHECK_MSG(code == MX_RPC_DEADLINE_EXCEEDED && strstr(st.text, "requests wait"), "%s: %s", mx_rpc_code_name(code), st.text);
+    CHECK_MSG(code == MX_RPC_DEADLINE_EXCEEDED && strstr(st.text, "requests wait"), "%s: %s", mx_rpc_code_name(code),
+              st.text);
     for (int i = 0; i < 41; i++) mx_client_end(calls[i]);
     free(p.data);
     CHECK(fixture_quiet(&f, 3000));
@@ -546,7 +614,8 @@ static void test_drain_cuts(void)
     pthread_join(thread, &cut);
     CHECK((intptr_t)cut == 1);
     mx_client_finish(a, &st);
-    CHECK_MSG(st.code == MX_RPC_UNAVAILABLE || st.code == MX_RPC_CANCELLED, "%s: %s", mx_rpc_code_name(st.code), st.text);
+    CHECK_MSG(st.code == MX_RPC_UNAVAILABLE || st.code == MX_RPC_CANCELLED, "%s: %s", mx_rpc_code_name(st.code),
+              st.text);
     mx_client_end(a);
     free(p.data);
     fixture_close(&f);

@@ -1,119 +1,5 @@
 /* test_server_load.c - crowds, cancel storms, vanished and slow clients. */
-#include "tests/raw_http2.h"
-#include "tests/server_fixture.h"
-
-#include <fcntl.h>
-
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define SANITIZED 1
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-#define SANITIZED 1
-#endif
-#endif
-#ifndef SANITIZED
-#define SANITIZED 0
-#endif
-
-static long rss_kb(void)
-{
-    long pages = 0, resident = 0;
-    FILE *f = fopen("/proc/self/statm", "r");
-    if (!f) return 0;
-    if (fscanf(f, "%ld %ld", &pages, &resident) != 2) resident = 0;
-    fclose(f);
-    return resident * (sysconf(_SC_PAGESIZE) / 1024);
-}
-
-static int open_files(void)
-{
-    int n = 0;
-    for (int fd = 0; fd < 4096; fd++) n += fcntl(fd, F_GETFD) >= 0;
-    return n;
-}
-
-/* ---- storms ------------------------------------------------------------------------------ */
-
-typedef struct storm {
-    pthread_mutex_t lock;
-    pthread_cond_t room;
-    int running, most, codes[MX_RPC_CODE_COUNT];
-    int serial;
-} storm;
-
-typedef struct storm_call {
-    storm *s;
-    mx_client_call *call;
-    int cancel_at, seen;       /* the message at which it cancels; 0: at once */
-} storm_call;
-
-static void storm_message(void *user, const uint8_t *msg, size_t len)
-{
-    storm_call *c = user;
-    (void)msg, (void)len;
-    if (++c->seen == c->cancel_at) mx_client_cancel(c->call);
-}
-
-static void storm_done(void *user, const mx_rpc_status *st)
-{
-    storm_call *c = user;
-    storm *s = c->s;
-    pthread_mutex_lock(&s->lock);
-    s->running--;
-    s->codes[st->code]++;
-    pthread_cond_signal(&s->room);
-    pthread_mutex_unlock(&s->lock);
-    free(c);
-}
-
-static void cancel_storm(fixture *f, storm *s, int calls, const packed *p)
-{
-    for (int i = 0; i < calls; i++) {
-        pthread_mutex_lock(&s->lock);
-        while (s->running >= s->most) pthread_cond_wait(&s->room, &s->lock);
-        s->running++;
-        s->serial++;
-        pthread_mutex_unlock(&s->lock);
-        storm_call *c = calloc(1, sizeof *c);
-        c->s = s;
-        c->cancel_at = 1 + s->serial % 4;
-        mx_client_calls callbacks = {.message = storm_message, .done = storm_done, .user = c};
-        if (s->serial % 5) {
-            mx_client_start(f->client, &c->call, RPC("Stream"), p->data, p->len, 60000, &callbacks);
-        } else { /* cancelled before anything came; done() may come first, so the call is held */
-            mx_client_call *held;
-            callbacks.unary = true;
-            c->cancel_at = -1;
-            mx_client_start(f->client, &c->call, RPC("Generate"), p->data, p->len, 20, &callbacks);
-            mx_client_stream(f->client, &held, RPC("Stream"), p->data, p->len, 0);
-            mx_client_cancel(held);
-            mx_client_end(held);
-        }
-    }
-    pthread_mutex_lock(&s->lock);
-    while (s->running) pthread_cond_wait(&s->room, &s->lock);
-    pthread_mutex_unlock(&s->lock);
-}
-
-static int vanish_storm(fixture *f, int calls, const packed *p)
-{
-    enum { OPEN = 32 };
-    int fds[OPEN], sent = 0;
-    for (int i = 0; i < OPEN; i++) fds[i] = -1;
-    for (int i = 0; i < calls + OPEN; i++) {
-        int *fd = &fds[i % OPEN];
-        if (*fd >= 0) {
-            /* Two of three are gone after the first words of the server, the others before. */
-            char words[4096];
-            if (i % 3) (void)!recv(*fd, words, sizeof words, 0);
-            if (i % 2) close(*fd);
-            else raw_vanish(*fd);
-        }
-        *fd = i < calls ? raw_call(mx_server_port(f->server), i % 2 ? RPC("Stream") : RPC("Generate"), p->data, p->len) : -1;
-        sent += *fd >= 0;
-    }
-    return sent;
-}
+#include "tests/server_storm.h"
 
 static void test_storms(void)
 {
@@ -127,37 +13,34 @@ static void test_storms(void)
     so.threads = 2;
     if (!fixture_open(&f, &o, &so)) return;
     packed p = generate_bytes("A storm", 4000); /* would take 0.8 s each; nobody waits for it */
-    storm s = {.most = 64};
-    pthread_mutex_init(&s.lock, NULL);
-    pthread_cond_init(&s.room, NULL);
+    storm s;
+    storm_open(&s, 64);
     /* Warm: pools, arenas and gRPC's own caches reach their size. */
-    cancel_storm(&f, &s, total / 10, &p);
-    vanish_storm(&f, total / 10, &p);
+    cancel_storm(f.client, &s, total / 10, &p);
+    vanish_storm(mx_server_port(f.server), total / 10, &p);
     CHECK(fixture_quiet(&f, 20000));
     long before = rss_kb();
     int files = open_files();
     uint64_t start = now_ms();
-    cancel_storm(&f, &s, total / 2, &p);
-    CHECK_MSG(fixture_quiet(&f, 20000), "%d generations, %d calls", fixture_running(&f), mx_server_inflight(f.server));
+    cancel_storm(f.client, &s, total / 2, &p);
+    CHECK_MSG(fixture_quiet(&f, 20000), "%d generations, %d calls", fixture_running(&f),
+              mx_server_inflight(f.server));
     uint64_t middle = now_ms();
-    int sent = vanish_storm(&f, total / 2, &p);
+    int sent = vanish_storm(mx_server_port(f.server), total / 2, &p);
     CHECK_MSG(sent == total / 2, "%d sent", sent);
-    CHECK_MSG(fixture_quiet(&f, 20000), "%d generations, %d calls", fixture_running(&f), mx_server_inflight(f.server));
+    CHECK_MSG(fixture_quiet(&f, 20000), "%d generations, %d calls", fixture_running(&f),
+              mx_server_inflight(f.server));
     /* The last of them may still stand in the listener's queue. */
     for (int i = 0; i < 1000 && open_files() > files + 2; i++) nap_ms(10);
-    CHECK_MSG(fixture_quiet(&f, 20000), "%d generations, %d calls", fixture_running(&f), mx_server_inflight(f.server));
+    CHECK_MSG(fixture_quiet(&f, 20000), "%d generations, %d calls", fixture_running(&f),
+              mx_server_inflight(f.server));
     long grown = rss_kb() - before;
     printf("  %d cancelled in %llu ms, %d vanished in %llu ms; RSS %ld kB, grown %ld kB\n", total / 2,
            (unsigned long long)(middle - start), sent, (unsigned long long)(now_ms() - middle), rss_kb(), grown);
     CHECK_MSG(SANITIZED || grown < 6144, "%ld kB grown", grown);
     CHECK_MSG(open_files() <= files + 2, "%d files, were %d", open_files(), files);
     CHECK(fixture_pages(&f) == 0);
-    for (int i = 0; i < MX_RPC_CODE_COUNT; i++)
-        CHECK_MSG(!s.codes[i] || i == MX_RPC_CANCELLED || i == MX_RPC_DEADLINE_EXCEEDED, "%d times %s", s.codes[i],
-                  mx_rpc_code_name(i));
-    CHECK(s.codes[MX_RPC_CANCELLED] > 0 && s.codes[MX_RPC_DEADLINE_EXCEEDED] > 0);
-    pthread_mutex_destroy(&s.lock);
-    pthread_cond_destroy(&s.room);
+    storm_close(&s, false);
     free(p.data);
     fixture_close(&f);
 }
@@ -185,8 +68,10 @@ static void crowd_done(void *user, const mx_rpc_status *st)
 {
     crowd *c = user;
     pthread_mutex_lock(&c->lock);
-    if (st->code == MX_RPC_OK) c->ok++;
-    else if (st->code == MX_RPC_RESOURCE_EXHAUSTED) c->exhausted++;
+    if (st->code == MX_RPC_OK)
+        c->ok++;
+    else if (st->code == MX_RPC_RESOURCE_EXHAUSTED)
+        c->exhausted++;
     else {
         c->other++;
         fprintf(stderr, "  %s: %s\n", mx_rpc_code_name(st->code), st->text);
@@ -209,17 +94,20 @@ static void test_crowd(void)
     o.turn_us = 300;
     if (!fixture_open(&f, &o, NULL)) return;
     packed p = generate_bytes("A crowd", 100);
-    for (int i = 0; i < CLIENTS; i++) CHECK_OK(mx_client_open(&clients[i], mx_server_address(f.server), NULL, &err), err);
+    for (int i = 0; i < CLIENTS; i++)
+        CHECK_OK(mx_client_open(&clients[i], mx_server_address(f.server), NULL, &err), err);
     crowd c = {.left = CLIENTS * 2};
     pthread_mutex_init(&c.lock, NULL);
     pthread_cond_init(&c.news, NULL);
     mx_client_calls calls = {.unary = true, .message = crowd_message, .done = crowd_done, .user = &c};
     for (int k = 0; k < 2; k++)
-        for (int i = 0; i < CLIENTS; i++) CHECK(!mx_client_start(clients[i], NULL, RPC("Generate"), p.data, p.len, 60000, &calls));
+        for (int i = 0; i < CLIENTS; i++)
+            CHECK(!mx_client_start(clients[i], NULL, RPC("Generate"), p.data, p.len, 60000, &calls));
     pthread_mutex_lock(&c.lock);
     while (c.left) pthread_cond_wait(&c.news, &c.lock);
     pthread_mutex_unlock(&c.lock);
-    printf("  %d calls of %d clients on a queue of 64: %d OK, %d RESOURCE_EXHAUSTED\n", CLIENTS * 2, CLIENTS, c.ok, c.exhausted);
+    printf("  %d calls of %d clients on a queue of 64: %d OK, %d RESOURCE_EXHAUSTED\n", CLIENTS * 2, CLIENTS, c.ok,
+           c.exhausted);
     CHECK(c.other == 0 && c.no_retry == 0);
     CHECK(c.ok >= 64 && c.exhausted > 0 && c.ok + c.exhausted == CLIENTS * 2);
     CHECK_MSG(c.replies == (size_t)c.ok, "%zu whole replies of %d", c.replies, c.ok);
@@ -244,13 +132,13 @@ static void test_max_calls(void)
         CHECK(!mx_client_stream(f.client, &calls[i], RPC("Stream"), p.data, p.len, 0));
         CHECK(mx_client_next(calls[i], NULL, NULL));
     }
-    CHECK(call_bytes(f.client, RPC("ListModels"), (const uint8_t *)"", 0, 5000, &merx__v1__list_models_response__descriptor,
-                     NULL, &st) == MX_RPC_RESOURCE_EXHAUSTED);
+    CHECK(call_bytes(f.client, RPC("ListModels"), (const uint8_t *)"", 0, 5000,
+                     &merx__v1__list_models_response__descriptor, NULL, &st) == MX_RPC_RESOURCE_EXHAUSTED);
     CHECK(st.retry_ms == 1000 && strstr(st.text, "max-calls"));
     for (int i = 0; i < 8; i++) mx_client_end(calls[i]);
     CHECK(fixture_quiet(&f, 5000));
-    CHECK(call_bytes(f.client, RPC("ListModels"), (const uint8_t *)"", 0, 5000, &merx__v1__list_models_response__descriptor,
-                     NULL, &st) == MX_RPC_OK);
+    CHECK(call_bytes(f.client, RPC("ListModels"), (const uint8_t *)"", 0, 5000,
+                     &merx__v1__list_models_response__descriptor, NULL, &st) == MX_RPC_OK);
     free(p.data);
     fixture_close(&f);
 }
@@ -284,8 +172,8 @@ static void test_slow_reader(void)
     /* Others are not held up by it. */
     p = generate_bytes("Quickly", 500);
     uint64_t start = now_ms();
-    CHECK(call_bytes(f.client, RPC("Generate"), p.data, p.len, 20000, &merx__v1__generate_response__descriptor, NULL, &st) ==
-          MX_RPC_OK);
+    CHECK(call_bytes(f.client, RPC("Generate"), p.data, p.len, 20000, &merx__v1__generate_response__descriptor, NULL,
+                     &st) == MX_RPC_OK);
     CHECK_MSG(now_ms() - start < 10000, "%llu ms", (unsigned long long)(now_ms() - start));
     free(p.data);
     nap_ms(SANITIZED ? 3000 : 1000); /* its generation ends meanwhile, or nearly */
@@ -305,7 +193,8 @@ static void test_slow_reader(void)
     CHECK_MSG(st.code == MX_RPC_OK, "%s: %s", mx_rpc_code_name(st.code), st.text);
     size_t all = letters[0] + letters[1] + letters[2] + letters[3];
     /* The first event was read before counting: it held one candidate's first letters. */
-    CHECK_MSG(all > VOICES * TOKENS - 200 && all < VOICES * TOKENS && lasts == 1, "%zu letters, %zu last events", all, lasts);
+    CHECK_MSG(all > VOICES * TOKENS - 200 && all < VOICES * TOKENS && lasts == 1, "%zu letters, %zu last events", all,
+              lasts);
     CHECK(logprobs == all);
     printf("  %d tokens came in %zu events\n", VOICES * TOKENS, events);
     CHECK_MSG(events < VOICES * TOKENS / 4, "%zu events: not gathered", events);

@@ -84,8 +84,9 @@ static void measure(fixture *f, const char *method, packed request, int in_fligh
     qsort(r.took_ns, r.n, sizeof *r.took_ns, by_value);
     CHECK_MSG(r.bad == 0 && r.n > 0, "%s: %d of %zu calls failed", method, r.bad, r.n);
     if (r.n)
-        printf("  %-34s %3d in flight: %8.0f calls/s, %8.0f messages/s, p50 %5.0f us, p99 %5.0f us\n", method, in_flight,
-               (double)r.n / seconds, (double)r.events / seconds, r.took_ns[r.n / 2] / 1e3, r.took_ns[r.n * 99 / 100] / 1e3);
+        printf("  %-34s %3d in flight: %8.0f calls/s, %8.0f messages/s, p50 %5.0f us, p99 %5.0f us\n", method,
+               in_flight, (double)r.n / seconds, (double)r.events / seconds, r.took_ns[r.n / 2] / 1e3,
+               r.took_ns[r.n * 99 / 100] / 1e3);
     free(r.took_ns);
     pthread_mutex_destroy(&r.lock);
     pthread_cond_destroy(&r.quiet);
