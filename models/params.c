@@ -47,17 +47,15 @@ int mx_params_add(mx_params *p, const char *name, int64_t rows, int64_t cols, un
 
 mx_status mx_params_alloc(mx_params *p, mx_device *d, bool learn, mx_error *err)
 {
-    mx_buffer *all[] = {&p->value, &p->grad, &p->m, &p->v};
+    mx_buffer *all[] = {&p->value, &p->grad};
     p->dev = d;
     p->count = (p->count + GROUP_ELEMENTS - 1) / GROUP_ELEMENTS * GROUP_ELEMENTS;
-    for (int i = 0; i < (learn ? 4 : 1); i++) MX_TRY(mx_buffer_open(all[i], d, p->count * sizeof(float), err));
+    for (int i = 0; i < (learn ? 2 : 1); i++) MX_TRY(mx_buffer_open(all[i], d, p->count * sizeof(float), err));
     return MX_OK;
 }
 
 void mx_params_close(mx_params *p)
 {
-    mx_buffer_close(&p->v);
-    mx_buffer_close(&p->m);
     mx_buffer_close(&p->grad);
     mx_buffer_close(&p->value);
     free(p->param);

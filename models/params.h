@@ -1,10 +1,9 @@
 /* params.h - all the weights of a network that learns, in one allocation.
  *
  * A network lists its weights once.  The list decides the layout; values,
- * gradients and the two moments of AdamW are buffers of that same layout, f32,
- * so "clear the gradients", "reduce over processes" and "one optimizer step"
- * are one call each, and a checkpoint is the list written as a safetensors
- * header.  Weights that one product multiplies by (q, k and v; gate and up) are
+ * gradients and the moments of AdamW are buffers of that same layout, f32, so
+ * "clear the gradients", "reduce over processes" and "one optimizer step" are
+ * one call each, and a checkpoint is the list written as a safetensors header.  Weights that one product multiplies by (q, k and v; gate and up) are
  * joined: they lie one behind the other, and mx_params_view() shows them as one
  * matrix while the file keeps its authors' names. */
 #ifndef MX_PARAMS_H
@@ -34,18 +33,18 @@ typedef struct mx_params {
     int        n, room;
     size_t     count;         /* elements of a buffer, gaps included                */
     size_t     elements;      /* of the parameters alone: for people                */
-    mx_buffer  value, grad, m, v;      /* grad, m, v: base NULL unless they learn   */
+    mx_buffer  value, grad;   /* grad: base NULL unless they learn                  */
 } mx_params;
 
 /* Append one parameter; returns its index, or -1 and *err (MX_ERR_ARG: name too
  * long or twice, a size that overflows; MX_ERR_NO_MEMORY).  The first call may be
  * on a zeroed struct.  Groups begin at multiples of 64 bytes. */
 int       mx_params_add(mx_params *p, const char *name, int64_t rows, int64_t cols, unsigned flags, mx_error *err);
-/* After the last add: memory for the values and, if they learn, gradients and moments. */
+/* After the last add: memory for the values and, if they learn, the gradients. */
 mx_status mx_params_alloc(mx_params *p, mx_device *d, bool learn, mx_error *err);
 void      mx_params_close(mx_params *p);
 
-/* Views into one of the four buffers: `n` parameters from index i as one matrix
+/* Views into one of the buffers: `n` parameters from index i as one matrix
  * (joined, equal cols; vectors: as one row). */
 mx_tensor mx_params_view(const mx_params *p, const mx_buffer *in, int i, int n);
 int       mx_params_find(const mx_params *p, const char *name);      /* -1: none */
@@ -60,6 +59,21 @@ mx_status mx_params_load_own(mx_params *p, const mx_buffer *into, const mx_check
  * the list changes nothing; or one value. */
 mx_status mx_params_init(mx_params *p, int i, float std, uint64_t seed, mx_error *err);
 mx_status mx_params_fill(mx_params *p, int i, float value, mx_error *err);
+
+/* ---- learning -------------------------------------------------------------------- */
+
+typedef struct mx_adamw_options {
+    float   lr, beta1, beta2, eps, decay;
+    int64_t step;             /* from 1: of the bias correction                     */
+    float   scale;            /* gradients are multiplied by it first               */
+} mx_adamw_options;
+
+/* Elements [begin, end) of all buffers, which need not be whole parameters; m and
+ * v hold just these.  Weight decay on matrices that do not forbid it. */
+mx_status mx_params_adamw(mx_params *p, mx_stream *s, const mx_buffer *m, const mx_buffer *v, size_t begin, size_t end,
+                          const mx_adamw_options *o, mx_error *err);
+/* Sum of the gradients' squares, in double, in an order that depends on begin and end alone. */
+mx_status mx_params_square_norm(const mx_params *p, mx_stream *s, size_t begin, size_t end, double *sum, mx_error *err);
 
 /* ---- writing safetensors ------------------------------------------------------ */
 

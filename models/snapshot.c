@@ -187,16 +187,27 @@ static mx_status make_folders(const char *path, mx_error *err)
     return MX_OK;
 }
 
-mx_status mx_snapshot_begin(mx_snapshot *s, const char *run, int64_t step, mx_error *err)
+mx_status mx_snapshot_join(mx_snapshot *s, const char *run, int64_t step, mx_error *err)
 {
     char name[64];
     *s = (mx_snapshot){.step = step};
-    MX_TRY(make_folders(run, err));
     snprintf(s->run, sizeof s->run, "%s", run);
     snprintf(name, sizeof name, HIDDEN "%08lld", (long long)step);
-    MX_TRY(mx_path_join(s->folder, run, name, err));
+    return mx_path_join(s->folder, run, name, err);
+}
+
+mx_status mx_snapshot_begin(mx_snapshot *s, const char *run, int64_t step, mx_error *err)
+{
+    MX_TRY(make_folders(run, err));
+    MX_TRY(mx_snapshot_join(s, run, step, err));
     MX_TRY(remove_folder(s->folder, err));
     return mkdir(s->folder, 0777) ? io_error(err, s->folder, "cannot be made") : MX_OK;
+}
+
+mx_status mx_snapshot_prepare(const char *run, mx_error *err)
+{
+    MX_TRY(make_folders(run, err));
+    return access(run, W_OK | X_OK) ? io_error(err, run, "cannot be written") : MX_OK;
 }
 
 void mx_snapshot_abandon(mx_snapshot *s)
@@ -263,6 +274,17 @@ static mx_status drop(const char *run, int64_t step, mx_error *err)
     MX_TRY(remove_folder(hidden, err));
     if (rename(path, hidden)) return errno == ENOENT ? MX_OK : io_error(err, path, "cannot be renamed");
     return remove_folder(hidden, err);
+}
+
+mx_status mx_snapshot_clear(const char *run, mx_error *err)
+{
+    int64_t *all = NULL;
+    int n = 0;
+    mx_status st = steps(run, &all, &n, true, err);
+    if (st == MX_ERR_NOT_FOUND) return MX_OK;
+    for (int i = 0; !st && i < n; i++) st = drop(run, all[i], err);
+    free(all);
+    return st;
 }
 
 mx_status mx_snapshot_commit(mx_snapshot *s, int keep, int64_t spare, mx_error *err)

@@ -23,6 +23,8 @@ typedef struct mx_snapshot {
 
 /* Make run/ if need be and an empty hidden folder in it.  Errors: MX_ERR_IO. */
 mx_status mx_snapshot_begin(mx_snapshot *s, const char *run, int64_t step, mx_error *err);
+/* The folder that another process has begun. */
+mx_status mx_snapshot_join(mx_snapshot *s, const char *run, int64_t step, mx_error *err);
 /* Sums, fsync, rename; then all but the newest `keep` (0: none) are removed, and
  * never `spare` (a step; -1: none).  On an error the hidden folder is removed and
  * earlier checkpoints stay.  Errors: MX_ERR_IO. */
@@ -36,6 +38,11 @@ mx_status mx_snapshot_latest(const char *run, char folder[MX_PATH], int64_t *ste
                              void (*refused)(void *ctx, const char *why), void *ctx, mx_error *err);
 /* Errors: MX_ERR_FORMAT names the file that is torn, changed or missing. */
 mx_status mx_snapshot_check(const char *folder, mx_error *err);
+
+/* Make the run's folder if need be and see that it can be written; remove all
+ * of its checkpoints.  Errors: MX_ERR_IO. */
+mx_status mx_snapshot_prepare(const char *run, mx_error *err);
+mx_status mx_snapshot_clear(const char *run, mx_error *err);
 
 /* Write a small file whole and fsync it; copy one.  Errors: MX_ERR_IO. */
 mx_status mx_write_file(const char *path, const char *text, size_t len, mx_error *err);
