@@ -174,6 +174,9 @@ void mx_product(mx_stream *s, mx_tensor y, mx_tensor x, mx_tensor w, mx_tensor b
 void mx_product_back(mx_stream *s, mx_tensor dx, mx_tensor dw, mx_tensor db, mx_tensor dy, mx_tensor x, mx_tensor w,
                      mx_dtype as, bool add);
 
+/* y[N,C] = x[N,C] * factor; y may be x */
+void mx_scale(mx_stream *s, mx_tensor y, mx_tensor x, float factor);
+
 /* dtable[V,C] += rows of dy[N,C] at ids[N,1] (i32), in the order of the rows */
 void mx_embed_back(mx_stream *s, mx_tensor dtable, mx_tensor dy, mx_tensor ids);
 
@@ -234,7 +237,7 @@ void mx_adamw(mx_stream *s, mx_tensor p, mx_tensor g, mx_tensor m, mx_tensor v, 
     X(embed) X(linear) X(norm) X(rms_norm) X(add) X(activate) X(gated)    \
     X(rope) X(kv_write) X(kv_copy) X(attention_paged)                     \
     X(logits_process) X(sample) X(logprobs)                               \
-    X(product) X(product_back) X(embed_back) X(norm_back)                 \
+    X(product) X(product_back) X(scale) X(embed_back) X(norm_back)        \
     X(rms_norm_back) X(activate_back) X(gated_back) X(rope_back)          \
     X(dropout) X(attention) X(attention_back) X(cross_entropy) X(sum)     \
     X(adamw)

@@ -213,3 +213,40 @@ done:
     free(save);
     return st;
 }
+
+/* ---- learning -------------------------------------------------------------------------- */
+
+/* One call for every run of neighbours that are decayed alike. */
+mx_status mx_params_adamw(mx_params *p, mx_stream *s, const mx_buffer *m, const mx_buffer *v, size_t begin, size_t end,
+                          const mx_adamw_options *o, mx_error *err)
+{
+    mx_adamw_step step = {.lr = o->lr, .beta1 = o->beta1, .beta2 = o->beta2, .eps = o->eps, .scale = o->scale,
+                          .c1 = (float)(1 - pow((double)o->beta1, (double)o->step)), .c2 = (float)(1 - pow((double)o->beta2, (double)o->step))};
+    for (int i = 0; i < p->n;) {
+        bool decay = !(p->param[i].flags & (MX_PARAM_VECTOR | MX_PARAM_NO_DECAY));
+        int last = i + 1;
+        while (last < p->n && decay == !(p->param[last].flags & (MX_PARAM_VECTOR | MX_PARAM_NO_DECAY))) last++;
+        size_t from = p->param[i].offset, to = last < p->n ? p->param[last].offset : p->count;
+        if (from < begin) from = begin;
+        if (to > end) to = end;
+        i = last;
+        if (from >= to) continue;
+        int64_t n = (int64_t)(to - from);
+        step.decay = decay ? o->decay : 0;
+        mx_adamw(s, mx_tensor_of((float *)p->value.base + from, MX_F32, 1, n), mx_tensor_of((float *)p->grad.base + from, MX_F32, 1, n),
+                 mx_tensor_of((float *)m->base + (from - begin), MX_F32, 1, n), mx_tensor_of((float *)v->base + (from - begin), MX_F32, 1, n),
+                 step);
+    }
+    return mx_stream_sync(s, err);
+}
+
+mx_status mx_params_square_norm(const mx_params *p, mx_stream *s, size_t begin, size_t end, double *sum, mx_error *err)
+{
+    *sum = 0;
+    if (begin >= end) return MX_OK;
+    mx_stream_rewind(s);
+    mx_tensor out = mx_stream_tensor(s, MX_I32, 1, 2);
+    mx_sum(s, out, mx_tensor_of((float *)p->grad.base + begin, MX_F32, 1, (int64_t)(end - begin)), true);
+    if (!s->error.code) s->dev->ops->download(s, sum, out.data, sizeof *sum);
+    return mx_stream_sync(s, err);
+}

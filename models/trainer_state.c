@@ -109,7 +109,7 @@ static mx_status take_state(mx_trainer *t, const json_t *o, const char *path, in
 
 static mx_status moments_path(char path[MX_PATH], const char *folder, int64_t rank, int64_t size, mx_error *err)
 {
-    char name[64];
+    char name[96];
     snprintf(name, sizeof name, "optimizer-%05lld-of-%05lld.safetensors", (long long)rank, (long long)size);
     return mx_path_join(path, folder, name, err);
 }

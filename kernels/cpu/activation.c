@@ -1,4 +1,4 @@
-/* activation.c - pointwise functions and their gated form. */
+/* activation.c - pointwise functions, their gated form, and their derivatives. */
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/simd.h"
 
@@ -74,4 +74,101 @@ void mx_cpu_gated(mx_stream *s, mx_tensor y, mx_tensor gu, mx_activation act)
 {
     act_job j = {y, gu, act};
     mx_cpu_rows(s, y.rows, 4 * y.cols, gated_rows, &j);
+}
+
+/* ---- backward --------------------------------------------------------------------- */
+
+static inline vf sigmoid(vf x)
+{
+    return vf_div(vf_set(1.0f), vf_add(vf_set(1.0f), vf_exp(vf_sub(vf_zero(), x))));
+}
+
+/* s + x s (1 - s) */
+static inline vf silu_slope(vf x)
+{
+    vf s = sigmoid(x);
+    return vf_fma(vf_mul(x, s), vf_sub(vf_set(1.0f), s), s);
+}
+
+/* With s = sigmoid(2u): s + x s (1 - s) 2u' */
+static inline vf gelu_tanh_slope(vf x)
+{
+    vf square = vf_mul(x, x);
+    vf s = sigmoid(vf_mul(vf_mul(x, vf_fma(square, vf_set(0.044715f), vf_set(1.0f))), vf_set(1.5957691216057308f)));
+    vf slope = vf_mul(vf_fma(square, vf_set(3 * 0.044715f), vf_set(1.0f)), vf_set(1.5957691216057308f));
+    return vf_fma(vf_mul(vf_mul(x, s), vf_sub(vf_set(1.0f), s)), slope, s);
+}
+
+/* The normal distribution's Phi(x) + x phi(x) */
+static inline vf gelu_erf_slope(vf x)
+{
+    float t[VF];
+    vf_store(t, x);
+    for (int l = 0; l < VF; l++) t[l] = 0.5f * erfcf(t[l] * -0.70710678f);
+    vf density = vf_mul(vf_exp(vf_mul(vf_mul(x, x), vf_set(-0.5f))), vf_set(0.39894228f));
+    return vf_fma(x, density, vf_load(t));
+}
+
+static inline vf relu_slope(vf x)
+{
+    float t[VF];
+    vf_store(t, x);
+    for (int l = 0; l < VF; l++) t[l] = t[l] > 0 ? 1.0f : 0.0f;
+    return vf_load(t);
+}
+
+static inline vf slope_of(vf x, mx_activation act)
+{
+    switch (act) {
+    case MX_ACT_GELU_TANH: return gelu_tanh_slope(x);
+    case MX_ACT_GELU_ERF: return gelu_erf_slope(x);
+    case MX_ACT_SILU: return silu_slope(x);
+    case MX_ACT_RELU: return relu_slope(x);
+    case MX_ACT_NONE:
+    case MX_ACT_COUNT: break;
+    }
+    return vf_set(1.0f);
+}
+
+typedef struct act_back_job {
+    mx_tensor dx, dy, x;
+    mx_activation act;
+} act_back_job;
+
+static void activate_back_rows(const void *ctx, int64_t first, int64_t last)
+{
+    const act_back_job *j = ctx;
+    for (int64_t r = first; r < last; r++) {
+        const float *x = mx_row(j->x, r), *dy = mx_row(j->dy, r);
+        float *dx = mx_row(j->dx, r);
+        for (int64_t i = 0, n = j->x.cols; i < n; i += VF)
+            vf_store_most(dx + i, vf_mul(vf_load_most(dy + i, n - i), slope_of(vf_load_most(x + i, n - i), j->act)), n - i);
+    }
+}
+
+void mx_cpu_activate_back(mx_stream *s, mx_tensor dx, mx_tensor dy, mx_tensor x, mx_activation act)
+{
+    act_back_job j = {dx, dy, x, act};
+    mx_cpu_rows(s, x.rows, 4 * x.cols, activate_back_rows, &j);
+}
+
+static void gated_back_rows(const void *ctx, int64_t first, int64_t last)
+{
+    const act_back_job *j = ctx;
+    int64_t n = j->dy.cols;
+    for (int64_t r = first; r < last; r++) {
+        const float *g = mx_row(j->x, r), *u = g + n, *dy = mx_row(j->dy, r);
+        float *dg = mx_row(j->dx, r), *du = dg + n;
+        for (int64_t i = 0; i < n; i += VF) {
+            vf x = vf_load_most(g + i, n - i), up = vf_load_most(u + i, n - i), d = vf_load_most(dy + i, n - i);
+            vf_store_most(du + i, vf_mul(d, activated(x, j->act)), n - i);
+            vf_store_most(dg + i, vf_mul(vf_mul(d, up), slope_of(x, j->act)), n - i);
+        }
+    }
+}
+
+void mx_cpu_gated_back(mx_stream *s, mx_tensor dgu, mx_tensor dy, mx_tensor gu, mx_activation act)
+{
+    act_back_job j = {dgu, dy, gu, act};
+    mx_cpu_rows(s, dy.rows, 8 * dy.cols, gated_back_rows, &j);
 }
