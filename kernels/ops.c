@@ -230,9 +230,8 @@ static bool absent_or(mx_tensor t, int64_t rows, int64_t cols)
 
 void mx_product(mx_stream *s, mx_tensor y, mx_tensor x, mx_tensor w, mx_tensor b, mx_dtype as, bool add)
 {
-    if (!need(s, is(x, MX_F32) && shaped(w, MX_F32, -1, x.cols) && shaped(y, MX_F32, x.rows, w.rows), "product",
-              "y[N,O] = x[N,C] w[O,C]^T, f32"))
-        return;
+    if (!need(s, product_type(w.dtype) && shaped(w, w.dtype, -1, x.cols), "product", "w[O,C] f32 or bf16")) return;
+    if (!need(s, is(x, MX_F32) && shaped(y, MX_F32, x.rows, w.rows), "product", "y[N,O] = x[N,C] w[O,C]^T, f32")) return;
     if (!need(s, absent_or(b, 1, y.cols), "product", "b[1,O] f32")) return;
     if (!need(s, product_type(as), "product", "as f32 or bf16")) return;
     if (y.rows) table(s)->product(s, y, x, w, b, as, add);
@@ -241,14 +240,20 @@ void mx_product(mx_stream *s, mx_tensor y, mx_tensor x, mx_tensor w, mx_tensor b
 void mx_product_back(mx_stream *s, mx_tensor dx, mx_tensor dw, mx_tensor db, mx_tensor dy, mx_tensor x, mx_tensor w,
                      mx_dtype as, bool add)
 {
-    if (!need(s, is(x, MX_F32) && shaped(w, MX_F32, -1, x.cols) && shaped(dy, MX_F32, x.rows, w.rows), "product_back",
-              "dy[N,O], x[N,C], w[O,C] f32"))
-        return;
+    if (!need(s, product_type(w.dtype) && shaped(w, w.dtype, -1, x.cols), "product_back", "w[O,C] f32 or bf16")) return;
+    if (!need(s, is(x, MX_F32) && shaped(dy, MX_F32, x.rows, w.rows), "product_back", "dy[N,O], x[N,C] f32")) return;
     if (!need(s, absent_or(dx, x.rows, x.cols) && absent_or(dw, w.rows, w.cols) && absent_or(db, 1, w.rows), "product_back",
               "dx[N,C], dw[O,C], db[1,O] f32"))
         return;
     if (!need(s, product_type(as), "product_back", "as f32 or bf16")) return;
     if (x.rows) table(s)->product_back(s, dx, dw, db, dy, x, w, as, add);
+}
+
+void mx_cast(mx_stream *s, mx_tensor y, mx_tensor x)
+{
+    if (!need(s, is(x, MX_F32), "cast", "x[N,C] f32")) return;
+    if (!need(s, table_type(y.dtype) && shaped(y, y.dtype, x.rows, x.cols), "cast", "y[N,C] f32, f16 or bf16")) return;
+    if (x.rows) table(s)->cast(s, y, x);
 }
 
 void mx_scale(mx_stream *s, mx_tensor y, mx_tensor x, float factor)

@@ -55,7 +55,9 @@ typedef struct mx_weight {
 mx_status mx_weight_open(mx_weight *w, mx_device *d, const mx_row_source *parts, int n, mx_dtype as, mx_error *err);
 void      mx_weight_close(mx_weight *w);
 
-typedef enum mx_activation { MX_ACT_NONE, MX_ACT_GELU_TANH, MX_ACT_GELU_ERF, MX_ACT_SILU, MX_ACT_RELU, MX_ACT_COUNT } mx_activation;
+typedef enum mx_activation {
+    MX_ACT_NONE, MX_ACT_GELU_TANH, MX_ACT_GELU_ERF, MX_ACT_SILU, MX_ACT_RELU, MX_ACT_TANH, MX_ACT_COUNT
+} mx_activation;
 
 /* ---- row ops: an output row depends on its own input row ------------------ */
 
@@ -162,17 +164,22 @@ void mx_logprobs(mx_stream *s, mx_tensor logprob, mx_tensor chosen, mx_tensor to
 
 /* ---- learning ---------------------------------------------------------------- */
 
-/* Weights that change lie in plain f32 matrices.  Gradients are named by their
- * d; those of weights accumulate (+=), so micro-batches add up.  A gradient
- * whose data is NULL is not computed.  Every sum has one order, whatever the
- * number of threads; a weight's gradient depends on the rows of the batch. */
+/* Weights that change lie in plain matrices: f32, or a bf16 copy (mx_cast) of
+ * f32 masters.  Gradients are f32 and named by their d; those of weights
+ * accumulate (+=), so micro-batches add up.  A gradient whose data is NULL is
+ * not computed.  Every sum has one order, whatever the number of threads; a
+ * weight's gradient depends on the rows of the batch. */
 
-/* y[N,O] (+)= x[N,C] w[O,C]^T + b[1,O]; b.data may be NULL.  as: MX_F32, or
- * MX_BF16: x and w are rounded, products are summed in f32. */
+/* y[N,O] (+)= x[N,C] w[O,C]^T + b[1,O]; w is f32 or bf16, b.data may be NULL.
+ * as: MX_F32, or MX_BF16: all factors (x, w, dy) are rounded, products are
+ * summed in f32. */
 void mx_product(mx_stream *s, mx_tensor y, mx_tensor x, mx_tensor w, mx_tensor b, mx_dtype as, bool add);
 /* dx[N,C] (+)= dy[N,O] w (add: +=);  dw[O,C] += dy^T x;  db[1,O] += sum of dy's rows */
 void mx_product_back(mx_stream *s, mx_tensor dx, mx_tensor dw, mx_tensor db, mx_tensor dy, mx_tensor x, mx_tensor w,
                      mx_dtype as, bool add);
+
+/* y[N,C] = x[N,C], rounded to y's type: f32, bf16 or f16; x is f32 */
+void mx_cast(mx_stream *s, mx_tensor y, mx_tensor x);
 
 /* y[N,C] = x[N,C] * factor; y may be x */
 void mx_scale(mx_stream *s, mx_tensor y, mx_tensor x, float factor);
@@ -237,10 +244,10 @@ void mx_adamw(mx_stream *s, mx_tensor p, mx_tensor g, mx_tensor m, mx_tensor v, 
     X(embed) X(linear) X(norm) X(rms_norm) X(add) X(activate) X(gated)    \
     X(rope) X(kv_write) X(kv_copy) X(attention_paged)                     \
     X(logits_process) X(sample) X(logprobs)                               \
-    X(product) X(product_back) X(scale) X(embed_back) X(norm_back)        \
-    X(rms_norm_back) X(activate_back) X(gated_back) X(rope_back)          \
-    X(dropout) X(attention) X(attention_back) X(cross_entropy) X(sum)     \
-    X(adamw)
+    X(product) X(product_back) X(cast) X(scale) X(embed_back)             \
+    X(norm_back) X(rms_norm_back) X(activate_back) X(gated_back)          \
+    X(rope_back) X(dropout) X(attention) X(attention_back)                \
+    X(cross_entropy) X(sum) X(adamw)
 
 /* A backend: one pointer per op, none of them NULL (a test asserts it), and
  * the two weight calls. */

@@ -122,6 +122,27 @@ void mx_cpu_scale(mx_stream *s, mx_tensor y, mx_tensor x, float factor)
     mx_cpu_rows(s, x.rows, x.cols, scale_rows, &j);
 }
 
+static void cast_rows(const void *ctx, int64_t first, int64_t last)
+{
+    const norm_job *j = ctx;
+    for (int64_t r = first; r < last; r++) {
+        const float *x = mx_row(j->x, r);
+        uint16_t *h = (uint16_t *)j->y.data + r * j->y.stride;
+        if (j->y.dtype == MX_F32) memcpy(mx_row(j->y, r), x, (size_t)j->x.cols * sizeof *x);
+        else if (j->y.dtype == MX_BF16)
+#pragma omp simd
+            for (int64_t i = 0; i < j->x.cols; i++) h[i] = mx_f32_to_bf16(x[i]);
+        else
+            for (int64_t i = 0; i < j->x.cols; i++) h[i] = mx_f32_to_f16(x[i]);
+    }
+}
+
+void mx_cpu_cast(mx_stream *s, mx_tensor y, mx_tensor x)
+{
+    norm_job j = {.y = y, .x = x};
+    mx_cpu_rows(s, x.rows, x.cols, cast_rows, &j);
+}
+
 /* ---- backward --------------------------------------------------------------------- */
 
 #define COLUMNS 64            /* of a part that sums over rows */

@@ -56,10 +56,36 @@ static void turn(float *dst, int64_t ld, const float *src, int64_t stride, int64
         }
 }
 
+/* n values of a bf16 row, zeros up to the next whole vector */
+MX_INLINE vf load_bf16(const uint16_t *p, int64_t n)
+{
+    uint16_t t[VF] = {0};
+    if (n < VF) p = memcpy(t, p, (size_t)n * sizeof *t);
+    return vf_from_bf16(p);
+}
+
+/* The same from a bf16 matrix, through a widened copy of the block. */
+static void pack_panel_bf16(const gemm *g, float *panel, int64_t o, int64_t cols, int64_t k, int64_t n)
+{
+    float wide[MX_PANEL * STEP];
+    int64_t rows = g->b_turned ? cols : n, across = g->b_turned ? n : cols, ld = g->b_turned ? STEP : MX_PANEL;
+    for (int64_t r = 0; r < rows; r++) {
+        const uint16_t *src = (const uint16_t *)g->b.data + ((g->b_turned ? o : k) + r) * g->b.stride + (g->b_turned ? k : o);
+        for (int64_t i = 0; i < ld && i < across; i += VF)
+            vf_store((g->b_turned ? wide : panel) + r * ld + i, load_bf16(src + i, across - i));
+        for (int64_t i = (across + VF - 1) / VF * VF; !g->b_turned && i < ld; i += VF) vf_store(panel + r * ld + i, vf_zero());
+    }
+    if (g->b_turned) turn(panel, MX_PANEL, wide, STEP, cols, n);
+}
+
 /* Inner steps k..k+n-1 of 64 columns from o on. */
 static void pack_panel(const gemm *g, float *panel, int64_t o, int64_t k, int64_t n)
 {
     int64_t cols = g->N - o < MX_PANEL ? g->N - o : MX_PANEL;
+    if (g->b.dtype == MX_BF16) {
+        pack_panel_bf16(g, panel, o, cols, k, n);
+        return;
+    }
     if (g->b_turned) {
         turn(panel, MX_PANEL, mx_row(g->b, o) + k, g->b.stride, cols, n);
     } else {
