@@ -351,7 +351,7 @@ int cli_batch(mx_config *c)
     cli_hold_signals(&b.held);
     int status = CLI_FAILED;
     if (open_batch(&b, &err)) {
-        cli_failed(&err);
+        status = cli_failed(&err);
     } else {
         uint64_t began_at = mx_rows_done(b.rows);
         cli_progress_open(&b.progress, mx_config_bool(c, "quiet"), began_at);

@@ -122,7 +122,7 @@ const mx_setting mx_settings[] = {
      "Log probabilities of the tokens and their K best alternatives; with --json, --stream-json or -o."},
     {"json", 0, MX_SET_BOOL, "false", 0, 0, NULL, MX_CMD_SAMPLE | MX_CMD_INFO | MX_GROUP_OUTPUT, NULL,
      "Print JSON: a line for each candidate."},
-    {"stream-json", 0, MX_SET_BOOL, "false", 0, 0, NULL, MX_CMD_SAMPLE | MX_GROUP_OUTPUT, NULL,
+    {"stream-json", 0, MX_SET_BOOL, "false", 0, 0, NULL, MX_CMD_SAMPLE | TEXT | MX_GROUP_OUTPUT, NULL,
      "Print a line of JSON for each piece, as it comes."},
     {"quiet", 'q', MX_SET_BOOL, "false", 0, 0, NULL, MX_CMD_SAMPLE | MX_GROUP_OUTPUT, NULL,
      "No progress, no figures."},
