@@ -251,7 +251,7 @@ static mx_status run(batch *b, mx_error *err)
         MX_TRY(fill_window(b, err));
         MX_TRY(write_done(b, err));
         if (b->first == b->next && b->end) break;
-        cli_progress_show(&b->progress, mx_rows_done(b->rows), mx_rows_total(b->rows), tokens_of(b), false);
+        cli_progress_show(&b->progress, mx_rows_done(b->rows), mx_rows_total(b->rows), b->unsent - b->first, tokens_of(b));
         wait_a_tick(b);
         b->interrupted = cli_signal_pending(&b->held);
     }

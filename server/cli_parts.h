@@ -71,8 +71,8 @@ typedef struct cli_progress {
     uint64_t start_ns, next_ns, began_at;
 } cli_progress;
 void      cli_progress_open(cli_progress *p, bool quiet, uint64_t done);
-/* total 0: not known.  Draws when it is time to, or `now`. */
-void      cli_progress_show(cli_progress *p, uint64_t done, uint64_t total, uint64_t tokens, bool now);
+/* Rows written, rows there are (0: not known), rows on the device, tokens so far.  Draws when it is time to. */
+void      cli_progress_show(cli_progress *p, uint64_t done, uint64_t total, uint64_t running, uint64_t tokens);
 void      cli_progress_clear(cli_progress *p);           /* before another line goes to the terminal */
 double    cli_progress_seconds(const cli_progress *p);
 

@@ -61,16 +61,16 @@ static void put_bar(double part, int width)
     fputs("] ", stderr);
 }
 
-void cli_progress_show(cli_progress *p, uint64_t done, uint64_t total, uint64_t tokens, bool now)
+void cli_progress_show(cli_progress *p, uint64_t done, uint64_t total, uint64_t running, uint64_t tokens)
 {
     uint64_t at = mx_now_ns(&mx_clock_monotonic);
-    if (p->quiet || (at < p->next_ns && !now)) return;
+    if (p->quiet || at < p->next_ns) return;
     p->next_ns = at + (p->term.plain ? LINE_NS : REDRAW_NS);
     char figures[160], left[24] = "";
     double seconds = (double)(at - p->start_ns) * 1e-9, rate = seconds > 0 ? (double)(done - p->began_at) / seconds : 0;
-    int n = total ? snprintf(figures, sizeof figures, "%llu of %llu rows", (unsigned long long)done, (unsigned long long)total)
+    int n = total ? snprintf(figures, sizeof figures, "%llu/%llu rows", (unsigned long long)done, (unsigned long long)total)
                   : snprintf(figures, sizeof figures, "%llu rows", (unsigned long long)done);
-    n += snprintf(figures + n, sizeof figures - (size_t)n, ", %.0f tokens/s", seconds > 0 ? (double)tokens / seconds : 0.0);
+    n += snprintf(figures + n, sizeof figures - (size_t)n, ", %llu running, %.0f tokens/s", (unsigned long long)running, seconds > 0 ? (double)tokens / seconds : 0.0);
     if (total && rate > 0 && done < total) {
         clock_text((double)(total - done) / rate, left, sizeof left);
         n += snprintf(figures + n, sizeof figures - (size_t)n, ", %s left", left);
