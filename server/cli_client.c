@@ -25,7 +25,7 @@ static mx_status show_event(const ask *a, const Merx__V1__GenerateEvent *e, mx_e
 {
     if (a->events) return cli_json_print(stdout, cli_json_event(e), err);
     cli_print_text(stdout, a->tty, e->text, strlen(e->text));
-    if (e->last) fputc('\n', stdout);
+    if (e->last) cli_print_text(stdout, false, "\n", 1);
     if (e->last && !a->quiet) show_figures(e->model, e->usage, e->timings, e->seed);
     return MX_OK;
 }

@@ -64,7 +64,7 @@ static void show_texts(const one *w, const mx_generation *g)
         const mx_candidate *c = mx_generation_candidate(g, i);
         if (w->n > 1) printf("%s[%d of %d]\n", i ? "\n" : "", i + 1, w->n);
         cli_print_text(stdout, w->tty, c->text, c->text_len);
-        fputc('\n', stdout);
+        cli_print_text(stdout, false, "\n", 1);
     }
 }
 

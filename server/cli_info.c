@@ -21,12 +21,23 @@ static size_t proc_bytes(const char *path, const char *name)
     return kib * 1024;
 }
 
-/* What this process may still take: free memory, or what its limit leaves. */
-static size_t memory_left(const mx_topology *t, size_t own)
+typedef struct memory { size_t taken, promised, left; } memory;
+
+/* taken: by this process.  promised: KV caches and scratch, which take their pages as they
+ * fill.  left: free memory, or what the process's limit leaves, less what is promised. */
+static memory memory_of(const mx_app *app)
 {
-    size_t available = proc_bytes("/proc/meminfo", "MemAvailable"), limit = mx_topology_memory(t);
-    size_t under = limit > own ? limit - own : 0;
-    return available && available < under ? available : under;
+    memory m = {.taken = proc_bytes("/proc/self/status", "VmRSS")};
+    for (int i = 0; i < app->n_models; i++) {
+        mx_generator_info info;
+        mx_generator_info_get(app->models[i], &info);
+        m.promised += info.kv_bytes + info.scratch_bytes;
+    }
+    size_t available = proc_bytes("/proc/meminfo", "MemAvailable"), limit = mx_topology_memory(app->topology);
+    size_t under = limit > m.taken ? limit - m.taken : 0;
+    m.left = available && available < under ? available : under;
+    m.left = m.left > m.promised ? m.left - m.promised : 0;
+    return m;
 }
 
 /* ---- the machine ------------------------------------------------------------------------------ */
@@ -129,19 +140,19 @@ static json_t *model_json(const mx_generator_info *i, size_t left)
                              mx_chat_family_name(i->chat), "quantization", i->quantization, "dtype", mx_dtype_name(i->dtype),
                              "kv_cache_dtype", mx_dtype_name(i->kv_dtype), "load_seconds", i->load_seconds, "max_concurrent",
                              i->max_concurrent, "fit", fit);
-    json_t *memory = json_pack("{s:I, s:I, s:I, s:I, s:i, s:i}", "weight_bytes", (json_int_t)i->weight_bytes, "kv_bytes", (json_int_t)i->kv_bytes,
+    json_t *sizes = json_pack("{s:I, s:I, s:I, s:I, s:i, s:i}", "weight_bytes", (json_int_t)i->weight_bytes, "kv_bytes", (json_int_t)i->kv_bytes,
                                "kv_bytes_per_token", (json_int_t)i->kv_bytes_per_token, "scratch_bytes", (json_int_t)i->scratch_bytes,
                                "kv_pages", i->kv_pages, "page_tokens", i->page_tokens);
     json_object_update(j, more);
-    json_object_update(j, memory);
+    json_object_update(j, sizes);
     json_decref(more);
-    json_decref(memory);
+    json_decref(sizes);
     return j;
 }
 
 /* ---- both ---------------------------------------------------------------------------------------- */
 
-static void print_info(const mx_app *app, size_t own, size_t left)
+static void print_info(const mx_app *app, memory m)
 {
     char text[4096];
     mx_topology_describe(app->topology, text, sizeof text);
@@ -149,16 +160,18 @@ static void print_info(const mx_app *app, size_t own, size_t left)
     mx_topology_describe_caches(app->topology, text, sizeof text);
     if (*text) printf("caches     %s\n", text);
     print_devices(app);
-    printf("process    %.1f MiB taken, %.1f GiB left\n", (double)own / MIB, (double)left / GIB);
+    printf("memory     %.1f MiB taken, ", (double)m.taken / MIB);
+    if (m.promised) printf("%.1f MiB promised to KV caches and scratch, ", (double)m.promised / MIB);
+    printf("%.1f GiB left\n", (double)m.left / GIB);
     for (int i = 0; i < app->n_models; i++) {
         mx_generator_info info;
         mx_generator_info_get(app->models[i], &info);
-        print_model(app, &info, left);
+        print_model(app, &info, m.left);
     }
     if (!app->n_models) printf("\nNo model: merx info --model PATH shows the memory it takes and how many texts fit.\n");
 }
 
-static mx_status print_json(const mx_app *app, size_t own, size_t left, mx_error *err)
+static mx_status print_json(const mx_app *app, memory m, mx_error *err)
 {
     char machine[4096], caches[256];
     const mx_topology *t = app->topology;
@@ -168,11 +181,11 @@ static mx_status print_json(const mx_app *app, size_t own, size_t left, mx_error
     for (int i = 0; i < app->n_models; i++) {
         mx_generator_info info;
         mx_generator_info_get(app->models[i], &info);
-        json_array_append_new(models, model_json(&info, left));
+        json_array_append_new(models, model_json(&info, m.left));
     }
-    json_t *j = json_pack("{s:{s:s, s:s, s:i, s:i, s:i, s:I}, s:I, s:I, s:o, s:o}", "machine", "description", machine, "caches", caches,
+    json_t *j = json_pack("{s:{s:s, s:s, s:i, s:i, s:i, s:I}, s:I, s:I, s:I, s:o, s:o}", "machine", "description", machine, "caches", caches,
                           "cores", mx_topology_cores(t), "hardware_threads", mx_topology_pus(t), "numa_nodes", mx_topology_numa_nodes(t),
-                          "memory_bytes", (json_int_t)mx_topology_memory(t), "taken_bytes", (json_int_t)own, "left_bytes", (json_int_t)left,
+                          "memory_bytes", (json_int_t)mx_topology_memory(t), "taken_bytes", (json_int_t)m.taken, "promised_bytes", (json_int_t)m.promised, "left_bytes", (json_int_t)m.left,
                           "devices", devices_json(app), "models", models);
     return cli_json_print(stdout, j, err);
 }
@@ -185,9 +198,9 @@ int mx_cli_info(mx_config *c, int n, char **rest)
     if (n) return cli_usage("info takes settings only, not \"%s\"", rest[0]);
     mx_status st = mx_config_list(c, "model", &specs) ? cli_open_app(&app, c, &err) : mx_app_open(&app, c, &err);
     if (st) return cli_failed(&err);
-    size_t own = proc_bytes("/proc/self/status", "VmRSS"), left = memory_left(app.topology, own);
-    if (mx_config_bool(c, "json")) st = print_json(&app, own, left, &err);
-    else print_info(&app, own, left);
+    memory m = memory_of(&app);
+    if (mx_config_bool(c, "json")) st = print_json(&app, m, &err);
+    else print_info(&app, m);
     mx_app_close(&app, 0);
     return st ? cli_failed(&err) : CLI_OK;
 }
