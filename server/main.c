@@ -3,6 +3,7 @@
 #include "server/cli.h"
 #include "server/settings.h"
 
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -97,5 +98,9 @@ int main(int argc, char **argv)
         status = k ? run(c, k, argc - 2, argv + 2) : no_command(name);
     }
     mx_config_close(c);
+    if ((fflush(stdout) || ferror(stdout)) && !status) {
+        fprintf(stderr, "merx: standard output: %s\n", strerror(errno));
+        status = 1;
+    }
     return status;
 }

@@ -91,8 +91,10 @@ static void fresh(const char *output)
 
 /* ---- running --------------------------------------------------------------------------------- */
 
+static const char *standard_output = "out";
+
 /* words: parted by blanks; @name is a file of the test's folder. stdin is `in`; stdout and stderr
- * go to the files "out" and "err".  file_limit: RLIMIT_FSIZE, 0: none. */
+ * go to the files standard_output and "err".  file_limit: RLIMIT_FSIZE, 0: none. */
 static pid_t start(const char *in, size_t file_limit, const char *words)
 {
     char copy[2000], files[8][400], *argv[MOST_ARGS] = {(char *)(uintptr_t)MERX}, *save = NULL;
@@ -105,7 +107,7 @@ static pid_t start(const char *in, size_t file_limit, const char *words)
         }
         argv[n++] = w;
     }
-    const char *names[3] = {path_of(in), path_of("out"), path_of("err")};
+    const char *names[3] = {path_of(in), path_of(standard_output), path_of("err")};
     fflush(stdout);
     pid_t pid = fork();
     if (pid) return pid;
@@ -261,6 +263,10 @@ static void full_disk(void)
     make_whole();
     CHECK(merx(BATCH "-i @in.jsonl -o /dev/full") == 1);
     CHECK(holds("err", "/dev/full: No space left on device"));
+    static const char *const calls[] = {"generate -m " MODEL " -n 3 x", "generate -m " MODEL " --json x", "info", "help", BATCH "-i @in.jsonl"};
+    standard_output = "/dev/full";
+    for (size_t i = 0; i < sizeof calls / sizeof *calls; i++) CHECK_MSG(merx(calls[i]) == 1 && holds("err", "No space left"), "%s", calls[i]);
+    standard_output = "out";
     fresh("full.jsonl");
     CHECK(wait_exit(start("/dev/null", 10000, BATCH "-i @in.jsonl -o @full.jsonl")) == 1);
     CHECK(holds("err", "full.jsonl: File too large") && holds("err", "goes on from there"));
