@@ -27,6 +27,7 @@ typedef struct batch_row {
     int            n_said;
     mx_error       err;              /* done() fills it under the lock                  */
     bool           submitted, done, out_of_memory;
+    bool           drawn;            /* not greedy, no beams: the text depends on the seed */
 } batch_row;
 
 struct batch {
@@ -93,6 +94,7 @@ static mx_status open_row(batch *b, batch_row *r, json_t *json, mx_error *err)
     mx_generation_calls calls = {r->said ? keep_logprobs : NULL, row_done, r};
     if (!st) st = mx_generation_open(&r->gen, text.model, text.prompt.id, text.prompt.count, &text.sampling, &calls, 0, err);
     r->model = text.model;
+    r->drawn = text.sampling.temperature > 0 && text.sampling.beams <= 1;
     mx_ids_free(&text.prompt);
     cli_request_close(&q);
     return st;
@@ -168,7 +170,7 @@ static json_t *answer_json(batch *b, const batch_row *r)
     Merx__V1__GenerateResponse *m = mx_response_build(&b->reply, r->gen, r->said, mx_generator_tokenizer(r->model));
     if (!m || !(m->usage = mx_usage_build(&b->reply, &s))) return NULL;
     m->seed = s.seed;
-    return cli_json_row(m, r->id);
+    return cli_json_row(m, r->id, r->drawn);
 }
 
 static void close_row(batch_row *r)

@@ -88,14 +88,14 @@ json_t *cli_json_candidate(const Merx__V1__GenerateResponse *r, size_t i)
     return j;
 }
 
-json_t *cli_json_row(const Merx__V1__GenerateResponse *r, json_t *id)
+json_t *cli_json_row(const Merx__V1__GenerateResponse *r, json_t *id, bool drawn)
 {
     json_t *j = json_object();
     json_object_set(j, "id", id);
     put_candidate(j, r->candidates[0]);
     json_object_set_new(j, "prompt_tokens", json_integer(r->usage->prompt_tokens));
     json_object_set_new(j, "output_tokens", json_integer(r->usage->output_tokens));
-    set_seed(j, r->seed);
+    if (drawn) set_seed(j, r->seed);
     if (r->n_candidates < 2) return j;
     json_t *all = json_array();
     for (size_t i = 0; i < r->n_candidates; i++) {

@@ -53,7 +53,7 @@ mx_status cli_read_prompt(const char *arg, char **out, mx_error *err);
 
 /* NULL: out of memory.  Seeds are strings: JSON's numbers do not hold 64 bits. */
 json_t   *cli_json_candidate(const Merx__V1__GenerateResponse *r, size_t i);     /* a line of --json       */
-json_t   *cli_json_row(const Merx__V1__GenerateResponse *r, json_t *id);         /* a row of a batch       */
+json_t   *cli_json_row(const Merx__V1__GenerateResponse *r, json_t *id, bool drawn);   /* a row of a batch; drawn: the seed counts */
 json_t   *cli_json_event(const Merx__V1__GenerateEvent *e);                      /* a line of --stream-json */
 /* Prints and releases; j NULL is out of memory. */
 mx_status cli_json_print(FILE *out, json_t *j, mx_error *err);

@@ -208,6 +208,12 @@ static void any_window(void)
     CHECK(same("small.jsonl", "whole.jsonl"));
     CHECK(wait_exit(start("in.jsonl", 0, BATCH "-i - -o -")) == 0);
     CHECK(same("out", "whole.jsonl"));
+    spill("greedy.jsonl", "{\"prompt\": \"a\"}\n{\"prompt\": \"b\"}\n", 32);        /* no seed, and none needed */
+    fresh("one.jsonl");
+    fresh("two.jsonl");
+    CHECK(merx("generate -m " MODEL " --temperature 0 -i @greedy.jsonl -o @one.jsonl --max-num-seqs 1") == 0);
+    CHECK(merx("generate -m " MODEL " --temperature 0 -i @greedy.jsonl -o @two.jsonl") == 0);
+    CHECK(same("one.jsonl", "two.jsonl"));
 }
 
 static void killed_and_continued(void)
