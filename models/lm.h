@@ -45,8 +45,9 @@ mx_params *mx_lm_params(mx_lm *m);        /* what learns: the weights, or the ad
 /* For the trainer; m outlives it. */
 mx_learner mx_lm_learner(mx_lm *m);
 
-/* The base and the adapter in `adapter` as one: a folder like the base's. */
-mx_status mx_lm_merge(mx_device *dev, const char *base, const char *adapter, const char *out, mx_dtype as, mx_error *err);
+/* The base and a PEFT adapter as one: a folder like the base's, f32.  dev: a CPU.
+ * Errors: MX_ERR_FORMAT, MX_ERR_ARG (an adapter of another kind, by name), MX_ERR_IO. */
+mx_status mx_lm_merge(mx_device *dev, const char *base, const char *adapter, const char *out, mx_error *err);
 
 /* "q_proj" ... of the model's family, or NULL beyond the last. */
 const char *mx_lora_target(const mx_decoder_config *c, int i);

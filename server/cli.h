@@ -9,6 +9,9 @@ int mx_cli_serve(mx_config *c, int n, char **rest);
 int mx_cli_generate(mx_config *c, int n, char **rest);
 int mx_cli_client(mx_config *c, int n, char **rest);
 int mx_cli_info(mx_config *c, int n, char **rest);
+int mx_cli_train(mx_config *c, int n, char **rest);
+int mx_cli_tokenize(mx_config *c, int n, char **rest);
+int mx_cli_merge(mx_config *c, int n, char **rest);
 
 /* ---- help (cli_help.c) ------------------------------------------------------------ */
 

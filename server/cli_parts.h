@@ -73,6 +73,9 @@ typedef struct cli_progress {
 void      cli_progress_open(cli_progress *p, bool quiet, uint64_t done);
 /* Rows written, rows there are (0: not known), rows on the device, tokens so far.  Draws when it is time to. */
 void      cli_progress_show(cli_progress *p, uint64_t done, uint64_t total, uint64_t running, uint64_t tokens);
+/* The same with figures of one's own behind the bar; part: 0..1. */
+void      cli_progress_figures(cli_progress *p, double part, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+void      cli_clock(double seconds, char *out, size_t size);         /* "0:43", "1:02:03" */
 void      cli_progress_clear(cli_progress *p);           /* before another line goes to the terminal */
 double    cli_progress_seconds(const cli_progress *p);
 

@@ -1,6 +1,7 @@
 /* cli_term.c - progress on a terminal, lines elsewhere. */
 #include "server/cli_parts.h"
 
+#include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -46,8 +47,7 @@ double cli_progress_seconds(const cli_progress *p)
     return (double)(mx_now_ns(&mx_clock_monotonic) - p->start_ns) * 1e-9;
 }
 
-/* "0:43", "1:02:03" */
-static void clock_text(double seconds, char *out, size_t size)
+void cli_clock(double seconds, char *out, size_t size)
 {
     unsigned long s = seconds < 1e7 ? (unsigned long)(seconds + 0.5) : 9999999;
     if (s < 3600) snprintf(out, size, "%lu:%02lu", s / 60, s % 60);
@@ -72,7 +72,7 @@ void cli_progress_show(cli_progress *p, uint64_t done, uint64_t total, uint64_t 
                   : snprintf(figures, sizeof figures, "%llu rows", (unsigned long long)done);
     n += snprintf(figures + n, sizeof figures - (size_t)n, ", %llu running, %.0f tokens/s", (unsigned long long)running, seconds > 0 ? (double)tokens / seconds : 0.0);
     if (total && rate > 0 && done < total) {
-        clock_text((double)(total - done) / rate, left, sizeof left);
+        cli_clock((double)(total - done) / rate, left, sizeof left);
         n += snprintf(figures + n, sizeof figures - (size_t)n, ", %s left", left);
     }
     if (p->term.plain) {
@@ -84,6 +84,29 @@ void cli_progress_show(cli_progress *p, uint64_t done, uint64_t total, uint64_t 
     fputs("\r", stderr);
     if (total) fprintf(stderr, "%3.0f%% ", 100 * (double)done / (double)total);
     if (total && bar >= 8) put_bar((double)done / (double)total, bar);
+    fprintf(stderr, "%.*s\033[K", p->term.width > 6 ? p->term.width - 6 : 1, figures);
+    fflush(stderr);
+    p->shown = true;
+}
+
+void cli_progress_figures(cli_progress *p, double part, const char *fmt, ...)
+{
+    uint64_t at = mx_now_ns(&mx_clock_monotonic);
+    char figures[240];
+    if (p->quiet || at < p->next_ns) return;
+    p->next_ns = at + (p->term.plain ? LINE_NS : REDRAW_NS);
+    va_list ap;
+    va_start(ap, fmt);
+    int n = vsnprintf(figures, sizeof figures, fmt, ap);
+    va_end(ap);
+    if (p->term.plain) {
+        fprintf(stderr, "merx: %3.0f%% %s\n", 100 * part, figures);
+        return;
+    }
+    int bar = p->term.width - n - 12;
+    if (bar > 40) bar = 40;
+    fprintf(stderr, "\r%3.0f%% ", 100 * part);
+    if (bar >= 8) put_bar(part, bar);
     fprintf(stderr, "%.*s\033[K", p->term.width > 6 ? p->term.width - 6 : 1, figures);
     fflush(stderr);
     p->shown = true;

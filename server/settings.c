@@ -6,17 +6,18 @@
 
 #define TEXT MX_DECIDES_TEXT
 
-const char *const mx_command_names[] = {"serve", "generate", "client", "info", NULL};
+const char *const mx_command_names[] = {"serve", "generate", "client", "info", "train", "tokenize", "merge", NULL};
 
 const mx_setting_group mx_setting_groups[] = {
     {MX_GROUP_BATCH, "Batches"},         {MX_GROUP_SERVER, "Server"},  {MX_GROUP_MODEL, "Model and memory"},
     {MX_GROUP_PROMPT, "Prompt"},         {MX_GROUP_LENGTH, "Length"},  {MX_GROUP_SAMPLE, "Choice of words"},
-    {MX_GROUP_OUTPUT, "Output and log"}, {0, NULL},
+    {MX_GROUP_DATA, "Data"},             {MX_GROUP_RUN, "Run"},        {MX_GROUP_LEARN, "Learning"},
+    {MX_GROUP_ADAPTER, "Adapter (LoRA)"}, {MX_GROUP_OUTPUT, "Output and log"}, {0, NULL},
 };
 
 const mx_setting mx_settings[] = {
     /* model */
-    {"model", 'm', MX_SET_LIST, NULL, 0, 0, NULL, MX_CMD_MODEL | MX_CMD_CLIENT | TEXT | MX_GROUP_MODEL, "[NAME=]PATH",
+    {"model", 'm', MX_SET_LIST, NULL, 0, 0, NULL, MX_CMD_ALL | TEXT | MX_GROUP_MODEL, "[NAME=]PATH",
      "A Hugging Face folder or .gguf file; the first is the default. For client: the name of a model of the server."},
     {"dtype", 0, MX_SET_CHOICE, "auto", 0, 0, "auto|f32|bf16|int8", MX_CMD_MODEL | TEXT | MX_GROUP_MODEL, NULL,
      "How weights are kept in memory; auto is f32."},
@@ -36,9 +37,9 @@ const mx_setting mx_settings[] = {
      "Requests that wait; beyond it RESOURCE_EXHAUSTED."},
     {"prefix-caching", 0, MX_SET_BOOL, "true", 0, 0, NULL, MX_CMD_MODEL | MX_GROUP_MODEL, NULL,
      "Share the KV pages of equal beginnings."},
-    {"threads", 't', MX_SET_INT, "0", 0, 1024, NULL, MX_CMD_MODEL | MX_GROUP_MODEL, "N",
+    {"threads", 't', MX_SET_INT, "0", 0, 1024, NULL, MX_CMD_MODEL | MX_CMD_TRAIN | MX_CMD_MERGE | MX_GROUP_MODEL, "N",
      "Threads of the CPU device; 0 is one per core."},
-    {"bind", 0, MX_SET_BOOL, "true", 0, 0, NULL, MX_CMD_MODEL | MX_GROUP_MODEL, NULL,
+    {"bind", 0, MX_SET_BOOL, "true", 0, 0, NULL, MX_CMD_MODEL | MX_CMD_TRAIN | MX_GROUP_MODEL, NULL,
      "Bind the threads to cores."},
 
     /* server */
@@ -58,8 +59,8 @@ const mx_setting mx_settings[] = {
     /* batch */
     {"input", 'i', MX_SET_STRING, NULL, 0, 0, NULL, MX_CMD_GENERATE | MX_GROUP_BATCH, "FILE",
      "Rows of JSON, each a prompt; - is standard input."},
-    {"output", 'o', MX_SET_STRING, "-", 0, 0, NULL, MX_CMD_GENERATE | MX_GROUP_BATCH, "FILE",
-     "Where the rows of answers go, in the order of the input. A run that was broken off goes on where it stood."},
+    {"output", 'o', MX_SET_STRING, "-", 0, 0, NULL, MX_CMD_GENERATE | MX_CMD_TOKENIZE | MX_CMD_MERGE | MX_GROUP_BATCH, "FILE",
+     "Where the rows of answers go, in the order of the input. A run that was broken off goes on where it stood. For tokenize: how the shards' names begin; for merge: the new folder."},
     {"overwrite", 0, MX_SET_BOOL, "false", 0, 0, NULL, MX_CMD_GENERATE | MX_GROUP_BATCH, NULL,
      "Begin anew where the output already has rows."},
     {"strict", 0, MX_SET_BOOL, "false", 0, 0, NULL, MX_CMD_GENERATE | MX_GROUP_BATCH, NULL,
@@ -114,8 +115,92 @@ const mx_setting mx_settings[] = {
      "Beam search with N beams; 1 is off."},
     {"length-penalty", 0, MX_SET_FLOAT, "1", -10, 10, NULL, MX_CMD_SAMPLE | TEXT | MX_GROUP_SAMPLE, "X",
      "Beam search: above 0 favours longer texts."},
-    {"seed", 0, MX_SET_STRING, NULL, 0, 0, NULL, MX_CMD_SAMPLE | TEXT | MX_GROUP_SAMPLE, "N",
+    {"seed", 0, MX_SET_STRING, NULL, 0, 0, NULL, MX_CMD_SAMPLE | MX_CMD_TRAIN | TEXT | MX_GROUP_SAMPLE, "N",
      "0 to 2^64-1; the same seed gives the same text."},
+
+    /* data */
+    {"data", 'd', MX_SET_LIST, NULL, 0, 0, NULL, MX_CMD_DATA | MX_GROUP_DATA, "FILE",
+     "What is learned: .jsonl, .txt, or shards of merx tokenize."},
+    {"eval-data", 0, MX_SET_LIST, NULL, 0, 0, NULL, MX_CMD_TRAIN | MX_GROUP_DATA, "FILE",
+     "What the loss is measured on beside."},
+    {"text-field", 0, MX_SET_STRING, "text", 0, 0, NULL, MX_CMD_DATA | MX_GROUP_DATA, "NAME",
+     "The field of a .jsonl row that is its text."},
+    {"lines", 0, MX_SET_BOOL, "false", 0, 0, NULL, MX_CMD_DATA | MX_GROUP_DATA, NULL,
+     "Every line of a .txt file is a document; else the file is one."},
+    {"learn-prompts", 0, MX_SET_BOOL, "false", 0, 0, NULL, MX_CMD_DATA | MX_GROUP_DATA, NULL,
+     "Prompts and users' messages are learned too, not answers alone."},
+    {"skip-bad-lines", 0, MX_SET_BOOL, "false", 0, 0, NULL, MX_CMD_DATA | MX_GROUP_DATA, NULL,
+     "Leave out and count lines that do not parse; else the first one ends the run."},
+    {"shard-tokens", 0, MX_SET_INT, "64m", 1024, 1 << 30, NULL, MX_CMD_TOKENIZE | MX_GROUP_DATA, "N",
+     "Tokens of a shard."},
+    {"packing", 0, MX_SET_CHOICE, "documents", 0, 0, "documents|blocks|masked-blocks", MX_CMD_TRAIN | MX_GROUP_DATA, NULL,
+     "A sequence is a document, or a block of --length tokens of all documents joined; masked: tokens see their own document only."},
+    {"length", 0, MX_SET_INT, "0", 0, 1 << 24, NULL, MX_CMD_TRAIN | MX_GROUP_DATA, "N",
+     "Tokens of a sequence at most; 0 is what the model was made for."},
+
+    /* run */
+    {"run", 'r', MX_SET_STRING, NULL, 0, 0, NULL, MX_CMD_TRAIN | MX_GROUP_RUN, "FOLDER",
+     "Where checkpoints and metrics.jsonl go; a run that is there goes on."},
+    {"restart", 0, MX_SET_BOOL, "false", 0, 0, NULL, MX_CMD_TRAIN | MX_GROUP_RUN, NULL,
+     "Remove the folder's checkpoints and begin anew."},
+    {"steps", 0, MX_SET_INT, "0", 0, 1e12, NULL, MX_CMD_TRAIN | MX_GROUP_RUN, "N",
+     "Steps in all; 0 is what --epochs takes."},
+    {"epochs", 0, MX_SET_FLOAT, "1", 0.001, 1e6, NULL, MX_CMD_TRAIN | MX_GROUP_RUN, "X",
+     "Times that the data is seen."},
+    {"batch", 'b', MX_SET_INT, "32", 1, 1 << 24, NULL, MX_CMD_TRAIN | MX_GROUP_RUN, "N",
+     "Sequences of a step, over all processes."},
+    {"micro-rows", 0, MX_SET_INT, "4096", 1, 1 << 24, NULL, MX_CMD_TRAIN | MX_GROUP_RUN, "N",
+     "Tokens computed at once; a batch with more is accumulated."},
+    {"eval-every", 0, MX_SET_INT, "0", 0, 1e12, NULL, MX_CMD_TRAIN | MX_GROUP_RUN, "N",
+     "Steps between evaluations; 0 is at the end only."},
+    {"eval-sequences", 0, MX_SET_INT, "0", 0, 1e12, NULL, MX_CMD_TRAIN | MX_GROUP_RUN, "N",
+     "Sequences of an evaluation; 0 is all of them."},
+    {"patience", 0, MX_SET_INT, "0", 0, 1 << 24, NULL, MX_CMD_TRAIN | MX_GROUP_RUN, "N",
+     "Stop after so many evaluations without a better loss; 0 is never."},
+    {"save-every", 0, MX_SET_INT, "0", 0, 1e12, NULL, MX_CMD_TRAIN | MX_GROUP_RUN, "N",
+     "Steps between checkpoints; 0 is at the end only."},
+    {"keep", 0, MX_SET_INT, "3", 0, 1 << 24, NULL, MX_CMD_TRAIN | MX_GROUP_RUN, "N",
+     "Checkpoints that stay, beside the best; 0 is all."},
+
+    /* learning */
+    {"from-scratch", 0, MX_SET_BOOL, "false", 0, 0, NULL, MX_CMD_TRAIN | MX_GROUP_LEARN, NULL,
+     "Begin with random weights."},
+    {"lr", 0, MX_SET_FLOAT, "3e-4", 0, 100, NULL, MX_CMD_TRAIN | MX_GROUP_LEARN, "X",
+     "Learning rate after the warm-up."},
+    {"min-lr", 0, MX_SET_FLOAT, NULL, 0, 100, NULL, MX_CMD_TRAIN | MX_GROUP_LEARN, "X",
+     "Where cosine and linear end; a tenth of --lr when not given."},
+    {"schedule", 0, MX_SET_CHOICE, "cosine", 0, 0, "cosine|linear|constant", MX_CMD_TRAIN | MX_GROUP_LEARN, NULL,
+     "How the rate falls."},
+    {"warmup", 0, MX_SET_INT, "100", 0, 1e12, NULL, MX_CMD_TRAIN | MX_GROUP_LEARN, "N",
+     "Steps in which the rate rises."},
+    {"weight-decay", 0, MX_SET_FLOAT, "0.1", 0, 100, NULL, MX_CMD_TRAIN | MX_GROUP_LEARN, "X",
+     "Decoupled, on matrices only."},
+    {"clip", 0, MX_SET_FLOAT, "1", 0, 1e9, NULL, MX_CMD_TRAIN | MX_GROUP_LEARN, "X",
+     "Largest norm of all gradients together; 0 is any."},
+    {"beta1", 0, MX_SET_FLOAT, "0.9", 0, 0.999999, NULL, MX_CMD_TRAIN | MX_GROUP_LEARN, "X",
+     "AdamW: decay of the mean gradient."},
+    {"beta2", 0, MX_SET_FLOAT, "0.95", 0, 0.999999, NULL, MX_CMD_TRAIN | MX_GROUP_LEARN, "X",
+     "AdamW: decay of the mean square."},
+    {"adam-eps", 0, MX_SET_FLOAT, "1e-8", 1e-20, 1, NULL, MX_CMD_TRAIN | MX_GROUP_LEARN, "X",
+     "AdamW: what the root is kept from 0 by."},
+    {"dropout", 0, MX_SET_FLOAT, "0", 0, 0.99, NULL, MX_CMD_TRAIN | MX_GROUP_LEARN, "X",
+     "Share of embeddings and of what layers add that is dropped."},
+    {"compute", 0, MX_SET_CHOICE, "f32", 0, 0, "f32|bf16", MX_CMD_TRAIN | MX_GROUP_LEARN, NULL,
+     "How factors of products are rounded; weights, sums and moments are f32."},
+    {"recompute", 0, MX_SET_BOOL, "false", 0, 0, NULL, MX_CMD_TRAIN | MX_GROUP_LEARN, NULL,
+     "Compute activations again in the backward pass: a third more work, a fraction of the memory."},
+
+    /* adapter */
+    {"adapter", 0, MX_SET_STRING, NULL, 0, 0, NULL, MX_CMD_MERGE | MX_GROUP_ADAPTER, "FOLDER",
+     "adapter_model.safetensors and adapter_config.json."},
+    {"lora-rank", 0, MX_SET_INT, "0", 0, 1024, NULL, MX_CMD_TRAIN | MX_GROUP_ADAPTER, "N",
+     "Learn an adapter of this rank and leave the model as it is; 0 is off."},
+    {"lora-alpha", 0, MX_SET_FLOAT, "16", 1e-6, 1e6, NULL, MX_CMD_TRAIN | MX_GROUP_ADAPTER, "X",
+     "The adapter counts alpha / rank times."},
+    {"lora-dropout", 0, MX_SET_FLOAT, "0", 0, 0.99, NULL, MX_CMD_TRAIN | MX_GROUP_ADAPTER, "X",
+     "Share of the adapter's input that is dropped."},
+    {"lora-targets", 0, MX_SET_LIST, NULL, 0, 0, NULL, MX_CMD_TRAIN | MX_GROUP_ADAPTER, "NAME",
+     "Products that get one: q_proj, v_proj ... or all; q_proj and v_proj (GPT-2: c_attn) when not given."},
 
     /* output */
     {"logprobs", 0, MX_SET_INT, NULL, 0, 20, NULL, MX_CMD_SAMPLE | TEXT | MX_GROUP_OUTPUT, "K",
@@ -124,7 +209,7 @@ const mx_setting mx_settings[] = {
      "Print JSON: a line for each candidate."},
     {"stream-json", 0, MX_SET_BOOL, "false", 0, 0, NULL, MX_CMD_SAMPLE | TEXT | MX_GROUP_OUTPUT, NULL,
      "Print a line of JSON for each piece, as it comes."},
-    {"quiet", 'q', MX_SET_BOOL, "false", 0, 0, NULL, MX_CMD_SAMPLE | MX_GROUP_OUTPUT, NULL,
+    {"quiet", 'q', MX_SET_BOOL, "false", 0, 0, NULL, MX_CMD_SAMPLE | MX_CMD_DATA | MX_GROUP_OUTPUT, NULL,
      "No progress, no figures."},
     {"log-level", 0, MX_SET_CHOICE, NULL, 0, 0, "debug|info|warn|error|off", MX_CMD_ALL | MX_GROUP_OUTPUT, NULL,
      "Least important line to log; info for serve, warn for the others."},
