@@ -11,6 +11,7 @@ static double act_of(double x, mx_activation act)
     case MX_ACT_GELU_ERF: return 0.5 * x * erfc(-x / sqrt(2));
     case MX_ACT_SILU: return x / (1 + exp(-x));
     case MX_ACT_RELU: return x > 0 ? x : 0;
+    case MX_ACT_TANH: return tanh(x);
     default: return x;
     }
 }

@@ -107,25 +107,29 @@ void mx_cpu_gated(mx_stream *s, mx_tensor y, mx_tensor gu, mx_activation act)
 
 /* ---- backward --------------------------------------------------------------------- */
 
-static inline vf sigmoid(vf x)
+/* s = 1 / (1 + e^-x), and 1 - s = e^-x s, which does not cancel */
+static inline vf sigmoid(vf x, vf *rest)
 {
-    return vf_div(vf_set(1.0f), vf_add(vf_set(1.0f), vf_exp(vf_sub(vf_zero(), x))));
+    vf e = vf_exp(vf_min(vf_set(80.0f), vf_sub(vf_zero(), x)));      /* NaN stays NaN */
+    vf s = vf_div(vf_set(1.0f), vf_add(vf_set(1.0f), e));
+    *rest = vf_mul(e, s);
+    return s;
 }
 
 /* s + x s (1 - s) */
 static inline vf silu_slope(vf x)
 {
-    vf s = sigmoid(x);
-    return vf_fma(vf_mul(x, s), vf_sub(vf_set(1.0f), s), s);
+    vf rest, s = sigmoid(x, &rest);
+    return vf_fma(vf_mul(x, s), rest, s);
 }
 
 /* With s = sigmoid(2u): s + x s (1 - s) 2u' */
 static inline vf gelu_tanh_slope(vf x)
 {
-    vf square = vf_mul(x, x);
-    vf s = sigmoid(vf_mul(vf_mul(x, vf_fma(square, vf_set(0.044715f), vf_set(1.0f))), vf_set(1.5957691216057308f)));
+    vf square = vf_mul(x, x), rest;
+    vf s = sigmoid(vf_mul(vf_mul(x, vf_fma(square, vf_set(0.044715f), vf_set(1.0f))), vf_set(1.5957691216057308f)), &rest);
     vf slope = vf_mul(vf_fma(square, vf_set(3 * 0.044715f), vf_set(1.0f)), vf_set(1.5957691216057308f));
-    return vf_fma(vf_mul(vf_mul(x, s), vf_sub(vf_set(1.0f), s)), slope, s);
+    return vf_fma(vf_mul(vf_mul(x, s), rest), slope, s);
 }
 
 /* The normal distribution's Phi(x) + x phi(x); Phi(x) = 1 - Phi(-x) */
