@@ -67,6 +67,14 @@ const mx_tokenizer *mx_generator_tokenizer(const mx_generator *g);
 #define MX_MAX_BANNED 1024
 #define MX_MAX_BIASES 1024
 
+/* The processors work in the order of transformers' generate(), each on what the one
+ * before it left: logit bias, repetition penalty (ids of prompt and output), presence and
+ * frequency penalty (output only, as OpenAI's API defines them), no_repeat_ngram (prompt
+ * and output), banned texts, end tokens before min_tokens, temperature, top_k, top_p,
+ * min_p, typical_p.  Two orders differ elsewhere and give other texts: biasing after the
+ * penalties, and temperature last (llama.cpp).  Greedy ignores temperature and all after
+ * it.  A banned text is found in the bytes that the output would have, so that no other
+ * spelling by tokens slips through (transformers forbids one spelling). */
 typedef struct mx_sampling {      /* all memory stays the caller's; mx_generation_open copies it */
     float    temperature;         /* 0: greedy; 0..100                                */
     int32_t  top_k;               /* <= 0: off                                        */

@@ -30,16 +30,17 @@ static mx_status check_texts(const char *field, const char *const *texts, int32_
     if (n < 0 || n > most) return mx_fail(err, MX_ERR_ARG, "%s has %d entries; at most %d are allowed", field, n, most);
     for (int32_t i = 0; i < n; i++) {
         size_t len = strlen(texts[i]), bad;
-        if (len < 1 || len > 1024)
-            return mx_fail(err, MX_ERR_ARG, "%s[%d] has %zu bytes; it must have 1 to 1024", field, i, len);
+        if (len < 1 || len > MX_MAX_TEXT_BYTES)
+            return mx_fail(err, MX_ERR_ARG, "%s[%d] has %zu bytes; it must have 1 to %d", field, i, len, MX_MAX_TEXT_BYTES);
         if (!mx_utf8_valid(texts[i], len, &bad))
             return mx_fail(err, MX_ERR_ARG, "%s[%d] is not UTF-8 at byte %zu", field, i, bad);
     }
     return MX_OK;
 }
 
-static mx_status check_beams(const mx_sampling *p, mx_error *err)
+static mx_status check_beams(const mx_generator *g, const mx_sampling *p, mx_error *err)
 {
+    const mx_decoder_config *c = &g->model.config;
     if (p->beams <= 1) return MX_OK;
     const char *with = p->n > p->beams ? "n larger than beams"
                        : p->repetition_penalty != 1 || p->presence_penalty != 0 || p->frequency_penalty != 0 ? "penalties"
@@ -50,7 +51,13 @@ static mx_status check_beams(const mx_sampling *p, mx_error *err)
                        : p->min_tokens ? "min_tokens"
                        : p->logprobs >= 0 ? "logprobs"
                        : p->echo ? "echo" : NULL;
-    return with ? mx_fail(err, MX_ERR_ARG, "beams is %d; beam search cannot be combined with %s", p->beams, with) : MX_OK;
+    if (with) return mx_fail(err, MX_ERR_ARG, "beams is %d; beam search cannot be combined with %s", p->beams, with);
+    int32_t most = MX_DECODER_MAX_EOS - (p->ignore_eos ? 0 : c->n_eos);
+    if (p->n_stop_ids > most)
+        return mx_fail(err, MX_ERR_ARG, "stop_ids has %d entries; with beam search at most %d are allowed", p->n_stop_ids, most);
+    if (gen_beam_width(c, p) > c->vocab)
+        return mx_fail(err, MX_ERR_ARG, "beams is %d; too many for a vocabulary of %d", p->beams, c->vocab);
+    return MX_OK;
 }
 
 static mx_status check_sampling(const mx_generator *g, const mx_sampling *p, mx_error *err)
@@ -69,7 +76,7 @@ static mx_status check_sampling(const mx_generator *g, const mx_sampling *p, mx_
     MX_TRY(in_range("length_penalty", p->length_penalty, -10, 10, err));
     MX_TRY(in_range("max_tokens", p->max_tokens, 0, INT32_MAX, err));
     MX_TRY(in_range("min_tokens", p->min_tokens, 0, p->max_tokens ? p->max_tokens : INT32_MAX, err));
-    MX_TRY(in_range("logprobs", p->logprobs, -1, MX_MAX_TOP_LOGPROBS, err));
+    MX_TRY(in_range("logprobs", p->logprobs, -1, vocab < MX_MAX_TOP_LOGPROBS ? vocab : MX_MAX_TOP_LOGPROBS, err));
     MX_TRY(check_texts("stop", p->stops, p->n_stops, MX_MAX_STOPS, err));
     MX_TRY(check_texts("banned", p->banned, p->n_banned, MX_MAX_BANNED, err));
     MX_TRY(in_range("stop_ids", p->n_stop_ids, 0, MX_MAX_STOPS, err));
@@ -79,7 +86,7 @@ static mx_status check_sampling(const mx_generator *g, const mx_sampling *p, mx_
         MX_TRY(in_range("logit_bias.id", p->bias_ids[i], 0, vocab - 1, err));
         MX_TRY(in_range("logit_bias.bias", p->bias[i], -100, 100, err));
     }
-    return check_beams(p, err);
+    return check_beams(g, p, err);
 }
 
 static mx_status check_prompt(const mx_generator *g, const int32_t *prompt, int32_t n, const mx_sampling *p, mx_error *err)
@@ -200,6 +207,7 @@ mx_status mx_generation_open(mx_generation **out, mx_generator *g, const int32_t
     r->calls = *calls;
     mx_status st;
     MX_TRY_GOTO(st, copy_request(r, prompt, n_prompt, sampling, err), fail);
+    MX_TRY_GOTO(st, gen_banned_open(r, err), fail);
     r->seed = sampling->seeded ? sampling->seed : random_seed();
     r->penalties = sampling->repetition_penalty != 1 || sampling->presence_penalty != 0 || sampling->frequency_penalty != 0;
     int32_t room = g->opt.max_model_len - n_prompt;
@@ -228,6 +236,7 @@ void mx_generation_close(mx_generation *r)
     free(r->prompt_lp);
     free(r->best);
     free(r->seq);
+    free(r->banned_id);
     free(r->bias);
     free(r->bias_ids);
     free(r->stop_ids);
