@@ -238,6 +238,7 @@ def write_texts():
     with open(os.path.join(FOLDER, "generate", "texts.txt"), "w") as f:
         for name in ("gpt2", "llama"):
             model = AutoModelForCausalLM.from_pretrained(os.path.join(FOLDER, "decoder", name), dtype=torch.float64).eval()
+            model.config.eos_token_id = model.generation_config.eos_token_id = None     # or it would end texts that have no end
             head = open(os.path.join(FOLDER, "decoder", name, "golden.bin"), "rb").read()
             all_ids = list(struct.unpack("<29i", head[8: 8 + 116]))
             for p in TEXTS:
