@@ -85,7 +85,7 @@ typedef struct mx_sampling {      /* all memory stays the caller's; mx_generatio
     int32_t  beams;               /* > 1: beam search, the n best beams are returned  */
     float    length_penalty;      /* beam search: score = logprob sum / length^this; 1 as in transformers */
     int32_t  max_tokens;          /* 0: up to the context's end                       */
-    int32_t  min_tokens;          /* no end-of-text and no stop id before             */
+    int32_t  min_tokens;          /* no end-of-text, no stop id and no stop text ends before */
     bool     ignore_eos;
     bool     seeded;              /* false: a random seed is drawn, and reported      */
     uint64_t seed;

@@ -123,7 +123,7 @@ static char **copy_texts(const char *const *texts, int32_t n, size_t *longest)
     char **to = calloc((size_t)n + 1, sizeof *to);
     for (int32_t i = 0; to && i < n; i++) {
         size_t len = strlen(texts[i]);
-        if (len > *longest) *longest = len;
+        if (longest && len > *longest) *longest = len;
         to[i] = strdup(texts[i]);
         if (!to[i]) {
             for (int32_t k = 0; k < i; k++) free(to[k]);
@@ -152,7 +152,7 @@ static mx_status copy_request(mx_generation *r, const int32_t *prompt, int32_t n
     r->p = *p;
     r->n_prompt = n_prompt;
     r->prompt = copy_of(prompt, (size_t)n_prompt, sizeof *prompt);
-    r->stops = copy_texts(p->stops, p->n_stops, &r->longest_stop);
+    r->stops = copy_texts(p->stops, p->n_stops, NULL);
     r->banned = copy_texts(p->banned, p->n_banned, &r->longest_banned);
     r->stop_ids = copy_of(p->stop_ids, (size_t)p->n_stop_ids, sizeof *p->stop_ids);
     r->bias_ids = copy_of(p->bias_ids, (size_t)p->n_bias, sizeof *p->bias_ids);
@@ -419,12 +419,13 @@ bool gen_is_end(const mx_generation *r, int32_t id)
     return false;
 }
 
-/* The first stop string in the text from `from` on; cuts the text there. */
-static const char *find_stop(mx_generation *r, gen_seq *q, size_t from)
+/* The first stop string that ends behind the first `before` bytes; cuts the text there. */
+static const char *find_stop(mx_generation *r, gen_seq *q, size_t before)
 {
     const char *best = NULL, *which = NULL;
     for (int32_t i = 0; i < r->p.n_stops; i++) {
-        const char *at = memmem(q->text + from, q->text_len - from, r->stops[i], strlen(r->stops[i]));
+        size_t len = strlen(r->stops[i]), from = before > q->own_start + len - 1 ? before - (len - 1) : q->own_start;
+        const char *at = memmem(q->text + from, q->text_len - from, r->stops[i], len);
         if (at && (!best || at < best)) {
             best = at;
             which = r->stops[i];
@@ -506,8 +507,7 @@ mx_status gen_accept(mx_generation *r, int index, int32_t id, mx_error *err)
         const char *text = mx_detokenizer_push(&q->detok, id, &len);
         if (!text) return mx_fail(err, MX_ERR_NO_MEMORY, "text");
         MX_TRY(text_add(q, text, len, err));
-        size_t from = before > q->own_start + r->longest_stop ? before - r->longest_stop : q->own_start;
-        if (r->p.n_stops && q->n_ids - r->n_prompt >= r->p.min_tokens) q->result.stop = find_stop(r, q, from);
+        if (r->p.n_stops && q->n_ids - r->n_prompt >= r->p.min_tokens) q->result.stop = find_stop(r, q, before);
     }
     if (end || q->result.stop) return gen_finish_text(r, index, q, MX_FINISH_STOP, err);
     if (full) return gen_finish_text(r, index, q, MX_FINISH_LENGTH, err);

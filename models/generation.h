@@ -49,7 +49,7 @@ struct mx_generation {
     char         **stops, **banned;
     int32_t       *stop_ids, *bias_ids;
     float         *bias;
-    size_t         longest_stop, longest_banned;
+    size_t         longest_banned;
     int32_t       *banned_id, n_banned_ids;   /* tokens that hold a banned text whole   */
     bool           penalties;
     uint64_t       seed;
