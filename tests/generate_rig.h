@@ -24,6 +24,7 @@ typedef struct request {
     int32_t        ids[256];
     float          lp[256], top_lp[256][MX_MAX_TOP_LOGPROBS];
     int32_t        lp_id[256], top_id[256][MX_MAX_TOP_LOGPROBS], n_top[256];
+    size_t         upto[256];            /* streamed after call i                  */
     int            n_ids, n_lp, calls;
     mx_finish      finish;
 } request;
@@ -31,7 +32,8 @@ typedef struct request {
 static int32_t golden_ids[PROMPT + GREEDY];
 static float   golden_logits[PROMPT][VOCAB];
 
-static inline bool rig_open(rig *r, const char *model, const mx_generator_options *opt)
+/* folder: where the model is, when it is not that of the golden */
+static inline bool rig_open_at(rig *r, const char *model, const char *folder, const mx_generator_options *opt)
 {
     mx_error err = {0};
     char path[512], *file = NULL;
@@ -45,11 +47,19 @@ static inline bool rig_open(rig *r, const char *model, const mx_generator_option
     memcpy(golden_logits, file + 8 + 4 * PROMPT, sizeof golden_logits);
     memcpy(golden_ids + PROMPT, file + 8 + 4 * PROMPT + sizeof golden_logits + 4, GREEDY * sizeof(int32_t));
     free(file);
-    snprintf(path, sizeof path, MX_SOURCE_DIR "/tests/golden/decoder/%s", model);
+    if (!folder) {
+        snprintf(path, sizeof path, MX_SOURCE_DIR "/tests/golden/decoder/%s", model);
+        folder = path;
+    }
     CHECK_OK(mx_devices_open(&r->devs, &r->n_devs, &dev, &err), err);
     CHECK_OK(mx_scheduler_open(&r->sched, r->devs, r->n_devs, NULL, &err), err);
-    CHECK_OK(mx_generator_open(&r->gen, "tiny", path, r->devs, 0, r->sched, NULL, opt, &err), err);
+    CHECK_OK(mx_generator_open(&r->gen, "tiny", folder, r->devs, 0, r->sched, NULL, opt, &err), err);
     return !err.code;
+}
+
+static inline bool rig_open(rig *r, const char *model, const mx_generator_options *opt)
+{
+    return rig_open_at(r, model, NULL, opt);
 }
 
 static inline mx_generator_info rig_close(rig *r)
@@ -84,6 +94,7 @@ static inline void rig_on_text(mx_generation *g, int index, const char *text, si
     }
     q->n_ids += n_ids;
     q->streamed += len;
+    if (q->calls < 256) q->upto[q->calls] = q->streamed;
     q->calls++;
     q->finish = finish;
 }
