@@ -47,7 +47,8 @@ def text_lines(): return ["text " + p.encode().hex() for p in PROMPTS]
 class LlamaCpp:
     def __init__(self, path):
         import llama_cpp
-        self.model = llama_cpp.Llama(path, logits_all=True, n_ctx=512, n_threads=2, verbose=False)
+        # keys and values as F32: its default, F16, is an error of its own
+        self.model = llama_cpp.Llama(path, logits_all=True, n_ctx=512, n_threads=2, verbose=False, type_k=0, type_v=0)
     def ids(self, text): return self.model.tokenize(text.encode(), add_bos=False, special=False)
     def greedy(self, prompt, n):
         self.model.reset()
