@@ -231,7 +231,7 @@ static void do_grow(model *m, int i)
     m->r.copies.n = 0;
     CHECK(mx_kv_reserve(&m->r.kv, s, n, &m->r.copies) == fits);
     if (!fits) {
-        CHECK(s->n_pages == had && s->n_tokens == done && !memcmp(before, s->page, (size_t)had * sizeof *before));
+        CHECK(s->n_pages == had && s->n_tokens == done && (!had || !memcmp(before, s->page, (size_t)had * sizeof *before)));
         m->full++;
         return;
     }
