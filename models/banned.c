@@ -47,7 +47,8 @@ mx_status gen_pieces_sort(mx_generator *g, mx_error *err)
 }
 
 /* Does the piece hold one of the texts?  first[byte]: the texts that begin with it, chained by next[]. */
-static bool holds_banned(const mx_generation *r, const char *piece, size_t len, const int32_t *first, const int32_t *next)
+static bool holds_banned(const mx_generation *r, const char *piece, size_t len, const int32_t *first,
+                         const int32_t *next)
 {
     for (size_t at = 0; at < len; at++)
         for (int32_t i = first[(unsigned char)piece[at]]; i >= 0; i = next[i]) {
@@ -73,7 +74,8 @@ mx_status gen_banned_open(mx_generation *r, mx_error *err)
     for (int32_t i = 0; i < g->n_pieces; i++) {
         size_t len;
         const char *piece = visible_piece(g, g->piece[i], &len);
-        if (!gen_is_end(r, g->piece[i]) && holds_banned(r, piece, len, first, next)) r->banned_id[r->n_banned_ids++] = g->piece[i];
+        if (!gen_is_end(r, g->piece[i]) && holds_banned(r, piece, len, first, next))
+            r->banned_id[r->n_banned_ids++] = g->piece[i];
     }
     return MX_OK;
 }
@@ -104,8 +106,10 @@ static bool ban_beginning(gen_pack *p, const mx_generation *r, const char *with,
     while (lo < hi) {
         int32_t mid = lo + (hi - lo) / 2;
         const char *piece = visible_piece(g, g->piece[mid], &piece_len);
-        if (compare_bytes(piece, piece_len, with, len) < 0) lo = mid + 1;
-        else hi = mid;
+        if (compare_bytes(piece, piece_len, with, len) < 0)
+            lo = mid + 1;
+        else
+            hi = mid;
     }
     for (; lo < g->n_pieces; lo++) {
         const char *piece = visible_piece(g, g->piece[lo], &piece_len);
@@ -126,7 +130,9 @@ bool gen_ban_texts(gen_pack *p, const mx_generation *r, const gen_seq *q)
         const char *text = r->banned[i];
         size_t w = strlen(text);
         for (size_t k = 1; k < w && k <= n; k++)
-            if (tail[room - k] == text[0] && !memcmp(tail + room - k, text, k) && !ban_beginning(p, r, text + k, w - k)) return false;
+            if (tail[room - k] == text[0] && !memcmp(tail + room - k, text, k) &&
+                !ban_beginning(p, r, text + k, w - k))
+                return false;
     }
     return true;
 }

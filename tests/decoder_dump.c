@@ -16,15 +16,15 @@
 enum { PAGE = 16, LONGEST = 1024, PAGES = LONGEST / PAGE, ROWS = 64 };
 
 typedef struct dump {
-    mx_device    *devs;
-    int           n_devs;
-    mx_decoder    model;
+    mx_device *devs;
+    int n_devs;
+    mx_decoder model;
     mx_tokenizer *tokenizer;
-    mx_kv_cache   kv;
-    mx_stream     stream;
-    mx_ids        ids;
-    float        *logits;
-    FILE         *out;
+    mx_kv_cache kv;
+    mx_stream stream;
+    mx_ids ids;
+    float *logits;
+    FILE *out;
 } dump;
 
 static mx_status open_all(dump *d, const char *path, mx_dtype dtype, mx_error *err)
@@ -36,13 +36,16 @@ static mx_status open_all(dump *d, const char *path, mx_dtype dtype, mx_error *e
     MX_TRY(mx_checkpoint_open(&file, path, err));
     bool gguf = mx_checkpoint_is_gguf(file);
     mx_status st = gguf ? mx_decoder_config_gguf(&config, file, err) : mx_decoder_config_folder(&config, path, err);
-    if (!st) st = gguf ? mx_tokenizer_open_gguf(&d->tokenizer, file, err) : mx_tokenizer_open_folder(&d->tokenizer, path, err);
+    if (!st)
+        st = gguf ? mx_tokenizer_open_gguf(&d->tokenizer, file, err)
+                  : mx_tokenizer_open_folder(&d->tokenizer, path, err);
     if (st) {
         mx_checkpoint_close(file);
         return st;
     }
     MX_TRY(mx_decoder_open(&d->model, d->devs, file, &config, dtype, err));
-    MX_TRY(mx_kv_open(&d->kv, d->devs, config.layers, PAGES, PAGE, config.kv_heads, config.head_dim, MX_F32, false, err));
+    MX_TRY(mx_kv_open(&d->kv, d->devs, config.layers, PAGES, PAGE, config.kv_heads, config.head_dim, MX_F32, false,
+                      err));
     d->logits = malloc((size_t)ROWS * (size_t)config.vocab * sizeof *d->logits);
     if (!d->logits) return mx_fail(err, MX_ERR_NO_MEMORY, "logits");
     return mx_stream_open(&d->stream, d->devs, mx_decoder_scratch(&d->model, ROWS, 1, PAGES, ROWS), err);
@@ -60,8 +63,17 @@ static mx_status run_rows(dump *d, mx_kv_seq *s, int32_t n, mx_error *err)
         slot[i] = mx_kv_slot(&d->kv, s, done + i);
         rows[i] = i;
     }
-    mx_decoder_batch b = {.n_rows = n, .n_seqs = 1, .n_logits = n, .table_cols = s->n_pages, .ids = d->ids.id + done,
-                          .positions = pos, .slots = slot, .at = at, .pages = s->page, .logit_rows = rows, .copies = &copies};
+    mx_decoder_batch b = {.n_rows = n,
+                          .n_seqs = 1,
+                          .n_logits = n,
+                          .table_cols = s->n_pages,
+                          .ids = d->ids.id + done,
+                          .positions = pos,
+                          .slots = slot,
+                          .at = at,
+                          .pages = s->page,
+                          .logit_rows = rows,
+                          .copies = &copies};
     mx_tensor logits = mx_decoder_forward(&d->model, &d->stream, &d->kv, &b);
     size_t count = (size_t)n * (size_t)d->model.config.vocab;
     d->devs->ops->download(&d->stream, d->logits, logits.data, count * sizeof *d->logits);
@@ -77,7 +89,8 @@ static mx_status read_prompt(dump *d, char *line, mx_error *err)
     if (!strncmp(line, "ids ", 4)) {
         for (char *at = line + 4, *end; *at && *at != '\n'; at = *end ? end + 1 : end) {
             int32_t id = (int32_t)strtol(at, &end, 10);
-            if (end == at || id < 0 || id >= d->model.config.vocab) return mx_fail(err, MX_ERR_ARG, "not ids: %.40s", at);
+            if (end == at || id < 0 || id >= d->model.config.vocab)
+                return mx_fail(err, MX_ERR_ARG, "not ids: %.40s", at);
             MX_TRY(mx_ids_push(&d->ids, id));
         }
         return MX_OK;
@@ -130,7 +143,8 @@ int main(int argc, char **argv)
     }
     mx_dtype dtype = !strcmp(argv[2], "bf16") ? MX_BF16 : !strcmp(argv[2], "int8") ? MX_I8 : MX_F32;
     d.out = fopen(argv[4], "wb");
-    mx_status st = d.out ? open_all(&d, argv[1], dtype, &err) : mx_fail(&err, MX_ERR_IO, "%s: cannot be written", argv[4]);
+    mx_status st =
+        d.out ? open_all(&d, argv[1], dtype, &err) : mx_fail(&err, MX_ERR_IO, "%s: cannot be written", argv[4]);
     while (!st && getline(&line, &room, stdin) > 0) {
         st = read_prompt(&d, line, &err);
         if (!st) st = run_prompt(&d, atoi(argv[3]), &err);

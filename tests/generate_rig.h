@@ -11,26 +11,31 @@
 
 enum { PROMPT = 29, VOCAB = 131, GREEDY = 64 };
 
-typedef struct rig { mx_device *devs; int n_devs; mx_scheduler *sched; mx_generator *gen; } rig;
+typedef struct rig {
+    mx_device *devs;
+    int n_devs;
+    mx_scheduler *sched;
+    mx_generator *gen;
+} rig;
 
 /* What the callbacks said.  record: keep text, ids and logprobs of candidate 0. */
 typedef struct request {
     mx_generation *g;
-    atomic_int     done;
-    mx_error       err;
-    size_t         streamed;             /* bytes of text, all candidates          */
-    bool           record;
-    char           text[4096];
-    int32_t        ids[256];
-    float          lp[256], top_lp[256][MX_MAX_TOP_LOGPROBS];
-    int32_t        lp_id[256], top_id[256][MX_MAX_TOP_LOGPROBS], n_top[256];
-    size_t         upto[256];            /* streamed after call i                  */
-    int            n_ids, n_lp, calls;
-    mx_finish      finish;
+    atomic_int done;
+    mx_error err;
+    size_t streamed; /* bytes of text, all candidates          */
+    bool record;
+    char text[4096];
+    int32_t ids[256];
+    float lp[256], top_lp[256][MX_MAX_TOP_LOGPROBS];
+    int32_t lp_id[256], top_id[256][MX_MAX_TOP_LOGPROBS], n_top[256];
+    size_t upto[256]; /* streamed after call i                  */
+    int n_ids, n_lp, calls;
+    mx_finish finish;
 } request;
 
 static int32_t golden_ids[PROMPT + GREEDY];
-static float   golden_logits[PROMPT][VOCAB];
+static float golden_logits[PROMPT][VOCAB];
 
 /* folder: where the model is, when it is not that of the golden */
 static inline bool rig_open_at(rig *r, const char *model, const char *folder, const mx_generator_options *opt)
@@ -75,11 +80,12 @@ static inline mx_generator_info rig_close(rig *r)
     return info;
 }
 
-static inline void rig_on_text(mx_generation *g, int index, const char *text, size_t len, const int32_t *ids, int n_ids,
-                               const mx_token_logprob *lp, int n_lp, mx_finish finish)
+static inline void rig_on_text(mx_generation *g, int index, const char *text, size_t len, const int32_t *ids,
+                               int n_ids, const mx_token_logprob *lp, int n_lp, mx_finish finish)
 {
     request *q = mx_generation_user(g);
-    if (q->record && index == 0 && q->streamed + len < sizeof q->text && q->n_ids + n_ids <= 256 && q->n_lp + n_lp <= 256) {
+    if (q->record && index == 0 && q->streamed + len < sizeof q->text && q->n_ids + n_ids <= 256 &&
+        q->n_lp + n_lp <= 256) {
         if (len) memcpy(q->text + q->streamed, text, len);
         if (n_ids) memcpy(q->ids + q->n_ids, ids, (size_t)n_ids * sizeof *ids);
         for (int i = 0; i < n_lp; i++, q->n_lp++) {

@@ -6,7 +6,10 @@
 enum { V = 128, MOST = 192 };
 
 /* One line "kind key=value ..." of a golden file. */
-typedef struct line { char *kind, *key[32], *value[32]; int n; } line;
+typedef struct line {
+    char *kind, *key[32], *value[32];
+    int n;
+} line;
 
 static char *next_line(char **at, line *l)
 {
@@ -83,7 +86,7 @@ static char *golden_file(const char *name)
 enum { PROBES = 2 * V + 2 };
 static int probes(const double *p, int32_t n, double *u, int32_t *token)
 {
-    const double slack = 0.5e-6;         /* at either end of a share of the cumulative distribution */
+    const double slack = 0.5e-6; /* at either end of a share of the cumulative distribution */
     double run = 0;
     int k = 0;
     u[k] = 0;
@@ -120,14 +123,20 @@ static void one_distribution(mx_stream *s, const float *row, const line *l, int 
     if (!n) return;
     int k = probes(want, n, u, token);
     int32_t seen_begin[2] = {0, n_seen}, bias_begin[2] = {0, n_bias};
-    mx_sample_row r = {.temperature = (float)number(l, "temperature", 1), .top_k = (int32_t)number(l, "top_k", 0),
-                       .top_p = (float)number(l, "top_p", 1), .min_p = (float)number(l, "min_p", 0),
+    mx_sample_row r = {.temperature = (float)number(l, "temperature", 1),
+                       .top_k = (int32_t)number(l, "top_k", 0),
+                       .top_p = (float)number(l, "top_p", 1),
+                       .min_p = (float)number(l, "min_p", 0),
                        .typical_p = (float)number(l, "typical_p", 1),
                        .repetition_penalty = (float)number(l, "repetition_penalty", 1),
                        .presence_penalty = (float)number(l, "presence_penalty", 0),
                        .frequency_penalty = (float)number(l, "frequency_penalty", 0)};
-    mx_logit_lists lists = {.seen_begin = seen_begin, .seen_id = seen, .seen_count = count,
-                            .bias_begin = bias_begin, .bias_id = bias_id, .bias = bias};
+    mx_logit_lists lists = {.seen_begin = seen_begin,
+                            .seen_id = seen,
+                            .seen_count = count,
+                            .bias_begin = bias_begin,
+                            .bias_id = bias_id,
+                            .bias = bias};
     memcpy(logits[0], row, sizeof *logits);
     mx_tensor first = {.data = logits, .dtype = MX_F32, .rows = 1, .cols = V, .stride = V};
     mx_logits_process(s, first, &r, &lists);
@@ -141,8 +150,8 @@ static void one_distribution(mx_stream *s, const float *row, const line *l, int 
     mx_sample(s, out, all, rows);
     CHECK_OK(mx_stream_sync(s, &err), err);
     for (int i = 0; i < k; i++)
-        CHECK_MSG(drawn[i] == id[token[i]], "case %d: u %.17g draws %d, not %d (place %d of %d, p %g)", at, u[i], drawn[i],
-                  id[token[i]], token[i], n, want[token[i]]);
+        CHECK_MSG(drawn[i] == id[token[i]], "case %d: u %.17g draws %d, not %d (place %d of %d, p %g)", at, u[i],
+                  drawn[i], id[token[i]], token[i], n, want[token[i]]);
 }
 
 static void processors(void)
@@ -173,7 +182,12 @@ static void processors(void)
 
 /* ---- whole texts ------------------------------------------------------------------------------------ */
 
-typedef struct lists { int32_t stop_ids[64], bias_ids[64]; float bias[64]; char words[16][8]; const char *banned[16]; } lists;
+typedef struct lists {
+    int32_t stop_ids[64], bias_ids[64];
+    float bias[64];
+    char words[16][8];
+    const char *banned[16];
+} lists;
 
 static mx_sampling sampling_of(const line *l, lists *at, const mx_tokenizer *t)
 {
@@ -203,7 +217,7 @@ static mx_sampling sampling_of(const line *l, lists *at, const mx_tokenizer *t)
     p.n_bias = pairs(word(l, "bias"), at->bias_ids, x, 64);
     for (int32_t i = 0; i < p.n_bias; i++) at->bias[i] = (float)x[i];
     p.banned = at->banned;
-    for (const char *w = word(l, "banned"); w && *w && p.n_banned < 16; p.n_banned++) {      /* "id+id,id+id" */
+    for (const char *w = word(l, "banned"); w && *w && p.n_banned < 16; p.n_banned++) { /* "id+id,id+id" */
         char *end, *to = at->words[p.n_banned];
         do {
             size_t len;
@@ -227,8 +241,10 @@ static void check_beams(const request *q, const line *l, int at)
         char *end;
         double score = strtod(want, &end);
         int32_t n = list(end + 1, ids, MOST);
-        CHECK_MSG(c->n_ids == n && !memcmp(c->ids, ids, (size_t)n * sizeof *ids), "line %d: beam %d of length %d, not %d", at, i, c->n_ids, n);
-        CHECK_MSG(fabs(c->score - score) <= 2e-5 * fabs(score), "line %d: beam %d scores %.9g, not %.9g", at, i, c->score, score);
+        CHECK_MSG(c->n_ids == n && !memcmp(c->ids, ids, (size_t)n * sizeof *ids),
+                  "line %d: beam %d of length %d, not %d", at, i, c->n_ids, n);
+        CHECK_MSG(fabs(c->score - score) <= 2e-5 * fabs(score), "line %d: beam %d scores %.9g, not %.9g", at, i,
+                  c->score, score);
         want = strchr(want, ';');
         want = want ? want + 1 : "";
     }
@@ -261,7 +277,8 @@ static void texts(void)
         } else {
             int32_t ids[MOST], n = list(word(&l, "want"), ids, MOST), same = 0;
             while (same < n && same < c->n_ids && ids[same] == c->ids[same]) same++;
-            CHECK_MSG(same == n && c->n_ids == n, "line %d: %d of %d ids as transformers', %d here", lines, same, n, c->n_ids);
+            CHECK_MSG(same == n && c->n_ids == n, "line %d: %d of %d ids as transformers', %d here", lines, same, n,
+                      c->n_ids);
             sampled++;
         }
         mx_generation_close(q.g);
@@ -300,7 +317,8 @@ static void frequencies(void)
                 for (int k = 0; k < VOCAB; k++) above += row[k] > row[i];
                 if (above == 19) cut = (double)row[i];
             }
-            for (int i = 0; i < VOCAB; i++) sum += share[i] = (double)row[i] >= cut ? exp((double)row[i] / (double)p.temperature) : 0;
+            for (int i = 0; i < VOCAB; i++)
+                sum += share[i] = (double)row[i] >= cut ? exp((double)row[i] / (double)p.temperature) : 0;
             for (int k = 0; k < REQUESTS; k++) {
                 request q;
                 p.seed = test_random(&seed);
@@ -324,7 +342,8 @@ static void frequencies(void)
                 cells++;
             }
             printf("  kind %d: chi-square %.1f in %d cells\n", kind, chi, cells);
-            CHECK_MSG(cells > 5 && chi < cells - 1 + 5 * sqrt(2.0 * (cells - 1)), "kind %d: chi-square %g in %d cells", kind, chi, cells);
+            CHECK_MSG(cells > 5 && chi < cells - 1 + 5 * sqrt(2.0 * (cells - 1)),
+                      "kind %d: chi-square %g in %d cells", kind, chi, cells);
         }
     rig_close(&r);
 }

@@ -33,7 +33,7 @@ static void logprobs_as_transformers(void)
         mx_sampling p = mx_sampling_defaults();
         rig r;
         request q;
-        o.max_batched_tokens = 7;                       /* the prompt's rows come in several turns */
+        o.max_batched_tokens = 7; /* the prompt's rows come in several turns */
         p.temperature = 0;
         p.max_tokens = 20;
         p.ignore_eos = p.echo = true;
@@ -95,14 +95,16 @@ static void echo_is_teacher_forced(void)
 static folder words_folder(void)
 {
     /* "\u00e4\u00b8\u0143" is 中 in the alphabet of byte-level BPE (bytes e4 b8 ad) */
-    static const char *const odd[] = {"<pad>", "<|endoftext|>", "\\u00e4\\u00b8", "\\u0143", "\\u00e4", "\\u00b8\\u0143a", "b\\u00e4\\u00b8\\u0143"};
+    static const char *const odd[] = {"<pad>",   "<|endoftext|>",   "\\u00e4\\u00b8",        "\\u0143",
+                                      "\\u00e4", "\\u00b8\\u0143a", "b\\u00e4\\u00b8\\u0143"};
     static const char *const letter[] = {"a", "b", "c", "\\u0120"};
     folder f = folder_make();
     bytes vocab = {0};
     char line[128], from[512], to[512];
     for (int i = 0; i < VOCAB; i++) {
         char word[64] = "";
-        if (i < 7) snprintf(word, sizeof word, "%s", odd[i]);
+        if (i < 7)
+            snprintf(word, sizeof word, "%s", odd[i]);
         else {
             int rest = i - 7, letters = 1;
             for (int all = 4; rest >= all; all *= 4, letters++) rest -= all;
@@ -172,20 +174,23 @@ static void check_stopped(const request *plain, const request *q, char stops[][1
     int which = -1, i = 0;
     size_t cut = plain->streamed;
     for (; i < TOKENS && which < 0; i++)
-        if (i + 1 >= min_tokens) cut = naive_cut(plain->text, i ? plain->upto[i - 1] : 0, plain->upto[i], stops, n, &which);
-    if (which >= 0 && i == TOKENS) return;             /* the last text holds what the end set free */
-    CHECK_MSG(q->n_ids == i && c->n_ids == i && !memcmp(c->ids, plain->ids, (size_t)i * sizeof *c->ids), "%d ids, want %d", c->n_ids, i);
+        if (i + 1 >= min_tokens)
+            cut = naive_cut(plain->text, i ? plain->upto[i - 1] : 0, plain->upto[i], stops, n, &which);
+    if (which >= 0 && i == TOKENS) return; /* the last text holds what the end set free */
+    CHECK_MSG(q->n_ids == i && c->n_ids == i && !memcmp(c->ids, plain->ids, (size_t)i * sizeof *c->ids),
+              "%d ids, want %d", c->n_ids, i);
     CHECK(c->finish == (which < 0 ? MX_FINISH_LENGTH : MX_FINISH_STOP) && q->finish == c->finish);
-    CHECK_MSG(c->text_len == cut && q->streamed == cut && !memcmp(c->text, plain->text, cut) && !memcmp(q->text, plain->text, cut),
+    CHECK_MSG(c->text_len == cut && q->streamed == cut && !memcmp(c->text, plain->text, cut) &&
+                  !memcmp(q->text, plain->text, cut),
               "\"%s\" told, want the first %zu of \"%s\"", q->text, cut, plain->text);
     CHECK(which < 0 ? !c->stop : c->stop && !strcmp(c->stop, stops[which]));
     for (int k = 0; k + 1 < i && k < q->calls; k++)
         CHECK(q->upto[k] == plain->upto[k] - naive_held(plain->text, plain->upto[k], stops, n));
     if (which < 0) return;
     size_t start = i > 1 ? plain->upto[i - 2] : 0, end = cut + strlen(stops[which]);
-    kinds[0] += cut < start;                            /* begins in an earlier token */
-    kinds[1] += cut > start;                            /* begins in the middle of a token */
-    kinds[2] += end < plain->upto[i - 1];               /* ends in the middle of one */
+    kinds[0] += cut < start;              /* begins in an earlier token */
+    kinds[1] += cut > start;              /* begins in the middle of a token */
+    kinds[2] += end < plain->upto[i - 1]; /* ends in the middle of one */
 }
 
 static void stop_strings(void)
@@ -219,7 +224,8 @@ static void stop_strings(void)
             }
             mx_generation_close(plain.g);
         }
-    printf("  stop strings that began in an earlier token: %d, in the middle of one: %d, ended in the middle: %d\n", kinds[0], kinds[1], kinds[2]);
+    printf("  stop strings that began in an earlier token: %d, in the middle of one: %d, ended in the middle: %d\n",
+           kinds[0], kinds[1], kinds[2]);
     CHECK(kinds[0] > 20 && kinds[1] > 20 && kinds[2] > 20);
     rig_close(&r);
     FOLDER_REMOVE(&words, "vocab.json", "config.json", "model.safetensors", "merges.txt");
@@ -251,7 +257,8 @@ static void banned_texts(void)
                 const mx_candidate *c = mx_generation_candidate(q.g, i);
                 drawn[c->ids[0]]++;
                 CHECK(c->n_ids == 20);
-                for (int b = 0; b < 4; b++) CHECK_MSG(!strstr(c->text, banned[b]), "\"%s\" has \"%s\"", c->text, banned[b]);
+                for (int b = 0; b < 4; b++)
+                    CHECK_MSG(!strstr(c->text, banned[b]), "\"%s\" has \"%s\"", c->text, banned[b]);
             }
             mx_generation_close(q.g);
         }
@@ -289,11 +296,12 @@ static void ends_and_limits(void)
         const float push = 100;
         mx_sampling p = mx_sampling_defaults();
         p.temperature = 0;
-        p.bias_ids = &eos;                                  /* the end token is always the best */
+        p.bias_ids = &eos; /* the end token is always the best */
         p.bias = &push;
         p.n_bias = 1;
         const mx_candidate *c = rig_generate(&r, &q, golden_ids, 10, &p);
-        CHECK(c && c->finish == MX_FINISH_STOP && c->n_ids == 1 && c->ids[0] == eos && !c->text_len && !c->stop && q.calls == 1);
+        CHECK(c && c->finish == MX_FINISH_STOP && c->n_ids == 1 && c->ids[0] == eos && !c->text_len && !c->stop &&
+              q.calls == 1);
         mx_generation_close(q.g);
         p.min_tokens = 5;
         c = rig_generate(&r, &q, golden_ids, 10, &p);
@@ -301,22 +309,24 @@ static void ends_and_limits(void)
         mx_generation_close(q.g);
         p.ignore_eos = true;
         p.max_tokens = 7;
-        c = rig_generate(&r, &q, golden_ids, 10, &p);       /* an ordinary token then, without a text */
-        CHECK(c && c->finish == MX_FINISH_LENGTH && c->n_ids == 7 && c->ids[0] == eos && c->ids[6] == eos && !c->text_len);
+        c = rig_generate(&r, &q, golden_ids, 10, &p); /* an ordinary token then, without a text */
+        CHECK(c && c->finish == MX_FINISH_LENGTH && c->n_ids == 7 && c->ids[0] == eos && c->ids[6] == eos &&
+              !c->text_len);
         mx_generation_close(q.g);
         p.stop_ids = &eos;
         p.n_stop_ids = 1;
-        c = rig_generate(&r, &q, golden_ids, 10, &p);       /* a stop id counts all the same */
+        c = rig_generate(&r, &q, golden_ids, 10, &p); /* a stop id counts all the same */
         CHECK(c && c->finish == MX_FINISH_STOP && c->n_ids == 6 && c->ids[5] == eos);
         mx_generation_close(q.g);
 
         p = mx_sampling_defaults();
         p.temperature = 0;
         p.ignore_eos = true;
-        for (int k = 0; k < 2; k++) {                       /* 96 positions in all */
+        for (int k = 0; k < 2; k++) { /* 96 positions in all */
             p.max_tokens = k ? 1000 : 0;
             c = rig_generate(&r, &q, golden_ids, PROMPT, &p);
-            CHECK(c && c->finish == MX_FINISH_LENGTH && c->n_ids == 96 - PROMPT && !memcmp(c->ids, golden_ids + PROMPT, GREEDY * sizeof *c->ids));
+            CHECK(c && c->finish == MX_FINISH_LENGTH && c->n_ids == 96 - PROMPT &&
+                  !memcmp(c->ids, golden_ids + PROMPT, GREEDY * sizeof *c->ids));
             mx_generation_close(q.g);
         }
         int32_t full[96];
@@ -332,4 +342,5 @@ static void ends_and_limits(void)
     rig_close(&r);
 }
 
-MX_TESTS(TEST(logprobs_as_transformers), TEST(echo_is_teacher_forced), TEST(stop_strings), TEST(banned_texts), TEST(ends_and_limits))
+MX_TESTS(TEST(logprobs_as_transformers), TEST(echo_is_teacher_forced), TEST(stop_strings), TEST(banned_texts),
+         TEST(ends_and_limits))

@@ -4,7 +4,13 @@
 #include "models/kv.h"
 #include "tests/test.h"
 
-typedef struct rig { mx_device *devs; int n_devs; mx_kv_cache kv; int32_t moves[64]; mx_kv_copies copies; } rig;
+typedef struct rig {
+    mx_device *devs;
+    int n_devs;
+    mx_kv_cache kv;
+    int32_t moves[64];
+    mx_kv_copies copies;
+} rig;
 
 static bool rig_open(rig *r, int32_t pages, int32_t page_tokens, bool share)
 {
@@ -19,7 +25,8 @@ static bool rig_open(rig *r, int32_t pages, int32_t page_tokens, bool share)
 
 static void rig_close(rig *r)
 {
-    CHECK_MSG(atomic_load(&r->kv.available) == r->kv.pages, "%d of %d pages are free", atomic_load(&r->kv.available), r->kv.pages);
+    CHECK_MSG(atomic_load(&r->kv.available) == r->kv.pages, "%d of %d pages are free", atomic_load(&r->kv.available),
+              r->kv.pages);
     mx_kv_close(&r->kv);
     mx_devices_close(r->devs, r->n_devs);
 }
@@ -40,15 +47,15 @@ static void shared_prefix(void)
         mx_kv_seq s = {0}, t = {0}, u = {0}, v = {0};
         CHECK(fill(&r, &s, a, 9) && s.n_pages == 5);
         CHECK(mx_kv_match(&r.kv, &t, a, 9) == 8 && t.n_pages == 4 && !memcmp(t.page, s.page, 4 * sizeof *t.page));
-        CHECK(mx_kv_match(&r.kv, &u, b, 8) == 6 && u.n_pages == 3);       /* the fourth page differs */
-        CHECK(mx_kv_match(&r.kv, &v, c, 4) == 0);                         /* same tokens, another place */
+        CHECK(mx_kv_match(&r.kv, &u, b, 8) == 6 && u.n_pages == 3); /* the fourth page differs */
+        CHECK(mx_kv_match(&r.kv, &v, c, 4) == 0);                   /* same tokens, another place */
         CHECK(atomic_load(&r.kv.available) == 3);
         mx_kv_release(&r.kv, &s);
-        CHECK(atomic_load(&r.kv.available) == 4);                         /* its fifth page; the others are held */
+        CHECK(atomic_load(&r.kv.available) == 4); /* its fifth page; the others are held */
         CHECK(fill(&r, &u, b, 8) && u.page[3] != t.page[3]);
         mx_kv_release(&r.kv, &t);
         mx_kv_release(&r.kv, &u);
-        CHECK(mx_kv_match(&r.kv, &t, b, 8) == 8);                         /* found after everybody left */
+        CHECK(mx_kv_match(&r.kv, &t, b, 8) == 8); /* found after everybody left */
         mx_kv_release(&r.kv, &t);
     }
     rig_close(&r);
@@ -69,14 +76,17 @@ static void copy_on_write(void)
         CHECK(fill(&r, &s, ids, 6));
         CHECK(mx_kv_fork(&r.kv, &t, &s) && mx_kv_fork(&r.kv, &u, &s));
         int32_t half = s.page[1];
-        CHECK(mx_kv_reserve(&r.kv, &t, 7, &r.copies) && r.copies.n == 1 && r.moves[0] == half && r.moves[1] == t.page[1]);
+        CHECK(mx_kv_reserve(&r.kv, &t, 7, &r.copies) && r.copies.n == 1 && r.moves[0] == half &&
+              r.moves[1] == t.page[1]);
         CHECK(t.page[0] == s.page[0] && t.page[1] != half && s.page[1] == half);
         CHECK(mx_kv_reserve(&r.kv, &s, 7, &r.copies) && r.copies.n == 2 && s.page[1] != half);
-        CHECK(mx_kv_reserve(&r.kv, &u, 7, &r.copies) && r.copies.n == 2 && u.page[1] == half);   /* the last one owns it */
+        CHECK(mx_kv_reserve(&r.kv, &u, 7, &r.copies) && r.copies.n == 2 &&
+              u.page[1] == half); /* the last one owns it */
         r.copies.room = r.copies.n;
         mx_kv_seq w = {0};
         CHECK(mx_kv_fork(&r.kv, &w, &u));
-        CHECK(!mx_kv_reserve(&r.kv, &w, 8, &r.copies) && w.page[1] == half && w.n_tokens == 7);  /* no room to say so */
+        CHECK(!mx_kv_reserve(&r.kv, &w, 8, &r.copies) && w.page[1] == half &&
+              w.n_tokens == 7); /* no room to say so */
         mx_kv_release(&r.kv, &w);
         mx_kv_release(&r.kv, &s);
         mx_kv_release(&r.kv, &t);
@@ -94,12 +104,12 @@ static void oldest_goes_first(void)
         CHECK(fill(&r, &s, a, 4) && fill(&r, &t, b, 4));
         mx_kv_release(&r.kv, &s);
         mx_kv_release(&r.kv, &t);
-        CHECK(mx_kv_match(&r.kv, &s, a, 4) == 4);                        /* used again: now b is the oldest */
+        CHECK(mx_kv_match(&r.kv, &s, a, 4) == 4); /* used again: now b is the oldest */
         mx_kv_release(&r.kv, &s);
-        CHECK(fill(&r, &u, c, 6));                                        /* two empty pages and one of b's, its end */
+        CHECK(fill(&r, &u, c, 6)); /* two empty pages and one of b's, its end */
         CHECK(mx_kv_match(&r.kv, &s, a, 4) == 4 && mx_kv_match(&r.kv, &t, b, 4) == 2);
         mx_kv_seq w = {0};
-        CHECK(!mx_kv_reserve(&r.kv, &w, 1, &r.copies) && !w.n_pages && !w.n_tokens);             /* all six are held */
+        CHECK(!mx_kv_reserve(&r.kv, &w, 1, &r.copies) && !w.n_pages && !w.n_tokens); /* all six are held */
         mx_kv_release(&r.kv, &t);
         CHECK(mx_kv_reserve(&r.kv, &w, 2, &r.copies) && mx_kv_match(&r.kv, &t, b, 4) == 0);
         mx_kv_release(&r.kv, &w);
@@ -128,26 +138,27 @@ static void refused(void)
 enum { PAGES = 40, PT = 3, SEQS = 10, LONGEST = 30, OPERATIONS = 100000 };
 
 typedef struct model_page {
-    int      holders;
-    uint64_t content, parent, released;    /* content 0: not in the index; released: when, for the order */
-    int32_t  ids[PT];
+    int holders;
+    uint64_t content, parent, released; /* content 0: not in the index; released: when, for the order */
+    int32_t ids[PT];
 } model_page;
 
 typedef struct model {
-    rig        r;
+    rig r;
     model_page page[PAGES];
-    int32_t    memory[PAGES][PT];          /* what "the device" has in the slots          */
-    mx_kv_seq  seq[SEQS];
-    int32_t    ids[SEQS][LONGEST];
-    uint64_t   last[SEQS], contents, clock; /* last: content of the last page offered     */
-    int        indexed[SEQS], matched, copied, evicted, full, collided;
-    uint64_t   seed;
+    int32_t memory[PAGES][PT]; /* what "the device" has in the slots          */
+    mx_kv_seq seq[SEQS];
+    int32_t ids[SEQS][LONGEST];
+    uint64_t last[SEQS], contents, clock; /* last: content of the last page offered     */
+    int indexed[SEQS], matched, copied, evicted, full, collided;
+    uint64_t seed;
 } model;
 
 static int naive_find(const model *m, uint64_t parent, const int32_t *ids)
 {
     for (int p = 0; p < PAGES; p++)
-        if (m->page[p].content && m->page[p].parent == parent && !memcmp(m->page[p].ids, ids, sizeof m->page[p].ids)) return p;
+        if (m->page[p].content && m->page[p].parent == parent && !memcmp(m->page[p].ids, ids, sizeof m->page[p].ids))
+            return p;
     return -1;
 }
 
@@ -168,8 +179,10 @@ static void naive_take(model *m, int p)
         empty += !m->page[i].content;
         if (m->page[i].content && (oldest < 0 || m->page[i].released < m->page[oldest].released)) oldest = i;
     }
-    if (empty) CHECK_MSG(!m->page[p].content, "page %d was taken with %d empty", p, empty);
-    else CHECK_MSG(p == oldest, "page %d was taken, %d is older", p, oldest);
+    if (empty)
+        CHECK_MSG(!m->page[p].content, "page %d was taken with %d empty", p, empty);
+    else
+        CHECK_MSG(p == oldest, "page %d was taken, %d is older", p, oldest);
     m->evicted += m->page[p].content != 0;
     m->page[p] = (model_page){.holders = 1};
     memset(m->memory[p], 0xff, sizeof m->memory[p]);
@@ -184,7 +197,8 @@ static void do_match(model *m, int i)
 {
     /* Few different tokens, often a beginning that somebody else has: prefixes meet. */
     int like = (int)(test_random(&m->seed) % SEQS), keep = (int)(test_random(&m->seed) % LONGEST);
-    for (int k = 0; k < LONGEST; k++) m->ids[i][k] = k < keep ? m->ids[like][k] : (int32_t)(test_random(&m->seed) % 2);
+    for (int k = 0; k < LONGEST; k++)
+        m->ids[i][k] = k < keep ? m->ids[like][k] : (int32_t)(test_random(&m->seed) % 2);
     int n = 1 + (int)(test_random(&m->seed) % LONGEST), want = 0, found[LONGEST];
     uint64_t parent = 0;
     while ((want + 1) * PT <= n) {
@@ -222,7 +236,8 @@ static void do_commit(model *m, int i)
 static void do_grow(model *m, int i)
 {
     mx_kv_seq *s = &m->seq[i];
-    int32_t had = s->n_pages, done = s->n_tokens, n = done + 1 + (int32_t)(test_random(&m->seed) % 5), before[LONGEST];
+    int32_t had = s->n_pages, done = s->n_tokens, n = done + 1 + (int32_t)(test_random(&m->seed) % 5),
+            before[LONGEST];
     if (n > LONGEST) n = LONGEST;
     if (n <= done) return;
     for (int k = 0; k < had; k++) before[k] = s->page[k];
@@ -231,7 +246,8 @@ static void do_grow(model *m, int i)
     m->r.copies.n = 0;
     CHECK(mx_kv_reserve(&m->r.kv, s, n, &m->r.copies) == fits);
     if (!fits) {
-        CHECK(s->n_pages == had && s->n_tokens == done && (!had || !memcmp(before, s->page, (size_t)had * sizeof *before)));
+        CHECK(s->n_pages == had && s->n_tokens == done &&
+              (!had || !memcmp(before, s->page, (size_t)had * sizeof *before)));
         m->full++;
         return;
     }
@@ -247,10 +263,10 @@ static void do_grow(model *m, int i)
     for (int k = had; k < s->n_pages; k++) naive_take(m, s->page[k]);
     for (int32_t k = done; k < n; k++) {
         int32_t slot = mx_kv_slot(&m->r.kv, s, k);
-        CHECK(m->page[slot / PT].holders == 1);                     /* nobody else sees what is written */
+        CHECK(m->page[slot / PT].holders == 1); /* nobody else sees what is written */
         m->memory[slot / PT][slot % PT] = m->ids[i][k];
     }
-    if (test_random(&m->seed) % 4) do_commit(m, i);                 /* a turn that failed commits nothing */
+    if (test_random(&m->seed) % 4) do_commit(m, i); /* a turn that failed commits nothing */
 }
 
 static void do_fork(model *m, int from, int to)
@@ -286,7 +302,7 @@ static bool all_is_well(model *m)
     for (int p = 0; p < PAGES; p++) filed += m->page[p].content != 0;
     for (uint32_t b = 0; b < m->r.kv.buckets; b++) heads += m->r.kv.bucket[b] >= 0;
     CHECK(heads <= filed);
-    m->collided += filed - heads;                                   /* different contents in one bucket */
+    m->collided += filed - heads; /* different contents in one bucket */
     return test_failures == before;
 }
 
@@ -298,8 +314,9 @@ static void as_the_naive_model(void)
     printf("  seed %llu\n", (unsigned long long)m.seed);
     if (!rig_open(&m.r, PAGES, PT, true)) return;
     for (int n = 0; n < OPERATIONS; n++) {
-        int i = (int)(test_random(&m.seed) % SEQS), k = (int)(test_random(&m.seed) % SEQS), what = (int)(test_random(&m.seed) % 16);
-        bool many_forks = n / 500 % 2;                              /* and few new sequences; then the other way round */
+        int i = (int)(test_random(&m.seed) % SEQS), k = (int)(test_random(&m.seed) % SEQS),
+            what = (int)(test_random(&m.seed) % 16);
+        bool many_forks = n / 500 % 2; /* and few new sequences; then the other way round */
         if (!m.seq[i].n_pages) {
             do_match(&m, i);
             do_grow(&m, i);
@@ -316,7 +333,8 @@ static void as_the_naive_model(void)
             break;
         }
     }
-    printf("  %d pages found, %d copied, %d evicted, %d refusals, %d in a bucket with others\n", m.matched, m.copied, m.evicted, m.full, m.collided);
+    printf("  %d pages found, %d copied, %d evicted, %d refusals, %d in a bucket with others\n", m.matched, m.copied,
+           m.evicted, m.full, m.collided);
     CHECK(m.matched > 1000 && m.copied > 1000 && m.evicted > 1000 && m.full > 1000 && m.collided > 1000);
     for (int i = 0; i < SEQS; i++) do_release(&m, i);
     rig_close(&m.r);
