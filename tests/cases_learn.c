@@ -661,74 +661,6 @@ static void vocabulary_work(const mx_case *c, double *flop, double *bytes)
     *bytes = (double)c->n * (double)c->o * (c->flag ? 8 : 4);
 }
 
-/* ---- sums, AdamW ------------------------------------------------------------------------------------------------ */
-
-static void sum_build(case_io *io)
-{
-    case_place(io, MX_I32, 1, 2, FILL_SENTINEL, true);
-    floats(io, io->c->n, io->c->c);
-}
-
-static void sum_call(case_io *io)
-{
-    io->env->kernels->sum(&io->s, T(0), T(1), io->c->flag);
-}
-
-static bool sum_check(case_io *io)
-{
-    double got, want = 0, size = 0, *x = before(io, 1);
-    for (int64_t i = 0; i < io->c->n * io->c->c; i++) {
-        want += io->c->flag ? x[i] * x[i] : x[i];
-        size += io->c->flag ? x[i] * x[i] : fabs(x[i]);
-    }
-    memcpy(&got, io->t[0].after + io->t[0].lead, sizeof got);
-    free(x);
-    return fabs(got - want) <= 1e-12 * size || case_fail(io, "sum: got %.17g, want %.17g", got, want);
-}
-
-static mx_adamw_step step_of(const mx_case *c)
-{
-    return (mx_adamw_step){.lr = 0.01f, .beta1 = 0.9f, .beta2 = 0.95f, .eps = 1e-8f, .decay = c->flag ? 0.1f : 0,
-                           .c1 = 0.271f, .c2 = 0.142625f, .scale = 0.3f};
-}
-
-static void adamw_build(case_io *io)
-{
-    const mx_case *c = io->c;
-    double *v = malloc((size_t)c->c * sizeof *v);
-    result(io, 1, c->c, true);
-    result(io, 1, c->c, true);
-    for (int64_t i = 0; v && i < c->c; i++) v[i] = 0.01 + pow(case_uniform(io), 2);
-    if (v) case_place_values(io, 1, c->c, v, true);
-    io->broken |= !v;
-    floats(io, 1, c->c);
-    io->tolerance = 2e-6;
-    free(v);
-}
-
-static void adamw_call(case_io *io)
-{
-    io->env->kernels->adamw(&io->s, T(0), T(3), T(1), T(2), step_of(io->c));
-}
-
-static bool adamw_check(case_io *io)
-{
-    mx_adamw_step o = step_of(io->c);
-    double *g = before(io, 3);
-    for (int i = 0; i < 3; i++) io->t[i].want = before(io, i);
-    ref_adamw(io->t[0].want, io->t[1].want, io->t[2].want, g, io->c->c, &o);
-    free(g);
-    bool ok = case_close(io, &io->t[0], "p");
-    ok = case_close(io, &io->t[1], "m") && ok;
-    return case_close(io, &io->t[2], "v") && ok;
-}
-
-static void adamw_work(const mx_case *c, double *flop, double *bytes)
-{
-    *flop = 12.0 * (double)c->c;
-    *bytes = 28.0 * (double)c->c;
-}
-
 /* ---- the two uses of a derivative ---------------------------------------------------------------------------------- */
 
 static const learn_op learn_ops[] = {
@@ -833,7 +765,5 @@ const case_op mx_case_learn_ops[] = {
     {"attention", attention_build, attention_call, attention_check, attention_work},
     {"attention_back", attention_back_build, attention_back_call, back_check, attention_back_work},
     {"cross_entropy", cross_entropy_build, cross_entropy_call, back_check, vocabulary_work},
-    {"sum", sum_build, sum_call, sum_check, rows_work},
-    {"adamw", adamw_build, adamw_call, adamw_check, adamw_work},
 };
 const int mx_case_learn_ops_count = sizeof mx_case_learn_ops / sizeof *mx_case_learn_ops;
