@@ -120,10 +120,12 @@ void mx_attention_paged(mx_stream *s, mx_tensor y, mx_tensor q, const mx_kv *kv,
 /* ---- from logits to tokens -------------------------------------------------- */
 
 /* What one row's choice depends on.  Order of the processors as in
- * transformers: repetition penalty (Keskar et al. 2019), presence/frequency
- * penalty and logit bias, bans (no-repeat-ngram, banned words, min tokens: the
- * caller gives ids), temperature, top-k, top-p (Holtzman et al. 2020), min-p
- * (Nguyen et al. 2024), typical-p (Meister et al. 2023). */
+ * transformers: logit bias, repetition penalty (Keskar et al. 2019), presence
+ * and frequency penalty (which it lacks; here as OpenAI's API defines them),
+ * bans (no-repeat-ngram, banned words, min tokens: the caller gives ids),
+ * temperature, top-k, top-p (Holtzman et al. 2020), min-p (Nguyen et al. 2024),
+ * typical-p (Meister et al. 2023).  Equals at the k-th place all stay; equals
+ * that top-p divides stay by rising id. */
 typedef struct mx_sample_row {
     float   temperature;          /* <= 0: greedy, and the rest from top_k on is ignored */
     int32_t top_k;                /* <= 0: off   */
@@ -146,7 +148,7 @@ typedef struct mx_logit_lists {
     const int32_t *ban_begin, *ban_id;                  /* logit becomes -inf */
 } mx_logit_lists;
 
-/* Apply penalties, biases and bans to logits[N,V] in place. */
+/* Apply biases, penalties and bans to logits[N,V] in place. */
 void mx_logits_process(mx_stream *s, mx_tensor logits, const mx_sample_row *rows, const mx_logit_lists *lists);
 
 /* id[N,1] i32 = one token of each row of (processed) logits[N,V].  Ties go to

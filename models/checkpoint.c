@@ -12,8 +12,8 @@
 
 struct mx_name_chunk {
     mx_name_chunk *next;
-    size_t         used, room;
-    char           text[];
+    size_t used, room;
+    char text[];
 };
 
 /* ---- memory that grows ------------------------------------------------------ */
@@ -57,7 +57,7 @@ mx_blob *mx_checkpoint_add(mx_checkpoint *c)
 
 static uint32_t hash_name(const char *name)
 {
-    uint64_t h = 0xcbf29ce484222325u;    /* FNV-1a */
+    uint64_t h = 0xcbf29ce484222325u; /* FNV-1a */
     for (; *name; name++) h = (h ^ (uint8_t)*name) * 0x100000001b3u;
     return (uint32_t)(h ^ (h >> 32));
 }
@@ -184,7 +184,7 @@ static mx_status map_file(mx_mapping *m, const char *path, mx_error *err)
         st = mx_fail(err, MX_ERR_IO, "%s: cannot be mapped: %s", path, strerror(errno));
         goto done;
     }
-    madvise(data, (size_t)info.st_size, MADV_WILLNEED);    /* a hint; no harm when refused */
+    madvise(data, (size_t)info.st_size, MADV_WILLNEED); /* a hint; no harm when refused */
     m->data = data;
     m->size = (size_t)info.st_size;
     m->mapped = true;
@@ -222,7 +222,8 @@ mx_status mx_read_file(const char *path, size_t most, char **out, size_t *len, m
     *len = 0;
     MX_TRY_GOTO(st, open_regular(path, &fd, &info, err), done);
     if ((uint64_t)info.st_size > most || !mx_add_size((size_t)info.st_size, 1, &room)) {
-        st = mx_fail(err, MX_ERR_FORMAT, "%s: %lld bytes, at most %zu are allowed", path, (long long)info.st_size, most);
+        st = mx_fail(err, MX_ERR_FORMAT, "%s: %lld bytes, at most %zu are allowed", path, (long long)info.st_size,
+                     most);
         goto done;
     }
     text = malloc(room);

@@ -22,7 +22,7 @@ typedef struct mx_blob {
     const char   *name;
     mx_file_dtype dtype;
     int           n_dims;
-    int64_t       dims[4];       /* outermost first                             */
+    int64_t       dims[4];       /* outermost first; a fifth and more fold into [0] */
     int64_t       rows, cols;    /* product of all but the last dim, the last   */
     const void   *data;
     size_t        size;          /* bytes                                       */
@@ -63,7 +63,7 @@ bool        mx_gguf_array_int(const mx_checkpoint *c, const char *key, int64_t i
 bool        mx_gguf_array_float(const mx_checkpoint *c, const char *key, int64_t i, double *out);
 /* (array lookups are O(1) after the first touch of a key) */
 
-/* ---- a folder's JSON: bounded, UTF-8 checked ------------------------------- */
+/* ---- a folder's small files: bounded ---------------------------------------- */
 /* Whole file into malloc'ed, NUL-terminated memory; MX_ERR_IO, MX_ERR_FORMAT when over `most` bytes. */
 mx_status   mx_read_file(const char *path, size_t most, char **out, size_t *len, mx_error *err);
 

@@ -18,15 +18,15 @@
 
 typedef struct fields {
     const json_t *object;
-    const char   *prefix;       /* of the names in errors: "rope_scaling." */
-    const char   *file;
-    mx_status    *st;           /* the first failure                       */
-    mx_error     *err;
+    const char *prefix; /* of the names in errors: "rope_scaling." */
+    const char *file;
+    mx_status *st; /* the first failure                       */
+    mx_error *err;
 } fields;
 
-#define REFUSE(f, status, ...)                                                             \
-    do {                                                                                   \
-        if (!*(f)->st) *(f)->st = mx_fail((f)->err, (status), __VA_ARGS__);                \
+#define REFUSE(f, status, ...)                                                                                       \
+    do {                                                                                                             \
+        if (!*(f)->st) *(f)->st = mx_fail((f)->err, (status), __VA_ARGS__);                                          \
     } while (0)
 
 /* NULL when absent or null, which mean the same to transformers unless said otherwise. */
@@ -48,8 +48,8 @@ static const char *shown(const json_t *v, char *buffer, size_t room)
 static void refuse_value(const fields *f, const char *name, const json_t *v, const char *allowed)
 {
     char buffer[64];
-    REFUSE(f, MX_ERR_FORMAT, "%.250s: %s%s is %s, allowed: %s", f->file, f->prefix, name, shown(v, buffer, sizeof buffer),
-           allowed);
+    REFUSE(f, MX_ERR_FORMAT, "%.250s: %s%s is %s, allowed: %s", f->file, f->prefix, name,
+           shown(v, buffer, sizeof buffer), allowed);
 }
 
 static double real_field(const fields *f, const char *name, double fallback, double least, double most)
@@ -96,7 +96,10 @@ static const char *text_field(const fields *f, const char *name, const char *fal
 
 static mx_activation activation_field(const fields *f, const char *name, const char *fallback)
 {
-    static const struct { const char *name; mx_activation act; } known[] = {
+    static const struct {
+        const char *name;
+        mx_activation act;
+    } known[] = {
         {"gelu_new", MX_ACT_GELU_TANH},   {"gelu_pytorch_tanh", MX_ACT_GELU_TANH},
         {"gelu_fast", MX_ACT_GELU_TANH},  {"gelu", MX_ACT_GELU_ERF},
         {"gelu_python", MX_ACT_GELU_ERF}, {"silu", MX_ACT_SILU},
@@ -151,7 +154,8 @@ static void read_short_factors(const fields *f, const mx_decoder_config *c, mx_r
     }
     for (size_t i = 0; i < n; i++) {
         double x = json_number_value(json_array_get(list, i));
-        if (!(x >= 1e-6 && x <= 1e9)) refuse_value(f, "short_factor", json_array_get(list, i), "a number from 1e-6 to 1e9");
+        if (!(x >= 1e-6 && x <= 1e9))
+            refuse_value(f, "short_factor", json_array_get(list, i), "a number from 1e-6 to 1e9");
         extra->divide[i] = (float)x;
     }
     extra->n_divide = (int)n;
@@ -172,9 +176,12 @@ static double derived_factor(const fields *f, const mx_decoder_config *c)
 
 static bool rope_type(const fields *f, mx_rope_scaling *type)
 {
-    static const struct { const char *name; mx_rope_scaling type; } known[] = {
-        {"default", MX_ROPE_NONE},   {"linear", MX_ROPE_LINEAR},     {"dynamic", MX_ROPE_DYNAMIC},
-        {"llama3", MX_ROPE_LLAMA3},  {"yarn", MX_ROPE_YARN},         {"longrope", MX_ROPE_LONGROPE},
+    static const struct {
+        const char *name;
+        mx_rope_scaling type;
+    } known[] = {
+        {"default", MX_ROPE_NONE},  {"linear", MX_ROPE_LINEAR}, {"dynamic", MX_ROPE_DYNAMIC},
+        {"llama3", MX_ROPE_LLAMA3}, {"yarn", MX_ROPE_YARN},     {"longrope", MX_ROPE_LONGROPE},
         {"su", MX_ROPE_LONGROPE},
     };
     const char *name = text_field(f, "rope_type", NULL);
@@ -185,7 +192,8 @@ static bool rope_type(const fields *f, mx_rope_scaling *type)
             return true;
         }
     }
-    REFUSE(f, MX_ERR_ARG, "%.250s: %srope_type %.60s is not supported (default, linear, dynamic, llama3, yarn, longrope are)",
+    REFUSE(f, MX_ERR_ARG,
+           "%.250s: %srope_type %.60s is not supported (default, linear, dynamic, llama3, yarn, longrope are)",
            f->file, f->prefix, name);
     return false;
 }
@@ -194,7 +202,7 @@ static void read_scaling(const fields *f, const fields *top, mx_decoder_config *
 {
     static const char original[] = "original_max_position_embeddings";
     if (!rope_type(f, &c->rope_scaling)) return;
-    const fields *where = field(top, original) ? top : f;      /* transformers' own precedence */
+    const fields *where = field(top, original) ? top : f; /* transformers' own precedence */
     c->rope_original_positions = int_field(where, original, c->max_positions, 2, MX_MAX_POSITIONS);
     extra->given_attention_factor = field(f, "attention_factor");
     c->rope_attention_factor = 1;
@@ -262,8 +270,8 @@ static void read_rope(const fields *f, mx_decoder_config *c)
 static void read_window(const fields *f, mx_decoder_config *c, int32_t fallback)
 {
     const json_t *given = json_object_get(f->object, "sliding_window"), *types = field(f, "layer_types");
-    int32_t sliding = 0, window = given && json_is_null(given) ? 0
-                                                               : int_field(f, "sliding_window", fallback, 0, MX_MAX_POSITIONS);
+    int32_t sliding = 0,
+            window = given && json_is_null(given) ? 0 : int_field(f, "sliding_window", fallback, 0, MX_MAX_POSITIONS);
     bool qwen2 = strcmp(c->architecture, "qwen2") == 0;
     if (qwen2 && !bool_field(f, "use_sliding_window", false)) window = 0;
     if (json_is_array(types)) {
@@ -284,7 +292,8 @@ static void read_window(const fields *f, mx_decoder_config *c, int32_t fallback)
     }
     if (!sliding || window >= c->max_positions) window = 0;
     if (window && sliding != c->layers) {
-        REFUSE(f, MX_ERR_ARG, "%.250s: a sliding window in %d of %d layers is not supported", f->file, sliding, c->layers);
+        REFUSE(f, MX_ERR_ARG, "%.250s: a sliding window in %d of %d layers is not supported", f->file, sliding,
+               c->layers);
     }
     c->window = window;
 }
@@ -321,7 +330,7 @@ static void read_gpt2(const fields *f, mx_decoder_config *c)
 /* What the configuration classes of the Llama family differ in. */
 typedef struct family {
     const char *name;
-    int32_t vocab, d_ff, kv_heads, max_positions, window, bos, eos;    /* kv_heads 0: as many as heads */
+    int32_t vocab, d_ff, kv_heads, max_positions, window, bos, eos; /* kv_heads 0: as many as heads */
 } family;
 static const family families[] = {
     {"llama", 32000, 11008, 0, 2048, 0, 1, 2},
@@ -340,8 +349,8 @@ static void read_llama(const fields *f, mx_decoder_config *c, const family *of)
     bool silent = !json_object_get(f->object, "num_key_value_heads") && of->kv_heads;
     c->kv_heads = int_field(f, "num_key_value_heads", silent ? of->kv_heads : c->heads, 1, MX_MAX_HEADS);
     if (!field(f, "head_dim") && c->d_model % c->heads) {
-        REFUSE(f, MX_ERR_FORMAT, "%.250s: hidden_size %d is not a multiple of num_attention_heads %d", f->file, c->d_model,
-               c->heads);
+        REFUSE(f, MX_ERR_FORMAT, "%.250s: hidden_size %d is not a multiple of num_attention_heads %d", f->file,
+               c->d_model, c->heads);
     }
     c->head_dim = int_field(f, "head_dim", c->d_model / c->heads, 1, MX_DECODER_MAX_HEAD_DIM);
     c->d_ff = int_field(f, "intermediate_size", of->d_ff, 1, MX_MAX_FF);
@@ -405,15 +414,16 @@ static int64_t count_parameters(const mx_decoder_config *c)
 mx_status mx_decoder_config_check(mx_decoder_config *c, const char *file, mx_error *err)
 {
     if (c->head_dim < 2 || c->head_dim % 2 || c->head_dim > MX_DECODER_MAX_HEAD_DIM) {
-        return mx_fail(err, MX_ERR_FORMAT, "%.250s: head_dim is %d, allowed: an even number from 2 to %d", file, c->head_dim,
-                       MX_DECODER_MAX_HEAD_DIM);
+        return mx_fail(err, MX_ERR_FORMAT, "%.250s: head_dim is %d, allowed: an even number from 2 to %d", file,
+                       c->head_dim, MX_DECODER_MAX_HEAD_DIM);
     }
     if (c->heads % c->kv_heads) {
-        return mx_fail(err, MX_ERR_FORMAT, "%.250s: %d heads cannot share %d key/value heads", file, c->heads, c->kv_heads);
+        return mx_fail(err, MX_ERR_FORMAT, "%.250s: %d heads cannot share %d key/value heads", file, c->heads,
+                       c->kv_heads);
     }
     if ((int64_t)c->heads * c->head_dim > MX_MAX_CHANNELS) {
-        return mx_fail(err, MX_ERR_FORMAT, "%.250s: %d heads of %d channels: more than %d in all", file, c->heads, c->head_dim,
-                       MX_MAX_CHANNELS);
+        return mx_fail(err, MX_ERR_FORMAT, "%.250s: %d heads of %d channels: more than %d in all", file, c->heads,
+                       c->head_dim, MX_MAX_CHANNELS);
     }
     if (c->attention_scale == 0) c->attention_scale = (float)(1 / sqrt(c->head_dim));
     c->rope_magnitude = 1;

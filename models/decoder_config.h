@@ -4,7 +4,12 @@
  * tied head) and the Llama family (RoPE, RMSNorm, SwiGLU, grouped-query
  * attention, optional biases as in Qwen2; Mistral's sliding window).  It is read
  * from a Hugging Face config.json or from GGUF metadata, and checked: every
- * field has a range, and heads, dims and sizes must agree. */
+ * field has a range, and heads, dims and sizes must agree.
+ *
+ * A model has one set of rotary frequencies for all lengths, since they are in
+ * every key of the KV cache.  So "dynamic" scaling, which starts beyond
+ * max_positions, leaves them as they are, and LongRoPE takes its short factors
+ * and lowers max_positions to the original context. */
 #ifndef MX_DECODER_CONFIG_H
 #define MX_DECODER_CONFIG_H
 

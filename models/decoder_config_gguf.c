@@ -10,14 +10,14 @@
 
 typedef struct meta {
     const mx_checkpoint *gguf;
-    const char          *arch, *file;
-    mx_status            st;            /* the first failure */
-    mx_error            *err;
+    const char *arch, *file;
+    mx_status st; /* the first failure */
+    mx_error *err;
 } meta;
 
-#define REFUSE(m, status, ...)                                                             \
-    do {                                                                                   \
-        if (!(m)->st) (m)->st = mx_fail((m)->err, (status), __VA_ARGS__);                  \
+#define REFUSE(m, status, ...)                                                                                       \
+    do {                                                                                                             \
+        if (!(m)->st) (m)->st = mx_fail((m)->err, (status), __VA_ARGS__);                                            \
     } while (0)
 
 static void key_of(const meta *m, const char *field, char *key, size_t room)
@@ -35,7 +35,8 @@ static int32_t int_key(meta *m, const char *field, int32_t fallback, int32_t lea
     key_of(m, field, key, sizeof key);
     if (mx_gguf_int(m->gguf, key, &v)) {
         if (v >= least && v <= most) return (int32_t)v;
-        REFUSE(m, MX_ERR_FORMAT, "%.250s: %s is %lld, allowed: an integer from %d to %d", m->file, key, (long long)v, least, most);
+        REFUSE(m, MX_ERR_FORMAT, "%.250s: %s is %lld, allowed: an integer from %d to %d", m->file, key, (long long)v,
+               least, most);
     } else if (mx_gguf_array_count(m->gguf, key) >= 0) {
         REFUSE(m, MX_ERR_ARG, "%.250s: %s: a value per layer is not supported", m->file, key);
     } else if (mx_gguf_float(m->gguf, key, &real) || mx_gguf_string(m->gguf, key, &len)) {
@@ -70,8 +71,8 @@ static void read_factors(meta *m, const mx_decoder_config *c, const mx_blob *b, 
     const int pairs = c->head_dim / 2;
     if (b->dtype != MX_FILE_F32 || b->rows != 1 || b->cols != pairs) {
         REFUSE(m, MX_ERR_FORMAT, "%.250s: offset %llu: %s is %s[%lld, %lld], wanted F32[%d]", m->file,
-               (unsigned long long)b->offset, b->name, mx_file_dtype_name(b->dtype), (long long)b->rows, (long long)b->cols,
-               pairs);
+               (unsigned long long)b->offset, b->name, mx_file_dtype_name(b->dtype), (long long)b->rows,
+               (long long)b->cols, pairs);
         return;
     }
     mx_blob_read(b, 0, 1, extra->divide);
@@ -92,11 +93,12 @@ static void read_scaling(meta *m, mx_decoder_config *c, mx_rope_extra *extra)
     const char *type = mx_gguf_string(m->gguf, key, &len);
     const mx_blob *freqs = mx_checkpoint_find(m->gguf, "rope_freqs.weight");
     const mx_blob *factors = mx_checkpoint_find(m->gguf, "rope_factors_short.weight");
-    c->rope_original_positions = int_key(m, "rope.scaling.original_context_length", c->max_positions, 2, MX_MAX_POSITIONS);
+    c->rope_original_positions =
+        int_key(m, "rope.scaling.original_context_length", c->max_positions, 2, MX_MAX_POSITIONS);
     c->rope_attention_factor = real_key(m, "rope.scaling.attn_factor", 1, 0, 1e6);
-    double old = real_key(m, "rope.scale_linear", 0, 0, 1e9);       /* before rope.scaling.* */
+    double old = real_key(m, "rope.scale_linear", 0, 0, 1e9); /* before rope.scaling.* */
     c->rope_factor = real_key(m, "rope.scaling.factor", old > 0 ? old : 1, 0, 1e9);
-    if (c->rope_factor <= 0) c->rope_factor = 1;                    /* 0 is "none" there      */
+    if (c->rope_factor <= 0) c->rope_factor = 1; /* 0 is "none" there      */
     if (!type || text_is(type, len, "none")) {
         c->rope_scaling = !type && old > 0 ? MX_ROPE_LINEAR : MX_ROPE_NONE;
     } else if (text_is(type, len, "linear")) {
@@ -113,8 +115,8 @@ static void read_scaling(meta *m, mx_decoder_config *c, mx_rope_extra *extra)
         extra->given_attention_factor = true;
         read_factors(m, c, factors, extra);
     } else {
-        REFUSE(m, MX_ERR_ARG, "%.250s: %s %.*s is not supported (none, linear, yarn, longrope with its factors are)", m->file,
-               key, (int)(len < 40 ? len : 40), type);
+        REFUSE(m, MX_ERR_ARG, "%.250s: %s %.*s is not supported (none, linear, yarn, longrope with its factors are)",
+               m->file, key, (int)(len < 40 ? len : 40), type);
     }
     if (freqs && c->rope_scaling != MX_ROPE_LONGROPE) {
         read_factors(m, c, freqs, extra);
@@ -129,8 +131,8 @@ static void read_rope(meta *m, mx_decoder_config *c)
     mx_rope_extra extra = {0};
     int32_t turned = int_key(m, "rope.dimension_count", c->head_dim, 1, MX_DECODER_MAX_HEAD_DIM);
     if (turned != c->head_dim) {
-        REFUSE(m, MX_ERR_ARG, "%.250s: %s.rope.dimension_count %d of %d channels is not supported", m->file, m->arch, turned,
-               c->head_dim);
+        REFUSE(m, MX_ERR_ARG, "%.250s: %s.rope.dimension_count %d of %d channels is not supported", m->file, m->arch,
+               turned, c->head_dim);
     }
     c->rope_theta = real_key(m, "rope.freq_base", 10000, 1 + 1e-6, 1e15);
     c->rope_interleaved = strcmp(m->arch, "llama") == 0;
@@ -176,7 +178,8 @@ static void read_sizes(meta *m, mx_decoder_config *c)
     c->vocab = read_vocab(m);
     c->head_dim = int_key(m, "attention.key_length", c->d_model / c->heads, 1, MX_DECODER_MAX_HEAD_DIM);
     if (c->head_dim == c->d_model / c->heads && c->d_model % c->heads) {
-        REFUSE(m, MX_ERR_FORMAT, "%.250s: embedding_length %d is not a multiple of head_count %d", m->file, c->d_model, c->heads);
+        REFUSE(m, MX_ERR_FORMAT, "%.250s: embedding_length %d is not a multiple of head_count %d", m->file,
+               c->d_model, c->heads);
     }
     if (int_key(m, "attention.value_length", c->head_dim, 1, MX_MAX_CHANNELS) != c->head_dim) {
         REFUSE(m, MX_ERR_ARG, "%.250s: values of another length than keys are not supported", m->file);
@@ -184,7 +187,7 @@ static void read_sizes(meta *m, mx_decoder_config *c)
     if (int_key(m, "expert_count", 0, 0, INT32_MAX) > 0) {
         REFUSE(m, MX_ERR_ARG, "%.250s: mixtures of experts are not supported", m->file);
     }
-    c->attention_scale = (float)real_key(m, "attention.scale", 0, 0, 1e6);    /* 0: 1/sqrt(head_dim) */
+    c->attention_scale = (float)real_key(m, "attention.scale", 0, 0, 1e6); /* 0: 1/sqrt(head_dim) */
     int32_t window = int_key(m, "attention.sliding_window", 0, 0, MX_MAX_POSITIONS);
     c->window = window < c->max_positions ? window : 0;
 }

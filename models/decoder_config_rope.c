@@ -74,9 +74,10 @@ static void yarn(mx_decoder_config *c, const mx_rope_extra *extra)
         c->rope_freq[j] = 1.0f / (factor * power) * (1.0f - keep) + 1.0f / power * keep;
     }
     if (extra->given_attention_factor) return;
-    c->rope_attention_factor = extra->mscale != 0 && extra->mscale_all_dim != 0
-        ? yarn_scale(c->rope_factor, extra->mscale) / yarn_scale(c->rope_factor, extra->mscale_all_dim)
-        : yarn_scale(c->rope_factor, 1);
+    c->rope_attention_factor =
+        extra->mscale != 0 && extra->mscale_all_dim != 0
+            ? yarn_scale(c->rope_factor, extra->mscale) / yarn_scale(c->rope_factor, extra->mscale_all_dim)
+            : yarn_scale(c->rope_factor, 1);
 }
 
 /* Ding et al. 2024, with the factors for texts within the original context: one
@@ -107,13 +108,13 @@ mx_status mx_rope_frequencies(mx_decoder_config *c, const mx_rope_extra *extra, 
     case MX_ROPE_LONGROPE: longrope(c, extra); break;
     case MX_ROPE_LLAMA3:
         if (extra->n_divide) {
-            plain(c);        /* GGUF holds the outcome as divisors */
+            plain(c); /* GGUF holds the outcome as divisors */
         } else {
             llama3(c);
         }
         break;
     case MX_ROPE_NONE:
-    case MX_ROPE_DYNAMIC:    /* NTK scaling changes nothing up to max_positions, and no context is longer */
+    case MX_ROPE_DYNAMIC: /* NTK scaling changes nothing up to max_positions, and no context is longer */
         plain(c);
         break;
     }
@@ -126,6 +127,7 @@ mx_status mx_rope_frequencies(mx_decoder_config *c, const mx_rope_extra *extra, 
             return mx_fail(err, MX_ERR_FORMAT, "%s: rope: frequency %d is not a number from 0 up", file, j);
         }
     }
-    if (!isfinite(c->rope_magnitude)) return mx_fail(err, MX_ERR_FORMAT, "%s: rope: attention_factor is not finite", file);
+    if (!isfinite(c->rope_magnitude))
+        return mx_fail(err, MX_ERR_FORMAT, "%s: rope: attention_factor is not finite", file);
     return MX_OK;
 }

@@ -155,6 +155,7 @@ mx_status mx_generator_open(mx_generator **out, const char *name, const char *pa
     snprintf(g->lane, sizeof g->lane, "%s.generate", name);
     snprintf(g->path, sizeof g->path, "%s", path);
     MX_TRY_GOTO(st, open_model(g, path, err), fail);
+    MX_TRY_GOTO(st, gen_pieces_sort(g, err), fail);
     MX_TRY_GOTO(st, pack_open(&g->pack, g, err), fail);
     MX_TRY_GOTO(st, open_cache(g, err), fail);
     add_metrics(g, metrics);
@@ -179,6 +180,7 @@ void mx_generator_close(mx_generator *g)
 {
     if (!g) return;
     mx_kv_close(&g->kv);
+    free(g->piece);
     pack_close(&g->pack);
     if (g->model.file) mx_decoder_close(&g->model);
     mx_tokenizer_close(g->tokenizer);

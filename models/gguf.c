@@ -12,8 +12,20 @@
 #include <stdlib.h>
 
 enum {
-    GGUF_U8, GGUF_I8, GGUF_U16, GGUF_I16, GGUF_U32, GGUF_I32, GGUF_F32, GGUF_BOOL, GGUF_STRING, GGUF_ARRAY,
-    GGUF_U64, GGUF_I64, GGUF_F64, GGUF_TYPES
+    GGUF_U8,
+    GGUF_I8,
+    GGUF_U16,
+    GGUF_I16,
+    GGUF_U32,
+    GGUF_I32,
+    GGUF_F32,
+    GGUF_BOOL,
+    GGUF_STRING,
+    GGUF_ARRAY,
+    GGUF_U64,
+    GGUF_I64,
+    GGUF_F64,
+    GGUF_TYPES
 };
 static const uint8_t type_size[GGUF_TYPES] = {1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8};
 
@@ -22,33 +34,35 @@ static const uint8_t type_size[GGUF_TYPES] = {1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8
 /* Tensor types by ggml's number: values and bytes of a block (ggml-common.h).
  * Those that Merx cannot read are still measured, so that overlap is seen; a
  * number that is not here has size 0. */
-typedef struct tensor_type { mx_file_dtype dtype; uint16_t values, bytes; } tensor_type;
+typedef struct tensor_type {
+    mx_file_dtype dtype;
+    uint16_t values, bytes;
+} tensor_type;
 static const tensor_type tensor_types[] = {
-    [0] = {MX_FILE_F32, 1, 4},        [1] = {MX_FILE_F16, 1, 2},
-    [2] = {MX_FILE_Q4_0, 32, 18},     [3] = {MX_FILE_Q4_1, 32, 20},
-    [6] = {MX_FILE_OTHER, 32, 22},    [7] = {MX_FILE_OTHER, 32, 24},      /* Q5_0, Q5_1 */
-    [8] = {MX_FILE_Q8_0, 32, 34},     [9] = {MX_FILE_OTHER, 32, 36},      /* Q8_1 */
-    [10] = {MX_FILE_OTHER, 256, 84},  [11] = {MX_FILE_OTHER, 256, 110},   /* Q2_K, Q3_K */
-    [12] = {MX_FILE_Q4_K, 256, 144},  [13] = {MX_FILE_OTHER, 256, 176},   /* Q5_K */
-    [14] = {MX_FILE_Q6_K, 256, 210},  [15] = {MX_FILE_OTHER, 256, 292},   /* Q8_K */
-    [16] = {MX_FILE_OTHER, 256, 66},  [17] = {MX_FILE_OTHER, 256, 74},    /* IQ2_XXS, IQ2_XS */
-    [18] = {MX_FILE_OTHER, 256, 98},  [19] = {MX_FILE_OTHER, 256, 50},    /* IQ3_XXS, IQ1_S */
-    [20] = {MX_FILE_OTHER, 32, 18},   [21] = {MX_FILE_OTHER, 256, 110},   /* IQ4_NL, IQ3_S */
-    [22] = {MX_FILE_OTHER, 256, 82},  [23] = {MX_FILE_OTHER, 256, 136},   /* IQ2_S, IQ4_XS */
-    [24] = {MX_FILE_OTHER, 1, 1},     [25] = {MX_FILE_OTHER, 1, 2},       /* I8, I16 */
-    [26] = {MX_FILE_OTHER, 1, 4},     [27] = {MX_FILE_OTHER, 1, 8},       /* I32, I64 */
-    [28] = {MX_FILE_OTHER, 1, 8},     [29] = {MX_FILE_OTHER, 256, 56},    /* F64, IQ1_M */
-    [30] = {MX_FILE_BF16, 1, 2},      [34] = {MX_FILE_OTHER, 256, 54},    /* TQ1_0 */
-    [35] = {MX_FILE_OTHER, 256, 66},  [39] = {MX_FILE_OTHER, 32, 17},     /* TQ2_0, MXFP4 */
+    [0] = {MX_FILE_F32, 1, 4},       [1] = {MX_FILE_F16, 1, 2},        [2] = {MX_FILE_Q4_0, 32, 18},
+    [3] = {MX_FILE_Q4_1, 32, 20},    [6] = {MX_FILE_OTHER, 32, 22},    [7] = {MX_FILE_OTHER, 32, 24}, /* Q5_0, Q5_1 */
+    [8] = {MX_FILE_Q8_0, 32, 34},    [9] = {MX_FILE_OTHER, 32, 36},                                   /* Q8_1 */
+    [10] = {MX_FILE_OTHER, 256, 84}, [11] = {MX_FILE_OTHER, 256, 110},                                /* Q2_K, Q3_K */
+    [12] = {MX_FILE_Q4_K, 256, 144}, [13] = {MX_FILE_OTHER, 256, 176},                                /* Q5_K */
+    [14] = {MX_FILE_Q6_K, 256, 210}, [15] = {MX_FILE_OTHER, 256, 292},                                /* Q8_K */
+    [16] = {MX_FILE_OTHER, 256, 66}, [17] = {MX_FILE_OTHER, 256, 74},  /* IQ2_XXS, IQ2_XS */
+    [18] = {MX_FILE_OTHER, 256, 98}, [19] = {MX_FILE_OTHER, 256, 50},  /* IQ3_XXS, IQ1_S */
+    [20] = {MX_FILE_OTHER, 32, 18},  [21] = {MX_FILE_OTHER, 256, 110}, /* IQ4_NL, IQ3_S */
+    [22] = {MX_FILE_OTHER, 256, 82}, [23] = {MX_FILE_OTHER, 256, 136}, /* IQ2_S, IQ4_XS */
+    [24] = {MX_FILE_OTHER, 1, 1},    [25] = {MX_FILE_OTHER, 1, 2},     /* I8, I16 */
+    [26] = {MX_FILE_OTHER, 1, 4},    [27] = {MX_FILE_OTHER, 1, 8},     /* I32, I64 */
+    [28] = {MX_FILE_OTHER, 1, 8},    [29] = {MX_FILE_OTHER, 256, 56},  /* F64, IQ1_M */
+    [30] = {MX_FILE_BF16, 1, 2},     [34] = {MX_FILE_OTHER, 256, 54},  /* TQ1_0 */
+    [35] = {MX_FILE_OTHER, 256, 66}, [39] = {MX_FILE_OTHER, 32, 17},   /* TQ2_0, MXFP4 */
 };
 
 /* ---- reading ------------------------------------------------------------------ */
 
 typedef struct reader {
     const uint8_t *data;
-    size_t         size, at;
-    const char    *file;
-    mx_error      *err;
+    size_t size, at;
+    const char *file;
+    mx_error *err;
 } reader;
 
 static mx_status bad(const reader *r, const char *what)
@@ -156,7 +170,7 @@ static mx_status read_values(reader *r, mx_checkpoint *c, uint64_t n)
     for (uint64_t i = 0; i < n; i++) {
         mx_gguf_value *v = &c->values[i];
         MX_TRY(read_name(r, c, &v->key, "a key"));
-        c->n_values++;                          /* before read_value: what it takes is freed with c */
+        c->n_values++; /* before read_value: what it takes is freed with c */
         MX_TRY(read_value(r, v));
     }
     int twice;
@@ -179,8 +193,9 @@ static mx_status measure(reader *r, mx_blob *b, uint32_t type, uint64_t elements
     b->dtype = t.dtype;
     if (!t.values) return MX_OK;
     if (b->cols % t.values) {
-        return mx_fail(r->err, MX_ERR_FORMAT, "%s: offset %zu: tensor %.100s: rows of %lld values are not whole blocks of %d",
-                       r->file, r->at, b->name, (long long)b->cols, t.values);
+        return mx_fail(r->err, MX_ERR_FORMAT,
+                       "%s: offset %zu: tensor %.100s: rows of %lld values are not whole blocks of %d", r->file,
+                       r->at, b->name, (long long)b->cols, t.values);
     }
     if (__builtin_mul_overflow(elements / t.values, t.bytes, &b->size)) return bad(r, "a tensor's size overflows");
     return MX_OK;
@@ -197,7 +212,7 @@ static mx_status read_tensor(reader *r, mx_checkpoint *c)
     MX_TRY(read_u32(r, &n_dims, "a tensor's dims"));
     if (n_dims > GGUF_MAX_DIMS) return bad(r, "a tensor has more than 4 dims");
     MX_TRY(read_bytes(r, ne, n_dims * sizeof *ne, "a tensor's dims"));
-    for (uint32_t i = 0; i < n_dims; i++) dims[i] = ne[n_dims - 1 - i];     /* ne[0] is the innermost */
+    for (uint32_t i = 0; i < n_dims; i++) dims[i] = ne[n_dims - 1 - i]; /* ne[0] is the innermost */
     if (!mx_blob_set_shape(b, dims, n_dims, &elements)) return bad(r, "a tensor's shape overflows");
     MX_TRY(read_u32(r, &type, "a tensor's type"));
     MX_TRY(read_u64(r, &b->offset, "a tensor's offset"));
@@ -222,10 +237,11 @@ static mx_status place(reader *r, mx_blob *b, uint64_t section, uint64_t alignme
     uint64_t relative = b->offset, begin, end;
     if (relative % alignment || __builtin_add_overflow(section, relative, &begin) ||
         __builtin_add_overflow(begin, b->size, &end) || end > r->size) {
-        return mx_fail(r->err, MX_ERR_FORMAT,
-                       "%s: tensor %.100s: %zu bytes at offset %llu of the data section (which starts at %llu) are %s",
-                       r->file, b->name, b->size, (unsigned long long)relative, (unsigned long long)section,
-                       relative % alignment ? "not aligned" : "not inside the file");
+        return mx_fail(
+            r->err, MX_ERR_FORMAT,
+            "%s: tensor %.100s: %zu bytes at offset %llu of the data section (which starts at %llu) are %s", r->file,
+            b->name, b->size, (unsigned long long)relative, (unsigned long long)section,
+            relative % alignment ? "not aligned" : "not inside the file");
     }
     b->offset = begin;
     b->data = r->data + begin;
@@ -278,10 +294,30 @@ static bool load_int(uint32_t type, const uint8_t *at, int64_t *out)
     case GGUF_U8: *out = *at; return true;
     case GGUF_BOOL: *out = *at != 0; return true;
     case GGUF_I8: *out = (int8_t)*at; return true;
-    case GGUF_U16: { uint16_t v; memcpy(&v, at, sizeof v); *out = v; return true; }
-    case GGUF_I16: { int16_t v; memcpy(&v, at, sizeof v); *out = v; return true; }
-    case GGUF_U32: { uint32_t v; memcpy(&v, at, sizeof v); *out = v; return true; }
-    case GGUF_I32: { int32_t v; memcpy(&v, at, sizeof v); *out = v; return true; }
+    case GGUF_U16: {
+        uint16_t v;
+        memcpy(&v, at, sizeof v);
+        *out = v;
+        return true;
+    }
+    case GGUF_I16: {
+        int16_t v;
+        memcpy(&v, at, sizeof v);
+        *out = v;
+        return true;
+    }
+    case GGUF_U32: {
+        uint32_t v;
+        memcpy(&v, at, sizeof v);
+        *out = v;
+        return true;
+    }
+    case GGUF_I32: {
+        int32_t v;
+        memcpy(&v, at, sizeof v);
+        *out = v;
+        return true;
+    }
     case GGUF_I64: memcpy(out, at, sizeof *out); return true;
     case GGUF_U64: memcpy(out, at, sizeof *out); return *out >= 0;
     default: return false;

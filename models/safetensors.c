@@ -11,19 +11,23 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#define MAX_HEADER 100000000u     /* the reference implementation's own limit */
+#define MAX_HEADER 100000000u /* the reference implementation's own limit */
 #define MAX_INDEX  (64u << 20)
 #define MAX_DIMS   32
 
-typedef struct dtype_entry { const char *name; mx_file_dtype dtype; unsigned bits; } dtype_entry;
+typedef struct dtype_entry {
+    const char *name;
+    mx_file_dtype dtype;
+    unsigned bits;
+} dtype_entry;
 static const dtype_entry dtypes[] = {
-    {"F32", MX_FILE_F32, 32},       {"F16", MX_FILE_F16, 16},       {"BF16", MX_FILE_BF16, 16},
-    {"F64", MX_FILE_OTHER, 64},     {"I64", MX_FILE_OTHER, 64},     {"U64", MX_FILE_OTHER, 64},
-    {"C64", MX_FILE_OTHER, 64},     {"I32", MX_FILE_OTHER, 32},     {"U32", MX_FILE_OTHER, 32},
-    {"I16", MX_FILE_OTHER, 16},     {"U16", MX_FILE_OTHER, 16},     {"I8", MX_FILE_OTHER, 8},
-    {"U8", MX_FILE_OTHER, 8},       {"BOOL", MX_FILE_OTHER, 8},     {"F8_E4M3", MX_FILE_OTHER, 8},
-    {"F8_E5M2", MX_FILE_OTHER, 8},  {"F8_E8M0", MX_FILE_OTHER, 8},  {"F6_E2M3", MX_FILE_OTHER, 6},
-    {"F6_E3M2", MX_FILE_OTHER, 6},  {"F4", MX_FILE_OTHER, 4},
+    {"F32", MX_FILE_F32, 32},      {"F16", MX_FILE_F16, 16},      {"BF16", MX_FILE_BF16, 16},
+    {"F64", MX_FILE_OTHER, 64},    {"I64", MX_FILE_OTHER, 64},    {"U64", MX_FILE_OTHER, 64},
+    {"C64", MX_FILE_OTHER, 64},    {"I32", MX_FILE_OTHER, 32},    {"U32", MX_FILE_OTHER, 32},
+    {"I16", MX_FILE_OTHER, 16},    {"U16", MX_FILE_OTHER, 16},    {"I8", MX_FILE_OTHER, 8},
+    {"U8", MX_FILE_OTHER, 8},      {"BOOL", MX_FILE_OTHER, 8},    {"F8_E4M3", MX_FILE_OTHER, 8},
+    {"F8_E5M2", MX_FILE_OTHER, 8}, {"F8_E8M0", MX_FILE_OTHER, 8}, {"F6_E2M3", MX_FILE_OTHER, 6},
+    {"F6_E3M2", MX_FILE_OTHER, 6}, {"F4", MX_FILE_OTHER, 4},
 };
 
 static mx_status no_memory(mx_error *err)
@@ -33,7 +37,11 @@ static mx_status no_memory(mx_error *err)
 
 /* ---- one tensor ----------------------------------------------------------------- */
 
-typedef struct section { const mx_mapping *file; uint64_t begin, size; mx_error *err; } section;
+typedef struct section {
+    const mx_mapping *file;
+    uint64_t begin, size;
+    mx_error *err;
+} section;
 
 static mx_status bad(const section *s, const char *name, const char *what)
 {
@@ -48,7 +56,8 @@ static mx_status read_shape(const section *s, mx_blob *b, const json_t *shape, u
     if (n > MAX_DIMS) return bad(s, b->name, "shape has more than 32 dims");
     for (size_t i = 0; i < n; i++) {
         const json_t *dim = json_array_get(shape, i);
-        if (!json_is_integer(dim) || json_integer_value(dim) < 0) return bad(s, b->name, "shape holds what is not a count");
+        if (!json_is_integer(dim) || json_integer_value(dim) < 0)
+            return bad(s, b->name, "shape holds what is not a count");
         dims[i] = (uint64_t)json_integer_value(dim);
     }
     if (!mx_blob_set_shape(b, dims, n, elements)) return bad(s, b->name, "shape overflows");
@@ -64,7 +73,8 @@ static mx_status read_offsets(const section *s, mx_blob *b, const json_t *offset
     const json_int_t from = json_integer_value(begin), to = json_integer_value(end);
     if (from < 0 || to < from || (uint64_t)to > s->size) {
         return mx_fail(s->err, MX_ERR_FORMAT,
-                       "%s: tensor %.100s: data_offsets [%lld, %lld] are not inside the file's %llu bytes of data (which start at %llu)",
+                       "%s: tensor %.100s: data_offsets [%lld, %lld] are not inside the file's %llu bytes of data "
+                       "(which start at %llu)",
                        s->file->path, b->name, (long long)from, (long long)to, (unsigned long long)s->size,
                        (unsigned long long)s->begin);
     }
@@ -92,8 +102,10 @@ static mx_status read_tensor(const section *s, mx_checkpoint *c, const char *nam
         b->dtype = dtypes[i].dtype;
         if (__builtin_mul_overflow(elements, dtypes[i].bits, &bits)) return bad(s, name, "its size overflows");
         if (bits / 8 != b->size || bits % 8) {
-            return mx_fail(s->err, MX_ERR_FORMAT, "%s: offset %llu: tensor %.100s: its shape in %s takes %llu bytes, data_offsets give %zu",
-                           s->file->path, (unsigned long long)b->offset, name, dtype, (unsigned long long)(bits / 8), b->size);
+            return mx_fail(s->err, MX_ERR_FORMAT,
+                           "%s: offset %llu: tensor %.100s: its shape in %s takes %llu bytes, data_offsets give %zu",
+                           s->file->path, (unsigned long long)b->offset, name, dtype, (unsigned long long)(bits / 8),
+                           b->size);
         }
     }
     return MX_OK;
@@ -105,25 +117,31 @@ mx_status mx_safetensors_parse(mx_checkpoint *c, const mx_mapping *file, mx_erro
 {
     uint64_t len;
     if (file->size < sizeof len) {
-        return mx_fail(err, MX_ERR_FORMAT, "%s: offset 0: %zu bytes are neither safetensors nor GGUF", file->path, file->size);
+        return mx_fail(err, MX_ERR_FORMAT, "%s: offset 0: %zu bytes are neither safetensors nor GGUF", file->path,
+                       file->size);
     }
     memcpy(&len, file->data, sizeof len);
     if (len > MAX_HEADER || len > file->size - sizeof len) {
-        return mx_fail(err, MX_ERR_FORMAT, "%s: offset 0: neither GGUF nor safetensors: a header of %llu bytes does not fit (file: %zu, most: %u)",
-                       file->path, (unsigned long long)len, file->size, MAX_HEADER);
+        return mx_fail(
+            err, MX_ERR_FORMAT,
+            "%s: offset 0: neither GGUF nor safetensors: a header of %llu bytes does not fit (file: %zu, most: %u)",
+            file->path, (unsigned long long)len, file->size, MAX_HEADER);
     }
     json_error_t why;
     json_t *header = json_loadb((const char *)file->data + 8, len, JSON_REJECT_DUPLICATES, &why);
     if (!header) {
-        return mx_fail(err, MX_ERR_FORMAT, "%s: offset %d: the header is not JSON: %s", file->path, why.position + 8, why.text);
+        return mx_fail(err, MX_ERR_FORMAT, "%s: offset %d: the header is not JSON: %s", file->path, why.position + 8,
+                       why.text);
     }
     section s = {.file = file, .begin = len + 8, .size = file->size - 8 - len, .err = err};
     mx_status st = MX_OK;
     int first = c->n_blobs;
     const char *name;
     json_t *entry;
-    if (!json_is_object(header)) st = mx_fail(err, MX_ERR_FORMAT, "%s: offset 8: the header is not an object", file->path);
-    json_object_foreach(header, name, entry) {
+    if (!json_is_object(header))
+        st = mx_fail(err, MX_ERR_FORMAT, "%s: offset 8: the header is not an object", file->path);
+    json_object_foreach(header, name, entry)
+    {
         if (st) break;
         if (strcmp(name, "__metadata__") == 0) continue;
         st = read_tensor(&s, c, name, entry);
@@ -180,9 +198,11 @@ static mx_status check_all_found(mx_checkpoint *c, json_t *map, const char *inde
     mx_status st = MX_OK;
     const char *name;
     json_t *shard;
-    json_object_foreach(map, name, shard) {
+    json_object_foreach(map, name, shard)
+    {
         if (mx_name_index_find(&index, c->blobs, sizeof *c->blobs, name) >= 0) continue;
-        st = mx_fail(err, MX_ERR_FORMAT, "%.200s: tensor %.100s is not in %.100s", index_path, name, json_string_value(shard));
+        st = mx_fail(err, MX_ERR_FORMAT, "%.200s: tensor %.100s is not in %.100s", index_path, name,
+                     json_string_value(shard));
         break;
     }
     free(index.slot);
@@ -197,12 +217,14 @@ static mx_status read_shards(mx_checkpoint *c, const char *folder, json_t *map, 
     if (!st && !json_object_size(map)) {
         st = mx_fail(err, MX_ERR_FORMAT, "%s: weight_map is missing or empty", index_path);
     }
-    json_object_foreach(map, name, shard) {
+    json_object_foreach(map, name, shard)
+    {
         if (st) break;
         const char *file = json_string_value(shard);
         if (!file || !plain_file_name(file)) {
-            st = mx_fail(err, MX_ERR_FORMAT, "%.200s: weight_map: %.100s: %.100s is not the name of a file in the folder",
-                         index_path, name, file ? file : "what is there");
+            st = mx_fail(err, MX_ERR_FORMAT,
+                         "%.200s: weight_map: %.100s: %.100s is not the name of a file in the folder", index_path,
+                         name, file ? file : "what is there");
         } else if (!json_object_get(seen, file)) {
             st = json_object_set_new(seen, file, json_true()) ? no_memory(err)
                                                               : open_shard(c, folder, file, map, index_path, err);

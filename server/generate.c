@@ -13,7 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { BATCH_WINDOW = 32 };     /* items of one batch in the scheduler at once: it shares the queue with others */
+enum { BATCH_WINDOW = 32 }; /* items of one batch in the scheduler at once: it shares the queue with others */
 
 typedef enum item_state { WAITING, RUNNING, DONE, REFUSED } item_state;
 
@@ -21,27 +21,27 @@ struct work;
 
 typedef struct item {
     struct work *work;
-    item_state state;                /* RUNNING -> DONE under the lock; else the RPC thread's */
+    item_state state; /* RUNNING -> DONE under the lock; else the RPC thread's */
     mx_generation *g;
     mx_generator *model;
     mx_error error;
     uint64_t submitted_ns;
-    char    *request_id;
-    mx_said *said;                   /* of each candidate, under the lock; NULL: not wanted */
-    int      n_said;
-    bool     lost;                   /* no memory to keep what was said                     */
+    char *request_id;
+    mx_said *said; /* of each candidate, under the lock; NULL: not wanted */
+    int n_said;
+    bool lost; /* no memory to keep what was said                     */
 } item;
 
 typedef struct work {
     pthread_mutex_t lock;
-    mx_app  *app;
+    mx_app *app;
     mx_call *call;
-    bool     streams, cancelled;
-    mx_said  sending;                /* Stream: what is being sent; swapped with an item's  */
-    mx_arena decoded;                /* batch: its requests, read one by one                */
+    bool streams, cancelled;
+    mx_said sending;  /* Stream: what is being sent; swapped with an item's  */
+    mx_arena decoded; /* batch: its requests, read one by one                */
     Merx__V1__GenerateRequest **requests;
-    int      n_items;
-    item     items[];
+    int n_items;
+    item items[];
 } work;
 
 /* ---- from the worker thread ---------------------------------------------------------- */
@@ -123,7 +123,8 @@ static mx_status start(work *w, item *it, mx_arena *arena, const Merx__V1__Gener
     }
     it->model = r.model;
     mx_generation_calls calls = {.text = wanted ? said : NULL, .done = done, .user = it};
-    MX_TRY_GOTO(st, mx_generation_open(&g, r.model, r.prompt.id, r.prompt.count, &r.sampling, &calls, deadline, err), out);
+    MX_TRY_GOTO(st, mx_generation_open(&g, r.model, r.prompt.id, r.prompt.count, &r.sampling, &calls, deadline, err),
+                out);
     it->g = g;
     it->state = RUNNING;
     it->submitted_ns = mx_now_ns(&mx_clock_monotonic);
@@ -152,8 +153,8 @@ static void log_done(const work *w, const item *it)
     mx_generation_stats st;
     mx_generation_stats_get(it->g, &st);
     mx_log(MX_LOG_DEBUG, "generate", "request \"%s\": %s, %d prompt tokens (%d cached), %d output tokens, %.1f ms",
-           it->request_id, it->error.code ? it->error.text : "done", st.prompt_tokens, st.cached_tokens, st.output_tokens,
-           (double)(mx_now_ns(&mx_clock_monotonic) - mx_call_accepted_ns(w->call)) / 1e6);
+           it->request_id, it->error.code ? it->error.text : "done", st.prompt_tokens, st.cached_tokens,
+           st.output_tokens, (double)(mx_now_ns(&mx_clock_monotonic) - mx_call_accepted_ns(w->call)) / 1e6);
 }
 
 /* ---- the call ----------------------------------------------------------------------------- */
@@ -215,8 +216,8 @@ static Merx__V1__GenerateResponse *respond(const work *w, const item *it, mx_are
     return r->usage && r->timings ? r : NULL;
 }
 
-static mx_status begin_one(mx_app *app, mx_call *call, const mx_call_handler *handler, bool streams, const uint8_t *msg,
-                           size_t len, mx_arena *scratch, mx_error *err)
+static mx_status begin_one(mx_app *app, mx_call *call, const mx_call_handler *handler, bool streams,
+                           const uint8_t *msg, size_t len, mx_arena *scratch, mx_error *err)
 {
     ProtobufCMessage *m;
     MX_TRY(mx_message_decode(scratch, &merx__v1__generate_request__descriptor, msg, len, &m, err));
@@ -312,8 +313,10 @@ static void stream_pump(mx_call *call, void *user, mx_arena *scratch)
     }
     if (!last && ok) return;
     if (last) log_done(w, it);
-    if (last && it->error.code) mx_call_finish(call, it->error.code, it->error.text);
-    else if (ok) mx_call_finish(call, MX_OK, NULL);
+    if (last && it->error.code)
+        mx_call_finish(call, it->error.code, it->error.text);
+    else if (ok)
+        mx_call_finish(call, MX_OK, NULL);
     else {
         it->lost = true;
         mx_call_finish(call, MX_ERR_NO_MEMORY, "an event is over the server's memory budget for a message");
@@ -339,8 +342,9 @@ static bool feed(work *w, mx_arena *scratch)
         item *it = &w->items[i];
         item_state s = state_of(w, it);
         if (s == WAITING && (running < BATCH_WINDOW || w->cancelled)) {
-            mx_status st = w->cancelled ? mx_fail(&it->error, MX_ERR_CANCELLED, "cancelled")
-                                        : start(w, it, scratch, w->requests[i], &it->error);
+            mx_error err = {.code = MX_OK}; /* not it->error: from submit on that is the worker's */
+            mx_status st = w->cancelled ? mx_fail(&err, MX_ERR_CANCELLED, "cancelled")
+                                        : start(w, it, scratch, w->requests[i], &err);
             mx_arena_reset(scratch);
             if (!st) {
                 running++;
@@ -349,6 +353,7 @@ static bool feed(work *w, mx_arena *scratch)
             }
             if (st == MX_ERR_BUSY && running) return false; /* an item's end wakes us again */
             it->state = REFUSED;
+            it->error = err;
             it->error.code = st;
         } else if (s == WAITING || s == RUNNING) {
             open++;
@@ -357,7 +362,7 @@ static bool feed(work *w, mx_arena *scratch)
     return open == 0;
 }
 
-static bool build_item(const work *w, const item *it, Merx__V1__GenerateBatchItem *m, Merx__V1__ItemStatus *status,
+static bool build_item(const work *w, item *it, Merx__V1__GenerateBatchItem *m, Merx__V1__ItemStatus *status,
                        mx_arena *a)
 {
     merx__v1__generate_batch_item__init(m);
@@ -365,7 +370,8 @@ static bool build_item(const work *w, const item *it, Merx__V1__GenerateBatchIte
     m->status = status;
     if (it->error.code) {
         status->code = mx_rpc_code_of(it->error.code);
-        status->message = (char *)(uintptr_t)it->error.text;
+        mx_text_clean(it->error.text);
+        status->message = it->error.text;
         return true;
     }
     m->response = respond(w, it, a);
@@ -402,7 +408,8 @@ MX_METHOD(mx_batch_begin)
     mx_arena_open(&decoded, scratch->budget);
     ProtobufCMessage *m;
     mx_status st;
-    MX_TRY_GOTO(st, mx_message_decode(&decoded, &merx__v1__generate_batch_request__descriptor, msg, len, &m, err), fail);
+    MX_TRY_GOTO(st, mx_message_decode(&decoded, &merx__v1__generate_batch_request__descriptor, msg, len, &m, err),
+                fail);
     const Merx__V1__GenerateBatchRequest *q = (const Merx__V1__GenerateBatchRequest *)m;
     if (!q->n_requests || q->n_requests > MX_MAX_BATCH) {
         st = mx_fail(err, MX_ERR_ARG, "requests: %zu of them, 1..%d are allowed", q->n_requests, MX_MAX_BATCH);

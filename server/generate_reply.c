@@ -42,8 +42,8 @@ bool mx_said_logprobs(mx_said *s, const mx_token_logprob *lp, int n)
         if (!grow(&s->logprobs, &s->logprobs_room, s->n_logprobs + 1, sizeof *s->logprobs)) return false;
         if (!grow(&s->top_id, &s->top_id_room, s->n_top + top, sizeof *s->top_id)) return false;
         if (!grow(&s->top_logprob, &s->top_logprob_room, s->n_top + top, sizeof *s->top_logprob)) return false;
-        s->logprobs[s->n_logprobs++] = (mx_said_logprob){
-            .id = lp[i].id, .n_top = (int32_t)top, .logprob = lp[i].logprob, .first_top = s->n_top};
+        s->logprobs[s->n_logprobs++] =
+            (mx_said_logprob){.id = lp[i].id, .n_top = (int32_t)top, .logprob = lp[i].logprob, .first_top = s->n_top};
         if (!top) continue;
         memcpy(s->top_id + s->n_top, lp[i].top_id, top * sizeof *s->top_id);
         memcpy(s->top_logprob + s->n_top, lp[i].top_logprob, top * sizeof *s->top_logprob);
@@ -161,8 +161,8 @@ Merx__V1__Timings *mx_timings_build(mx_arena *a, const mx_generation_stats *st, 
     return t;
 }
 
-static bool build_candidate(mx_arena *a, Merx__V1__Candidate *m, int index, const mx_candidate *c, const mx_said *said,
-                            const mx_tokenizer *t)
+static bool build_candidate(mx_arena *a, Merx__V1__Candidate *m, int index, const mx_candidate *c,
+                            const mx_said *said, const mx_tokenizer *t)
 {
     merx__v1__candidate__init(m);
     m->index = index;
@@ -189,7 +189,8 @@ Merx__V1__GenerateResponse *mx_response_build(mx_arena *a, const mx_generation *
     if (!r || !m || !list) return NULL;
     merx__v1__generate_response__init(r);
     for (size_t i = 0; i < n; i++) {
-        if (!build_candidate(a, &m[i], (int)i, mx_generation_candidate(g, (int)i), said ? &said[i] : NULL, t)) return NULL;
+        if (!build_candidate(a, &m[i], (int)i, mx_generation_candidate(g, (int)i), said ? &said[i] : NULL, t))
+            return NULL;
         list[i] = &m[i];
     }
     r->n_candidates = n;

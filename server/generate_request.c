@@ -38,7 +38,8 @@ static mx_status read_ids(const mx_tokenizer *t, const Merx__V1__TokenIds *ids, 
     int32_t vocab = mx_tokenizer_vocab(t);
     for (size_t i = 0; i < ids->n_ids; i++) {
         if (ids->ids[i] < 0 || ids->ids[i] >= vocab)
-            return mx_fail(err, MX_ERR_ARG, "ids[%zu]: %d is not in the vocabulary (0..%d)", i, ids->ids[i], vocab - 1);
+            return mx_fail(err, MX_ERR_ARG, "ids[%zu]: %d is not in the vocabulary (0..%d)", i, ids->ids[i],
+                           vocab - 1);
         if (mx_ids_push(out, ids->ids[i])) return mx_fail(err, MX_ERR_NO_MEMORY, "ids: out of memory");
     }
     return MX_OK;
@@ -82,7 +83,7 @@ static mx_status read_sampling(mx_sampling *s, mx_arena *arena, const Merx__V1__
     s->frequency_penalty = m->frequency_penalty;
     s->no_repeat_ngram = m->no_repeat_ngram;
     if (m->n) s->n = m->n;
-    s->beams = m->beams;
+    if (m->beams) s->beams = m->beams;
     if (m->_length_penalty_case) s->length_penalty = m->length_penalty;
     s->max_tokens = m->max_tokens;
     s->min_tokens = m->min_tokens;
@@ -123,7 +124,8 @@ mx_status mx_text_request_read(mx_text_request *out, const mx_app *app, mx_arena
     mx_generator_info_get(out->model, &info);
     out->model_name = info.name;
     if (strlen(m->request_id) > MX_MAX_REQUEST_ID)
-        return mx_fail(err, MX_ERR_ARG, "request_id: %zu bytes, at most %d", strlen(m->request_id), MX_MAX_REQUEST_ID);
+        return mx_fail(err, MX_ERR_ARG, "request_id: %zu bytes, at most %d", strlen(m->request_id),
+                       MX_MAX_REQUEST_ID);
     MX_TRY(read_sampling(&out->sampling, arena, m->sampling, err));
     return read_prompt(mx_generator_tokenizer(out->model), arena, m, &out->prompt, err);
 }

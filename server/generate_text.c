@@ -24,7 +24,8 @@ MX_METHOD(mx_tokenize_begin)
     else if (q->input_case == MERX__V1__TOKENIZE_REQUEST__INPUT_TEXT)
         st = mx_tokenizer_encode(t, q->text.data ? (const char *)q->text.data : "", q->text.len, q->add_special,
                                  q->parse_special, &ids, err);
-    else st = mx_fail(err, MX_ERR_ARG, "input: one of text and chat is required");
+    else
+        st = mx_fail(err, MX_ERR_ARG, "input: one of text and chat is required");
     if (st) goto out;
     Merx__V1__TokenizeResponse r = MERX__V1__TOKENIZE_RESPONSE__INIT;
     r.n_ids = r.n_tokens = (size_t)ids.count;
@@ -35,8 +36,10 @@ MX_METHOD(mx_tokenize_begin)
         r.tokens[i].data = (uint8_t *)(uintptr_t)piece;
         if (!piece) r.tokens[i].len = 0;
     }
-    if (r.tokens && mx_call_send(call, &r.base, false)) mx_call_finish(call, MX_OK, NULL);
-    else st = too_large(err);
+    if (r.tokens && mx_call_send(call, &r.base, false))
+        mx_call_finish(call, MX_OK, NULL);
+    else
+        st = too_large(err);
 out:
     mx_ids_free(&ids);
     return st;

@@ -43,7 +43,8 @@ MX_METHOD(mx_health_check_begin)
     const char *service;
     MX_TRY(read_service(scratch, msg, len, &service, err));
     serving state = state_of(app, service);
-    if (state == SERVICE_UNKNOWN) return mx_fail(err, MX_ERR_NOT_FOUND, "service: \"%.100s\" is not served here", service);
+    if (state == SERVICE_UNKNOWN)
+        return mx_fail(err, MX_ERR_NOT_FOUND, "service: \"%.100s\" is not served here", service);
     send_state(call, state);
     mx_call_finish(call, MX_OK, NULL);
     return MX_OK;
@@ -53,9 +54,9 @@ MX_METHOD(mx_health_check_begin)
 
 typedef struct watch {
     mx_app *app;
-    bool    sent, cancelled;
+    bool sent, cancelled;
     serving last;
-    char    service[];
+    char service[];
 } watch;
 
 static void watch_pump(mx_call *call, void *user, mx_arena *scratch)

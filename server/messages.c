@@ -87,14 +87,6 @@ void *mx_arena_array(mx_arena *a, size_t n, size_t size)
     return p;
 }
 
-char *mx_arena_string(mx_arena *a, const char *s)
-{
-    size_t n = strlen(s) + 1;
-    char *copy = mx_arena_alloc(a, n);
-    if (copy) memcpy(copy, s, n);
-    return copy;
-}
-
 static void *arena_alloc(void *arena, size_t size)
 {
     return mx_arena_alloc(arena, size);
@@ -128,9 +120,7 @@ bool mx_wire_next(mx_wire *w, mx_wire_field *f)
     *f = (mx_wire_field){.id = (uint32_t)(tag >> 3), .type = (uint32_t)(tag & 7)};
     size_t fixed = f->type == 1 ? 8 : f->type == 5 ? 4 : 0;
     switch (f->type) {
-    case 0:
-        f->value = varint(w);
-        return !w->bad;
+    case 0: f->value = varint(w); return !w->bad;
     case 1:
     case 5:
         if ((size_t)(w->end - w->at) < fixed) goto bad;
@@ -229,6 +219,15 @@ mx_status mx_message_decode(mx_arena *a, const ProtobufCMessageDescriptor *type,
     if (a->exhausted)
         return mx_fail(err, MX_ERR_NO_MEMORY, "the request unfolds to more than %zu bytes in memory", a->budget);
     return mx_fail(err, MX_ERR_ARG, "malformed %s: a field has the wrong wire type or length", type->name);
+}
+
+void mx_text_clean(char *text)
+{
+    size_t n = strlen(text), bad;
+    for (char *at = text; !mx_utf8_valid(at, n - (size_t)(at - text), &bad);) {
+        at += bad;
+        *at++ = '?';
+    }
 }
 
 /* ---- google.rpc.Status ----------------------------------------------------------------

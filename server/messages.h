@@ -32,7 +32,6 @@ void  mx_arena_close(mx_arena *a);
 void  mx_arena_reset(mx_arena *a);                      /* everything handed out is gone */
 void *mx_arena_alloc(mx_arena *a, size_t size);         /* 16-byte aligned; NULL sets exhausted */
 void *mx_arena_array(mx_arena *a, size_t n, size_t size);   /* zeroed; NULL on overflow too */
-char *mx_arena_string(mx_arena *a, const char *s);
 
 /* ---- messages ------------------------------------------------------------------- */
 
@@ -41,6 +40,9 @@ char *mx_arena_string(mx_arena *a, const char *s);
  * "sampling.stop[2]"); MX_ERR_NO_MEMORY (the budget). */
 mx_status mx_message_decode(mx_arena *a, const ProtobufCMessageDescriptor *type, const uint8_t *msg, size_t len,
                             ProtobufCMessage **out, mx_error *err);
+
+/* Bytes that are not UTF-8 become '?': error texts may quote anything, cut anywhere. */
+void mx_text_clean(char *text);
 
 /* ---- google.rpc.Status with RetryInfo -------------------------------------------- */
 

@@ -11,7 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-extern const unsigned char mx_descriptors[];     /* FileDescriptorSet */
+extern const unsigned char mx_descriptors[]; /* FileDescriptorSet */
 extern const size_t mx_descriptors_size;
 
 typedef Grpc__Reflection__V1__ServerReflectionRequest request_message;
@@ -22,8 +22,16 @@ typedef Grpc__Reflection__V1__ServerReflectionResponse reply_message;
 /* Field numbers of google/protobuf/descriptor.proto. */
 enum {
     SET_FILE = 1,
-    FILE_NAME = 1, FILE_PACKAGE = 2, FILE_MESSAGE = 4, FILE_ENUM = 5, FILE_SERVICE = 6,
-    ANY_NAME = 1, MESSAGE_FIELD = 2, MESSAGE_NESTED = 3, MESSAGE_ENUM = 4, SERVICE_METHOD = 2
+    FILE_NAME = 1,
+    FILE_PACKAGE = 2,
+    FILE_MESSAGE = 4,
+    FILE_ENUM = 5,
+    FILE_SERVICE = 6,
+    ANY_NAME = 1,
+    MESSAGE_FIELD = 2,
+    MESSAGE_NESTED = 3,
+    MESSAGE_ENUM = 4,
+    SERVICE_METHOD = 2
 };
 
 typedef struct span {
@@ -89,7 +97,8 @@ static bool message_has(span message, const char *name, size_t n, bool types_onl
     mx_wire w = {.at = message.data, .end = message.data + message.len};
     mx_wire_field f;
     while (mx_wire_next(&w, &f)) /* as deep as our own files nest */
-        if (f.id == MESSAGE_NESTED && f.type == 2 && message_has((span){f.data, f.len}, name, n, types_only)) return true;
+        if (f.id == MESSAGE_NESTED && f.type == 2 && message_has((span){f.data, f.len}, name, n, types_only))
+            return true;
     return false;
 }
 
@@ -98,7 +107,8 @@ static bool file_has(span file, const char *name, bool types_only)
 {
     span package = string_field(file, FILE_PACKAGE);
     size_t n = strlen(name);
-    if (n <= package.len + 1 || memcmp(name, package.data, package.len) != 0 || name[package.len] != '.') return false;
+    if (n <= package.len + 1 || memcmp(name, package.data, package.len) != 0 || name[package.len] != '.')
+        return false;
     name += package.len + 1;
     n -= package.len + 1;
     mx_wire w = {.at = file.data, .end = file.data + file.len};
@@ -232,8 +242,10 @@ static void answer(mx_arena *a, request_message *q, reply_message *r)
         answer_error(a, r, 5, "no such file", q->file_by_filename);
         return;
     case CASE(FILE_CONTAINING_SYMBOL):
-        if (find_symbol(q->file_containing_symbol, false, &file)) answer_file(a, r, file);
-        else answer_error(a, r, 5, "no such symbol", q->file_containing_symbol);
+        if (find_symbol(q->file_containing_symbol, false, &file))
+            answer_file(a, r, file);
+        else
+            answer_error(a, r, 5, "no such symbol", q->file_containing_symbol);
         return;
     case CASE(FILE_CONTAINING_EXTENSION):
         answer_error(a, r, 5, "no such extension of", q->file_containing_extension->containing_type);
@@ -241,7 +253,8 @@ static void answer(mx_arena *a, request_message *q, reply_message *r)
     case CASE(ALL_EXTENSION_NUMBERS_OF_TYPE):
         if (find_symbol(q->all_extension_numbers_of_type, true, &file))
             answer_extensions(a, r, q->all_extension_numbers_of_type);
-        else answer_error(a, r, 5, "no such message", q->all_extension_numbers_of_type);
+        else
+            answer_error(a, r, 5, "no such message", q->all_extension_numbers_of_type);
         return;
     case CASE(LIST_SERVICES): answer_services(a, r); return;
     default: answer_error(a, r, 3, "message_request", "one of its fields is required");
@@ -259,8 +272,8 @@ static void reflection_message(mx_call *call, void *user, const uint8_t *msg, si
     }
     mx_error err = {.code = MX_OK};
     ProtobufCMessage *m;
-    mx_status st = mx_message_decode(scratch, &grpc__reflection__v1__server_reflection_request__descriptor, msg, len, &m,
-                                     &err);
+    mx_status st =
+        mx_message_decode(scratch, &grpc__reflection__v1__server_reflection_request__descriptor, msg, len, &m, &err);
     if (st) {
         mx_call_finish(call, st, err.text);
         return;
@@ -287,10 +300,8 @@ static void reflection_cancelled(mx_call *call, void *user)
 
 MX_METHOD(mx_reflection_begin)
 {
-    static const mx_call_handler handler = {.pump = reflection_pump,
-                                            .message = reflection_message,
-                                            .cancelled = reflection_cancelled,
-                                            .closed = free};
+    static const mx_call_handler handler = {
+        .pump = reflection_pump, .message = reflection_message, .cancelled = reflection_cancelled, .closed = free};
     (void)app, (void)msg, (void)len, (void)scratch;
     bool *cancelled = calloc(1, sizeof *cancelled);
     if (!cancelled) return mx_fail(err, MX_ERR_NO_MEMORY, "no memory for the call");

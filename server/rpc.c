@@ -47,7 +47,7 @@ static void *serve(void *arg)
             until = gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC), gpr_time_from_millis(MX_RPC_WATCH_MS, GPR_TIMESPAN));
         grpc_event ev = grpc_completion_queue_next(w->queue, until, NULL);
         if (ev.type == GRPC_QUEUE_SHUTDOWN) return NULL;
-        if (ev.type == GRPC_OP_COMPLETE) ((mx_rpc_tag *)ev.tag)->fn(ev.tag, ev.success);
+        if (ev.type == GRPC_OP_COMPLETE) mx_rpc_tag_call(ev.tag, ev.success);
         if (w->watchers) mx_rpc_tell_watchers(w);
     }
 }
@@ -88,7 +88,8 @@ static mx_status check_options(const mx_server_options *o, mx_error *err)
         return mx_fail(err, MX_ERR_ARG, "decode-budget: %zu is over 64 GiB", o->decode_budget);
     if (o->max_concurrent_streams < 1)
         return mx_fail(err, MX_ERR_ARG, "max-concurrent-streams: %d is not positive", o->max_concurrent_streams);
-    if (o->max_calls < 1) return mx_fail(err, MX_ERR_ARG, "max-calls: %d is not positive", o->max_calls);
+    if (o->max_calls < 1 || o->max_calls > 1 << 24)
+        return mx_fail(err, MX_ERR_ARG, "max-calls: %d is not in 1..16777216", o->max_calls);
     if (o->keepalive_ms < 0 || o->keepalive_timeout_ms < 0)
         return mx_fail(err, MX_ERR_ARG, "keepalive-ms, keepalive-timeout-ms: negative");
     return MX_OK;
@@ -179,9 +180,9 @@ static mx_status create_core(mx_server *s, mx_error *err)
     if (!s->core) return mx_fail(err, MX_ERR_NO_MEMORY, "the gRPC server could not be created");
     for (int i = 0; i < mx_methods_count; i++) {
         bool bidi = mx_methods[i].flags & MX_METHOD_BIDI;
-        s->handles[i] = grpc_server_register_method(
-            s->core, mx_methods[i].path, NULL,
-            bidi ? GRPC_SRM_PAYLOAD_NONE : GRPC_SRM_PAYLOAD_READ_INITIAL_BYTE_BUFFER, 0);
+        s->handles[i] =
+            grpc_server_register_method(s->core, mx_methods[i].path, NULL,
+                                        bidi ? GRPC_SRM_PAYLOAD_NONE : GRPC_SRM_PAYLOAD_READ_INITIAL_BYTE_BUFFER, 0);
         if (!s->handles[i])
             return mx_fail(err, MX_ERR_INTERNAL, "the method %s cannot be registered", mx_methods[i].path);
     }
@@ -196,7 +197,6 @@ static mx_status open_workers(mx_server *s, mx_error *err)
         mx_rpc_worker *w = &s->workers[i];
         w->server = s;
         w->state = atomic_load(&s->app->state);
-        w->on_doorbell.fn = mx_rpc_doorbell;
         pthread_mutex_init(&w->lock, NULL);
         mx_arena_open(&w->scratch, s->opt.decode_budget);
         w->queue = grpc_completion_queue_create_for_next(NULL);
@@ -298,8 +298,7 @@ int mx_server_drain(mx_server *s, uint32_t grace_ms)
     uint64_t start = now_ms();
     while (atomic_load(&s->inflight) && now_ms() - start < grace_ms) nap_ms(2);
     int cut = atomic_load(&s->inflight);
-    s->on_shutdown.fn = on_shutdown;
-    grpc_server_shutdown_and_notify(s->core, s->workers[0].queue, &s->on_shutdown);
+    grpc_server_shutdown_and_notify(s->core, s->workers[0].queue, mx_rpc_tag_set(&s->on_shutdown, on_shutdown));
     /* The shutdown completes when every connection is gone, and an idle client may take
      * seconds to go: cut it.  Watchers of health end here too. */
     start = now_ms();
@@ -329,8 +328,10 @@ void mx_server_close(mx_server *s)
     }
     for (int i = 0; s->workers && i < s->n_workers; i++) {
         mx_rpc_worker *w = &s->workers[i];
-        if (w->started) pthread_join(w->thread, NULL);
-        else if (w->queue) serve(w); /* empties the queue */
+        if (w->started)
+            pthread_join(w->thread, NULL);
+        else if (w->queue)
+            serve(w); /* empties the queue */
     }
     if (s->core) grpc_server_destroy(s->core);
     for (int i = 0; s->workers && i < s->n_workers; i++) {

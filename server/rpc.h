@@ -98,6 +98,7 @@ void      mx_client_end(mx_client_call *call);
  * NULL); done() once, last; the call is gone after it.  The returned call is for
  * mx_client_cancel() and valid until done() returns. */
 typedef struct mx_client_calls {
+    bool unary;                     /* the method has one reply: fewer steps           */
     void (*message)(void *user, const uint8_t *reply, size_t len);
     void (*done)(void *user, const mx_rpc_status *st);
     void *user;

@@ -20,6 +20,7 @@
 #include <string.h>
 
 static void turn(mx_call *c);
+static void on_received(mx_rpc_tag *t, bool ok);
 
 /* ---- call objects ------------------------------------------------------------------------ */
 
@@ -105,6 +106,7 @@ void mx_call_finish(mx_call *c, mx_status st, const char *text)
     c->end = true;
     c->status = st;
     snprintf(c->text, sizeof c->text, "%s", text ? text : "");
+    mx_text_clean(c->text);
 }
 
 void mx_call_retry_after(mx_call *c, uint32_t ms)
@@ -134,7 +136,7 @@ void mx_rpc_ring(mx_rpc_worker *w) /* with w->lock held: it also keeps the doorb
 {
     if (w->rung) return;
     w->rung = true;
-    grpc_call_start_batch(w->doorbell, NULL, 0, &w->on_doorbell, NULL);
+    grpc_call_start_batch(w->doorbell, NULL, 0, mx_rpc_tag_set(&w->on_doorbell, mx_rpc_doorbell), NULL);
 }
 
 void mx_call_wake(mx_call *c)
@@ -145,8 +147,10 @@ void mx_call_wake(mx_call *c)
         c->woken = true;
         c->wake_next = NULL;
         atomic_fetch_add(&c->refs, 1);
-        if (w->woken) w->woken_last->wake_next = c;
-        else w->woken = c;
+        if (w->woken)
+            w->woken_last->wake_next = c;
+        else
+            w->woken = c;
         w->woken_last = c;
         mx_rpc_ring(w);
     }
@@ -196,8 +200,9 @@ static bool transmit(mx_call *c)
     }
     if (c->end) {
         ops[n].op = GRPC_OP_SEND_STATUS_FROM_SERVER;
-        ops[n].data.send_status_from_server.status =
-            c->status == MX_RPC_UNKNOWN_METHOD ? GRPC_STATUS_UNIMPLEMENTED : (grpc_status_code)mx_rpc_code_of(c->status);
+        ops[n].data.send_status_from_server.status = c->status == MX_RPC_UNKNOWN_METHOD
+                                                         ? GRPC_STATUS_UNIMPLEMENTED
+                                                         : (grpc_status_code)mx_rpc_code_of(c->status);
         if (c->status != MX_OK) {
             text = grpc_slice_from_copied_string(c->text);
             ops[n].data.send_status_from_server.status_details = &text;
@@ -218,9 +223,10 @@ static bool transmit(mx_call *c)
         ops[n++].data.recv_close_on_server.cancelled = &c->close_cancelled;
     }
     atomic_fetch_add(&c->refs, 1);
-    grpc_call_error e = grpc_call_start_batch(c->core, ops, n, &c->on_sent, NULL);
+    grpc_call_error e = grpc_call_start_batch(c->core, ops, n, mx_rpc_tag_set(&c->on_sent, on_sent), NULL);
     if (e != GRPC_CALL_OK) {
-        mx_log(MX_LOG_ERROR, "rpc", "%s: gRPC refused a batch (error %d)", c->m ? c->m->path : "unknown method", (int)e);
+        mx_log(MX_LOG_ERROR, "rpc", "%s: gRPC refused a batch (error %d)", c->m ? c->m->path : "unknown method",
+               (int)e);
         c->cancelled = true;
         atomic_fetch_sub(&c->refs, 1);
     }
@@ -249,7 +255,8 @@ static void receive(mx_call *c)
     op.op = GRPC_OP_RECV_MESSAGE;
     op.data.recv_message.recv_message = &c->payload;
     atomic_fetch_add(&c->refs, 1);
-    if (grpc_call_start_batch(c->core, &op, 1, &c->on_received, NULL) != GRPC_CALL_OK) atomic_fetch_sub(&c->refs, 1);
+    if (grpc_call_start_batch(c->core, &op, 1, mx_rpc_tag_set(&c->on_received, on_received), NULL) != GRPC_CALL_OK)
+        atomic_fetch_sub(&c->refs, 1);
 }
 
 static void deliver(mx_call *c)
@@ -368,7 +375,12 @@ static void set_times(mx_call *c)
 static bool admit(mx_call *c)
 {
     mx_server *s = c->worker->server;
-    if (c->m->flags & MX_METHOD_ALWAYS) return true;
+    if (c->m->flags & MX_METHOD_ALWAYS) {
+        /* Nobody waits for these, but watchers without end would still take all memory. */
+        if (!(c->m->flags & MX_METHOD_WAITS) || atomic_load(&s->live) <= 2 * s->opt.max_calls) return true;
+        mx_call_finish(c, MX_ERR_BUSY, "the server has too many calls open");
+        return false;
+    }
     /* Counted first, looked at the state second: mx_server_drain() does it the other way
      * round, so a call is either counted there or refused here. */
     c->counted = true;
@@ -440,7 +452,8 @@ static void on_request(mx_rpc_tag *t, bool ok)
         op.op = GRPC_OP_RECV_CLOSE_ON_SERVER;
         op.data.recv_close_on_server.cancelled = &c->close_cancelled;
         atomic_fetch_add(&c->refs, 1);
-        if (grpc_call_start_batch(c->core, &op, 1, &c->on_close, NULL) != GRPC_CALL_OK) atomic_fetch_sub(&c->refs, 1);
+        if (grpc_call_start_batch(c->core, &op, 1, mx_rpc_tag_set(&c->on_close, on_close), NULL) != GRPC_CALL_OK)
+            atomic_fetch_sub(&c->refs, 1);
     }
     begin(c);
     turn(c);
@@ -456,14 +469,12 @@ void mx_rpc_arm(mx_rpc_worker *w, int method)
     }
     c->method = method;
     c->m = method < 0 ? NULL : &mx_methods[method];
-    c->on_request.fn = on_request;
-    c->on_close.fn = on_close;
-    c->on_sent.fn = on_sent;
-    c->on_received.fn = on_received;
+    mx_rpc_tag_set(&c->on_request, on_request);
     grpc_call_error e;
     if (!c->m) {
         grpc_call_details_init(&c->details);
-        e = grpc_server_request_call(s->core, &c->core, &c->details, &c->metadata, w->queue, w->queue, &c->on_request);
+        e = grpc_server_request_call(s->core, &c->core, &c->details, &c->metadata, w->queue, w->queue,
+                                     &c->on_request);
     } else {
         e = grpc_server_request_registered_call(s->core, s->handles[method], &c->core, &c->deadline, &c->metadata,
                                                 c->m->flags & MX_METHOD_BIDI ? NULL : &c->payload, w->queue, w->queue,

@@ -21,15 +21,31 @@ enum {
 /* Not a status of ours: only gRPC knows methods that do not exist. */
 #define MX_RPC_UNKNOWN_METHOD ((mx_status)MX_STATUS_COUNT)
 
-typedef struct mx_rpc_tag {
-    void (*fn)(struct mx_rpc_tag *t, bool ok);
-} mx_rpc_tag;
+/* What an event of a queue calls.  Set before each handing-over to gRPC, with release,
+ * and read with acquire by the thread that gets the event: so what was written before is
+ * seen after, by C's own rules and not only by gRPC's locks (which no checker sees). */
+typedef struct mx_rpc_tag mx_rpc_tag;
+typedef void (*mx_rpc_event)(mx_rpc_tag *t, bool ok);
+struct mx_rpc_tag {
+    _Atomic(mx_rpc_event) fn;
+};
+
+static inline mx_rpc_tag *mx_rpc_tag_set(mx_rpc_tag *t, mx_rpc_event fn)
+{
+    atomic_store_explicit(&t->fn, fn, memory_order_release);
+    return t;
+}
+
+static inline void mx_rpc_tag_call(mx_rpc_tag *t, bool ok)
+{
+    atomic_load_explicit(&t->fn, memory_order_acquire)(t, ok);
+}
 
 typedef struct mx_rpc_worker {
     mx_server *server;
     grpc_completion_queue *queue;
     grpc_call *doorbell;
-    mx_rpc_tag        on_doorbell;
+    mx_rpc_tag on_doorbell;
     pthread_t  thread;
     bool       started;
     mx_arena   scratch;
@@ -79,12 +95,11 @@ struct mx_server {
     char    address[300];
     atomic_int inflight, live;      /* calls a drain waits for; all calls         */
     atomic_bool shut;
-    mx_rpc_tag     on_shutdown;
+    mx_rpc_tag on_shutdown;
     bool    drained;
 };
 
 #define MX_RPC_OF(t, type, member) ((type *)(void *)((char *)(t) - offsetof(type, member)))
-
 
 void mx_rpc_arm(mx_rpc_worker *w, int method);       /* one more request may wait; -1: of an unknown method */
 void mx_rpc_ring(mx_rpc_worker *w);                  /* with w->lock held                       */

@@ -3,16 +3,16 @@
 
 const mx_method mx_methods[] = {
     {"/merx.v1.Generation/Generate", MX_METHOD_WAITS, mx_generate_begin},
-    {"/merx.v1.Generation/Stream", MX_METHOD_WAITS | MX_METHOD_STREAMS, mx_stream_begin},
+    {"/merx.v1.Generation/Stream", MX_METHOD_WAITS, mx_stream_begin},
     {"/merx.v1.Generation/GenerateBatch", MX_METHOD_WAITS, mx_batch_begin},
     {"/merx.v1.Generation/Tokenize", 0, mx_tokenize_begin},
     {"/merx.v1.Generation/Detokenize", 0, mx_detokenize_begin},
     {"/merx.v1.Generation/ListModels", 0, mx_list_models_begin},
     {"/grpc.health.v1.Health/Check", MX_METHOD_ALWAYS, mx_health_check_begin},
-    {"/grpc.health.v1.Health/Watch", MX_METHOD_ALWAYS | MX_METHOD_WAITS | MX_METHOD_STREAMS, mx_health_watch_begin},
-    {"/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
-     MX_METHOD_ALWAYS | MX_METHOD_WAITS | MX_METHOD_STREAMS | MX_METHOD_BIDI, mx_reflection_begin},
+    {"/grpc.health.v1.Health/Watch", MX_METHOD_ALWAYS | MX_METHOD_WAITS, mx_health_watch_begin},
+    {"/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", MX_METHOD_ALWAYS | MX_METHOD_WAITS | MX_METHOD_BIDI,
+     mx_reflection_begin},
     {"/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
-     MX_METHOD_ALWAYS | MX_METHOD_WAITS | MX_METHOD_STREAMS | MX_METHOD_BIDI, mx_reflection_begin},
+     MX_METHOD_ALWAYS | MX_METHOD_WAITS | MX_METHOD_BIDI, mx_reflection_begin},
 };
 const int mx_methods_count = sizeof mx_methods / sizeof *mx_methods;

@@ -12,7 +12,10 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-typedef struct bytes { uint8_t *data; size_t size, room; } bytes;
+typedef struct bytes {
+    uint8_t *data;
+    size_t size, room;
+} bytes;
 
 static inline void put(bytes *b, const void *data, size_t n)
 {
@@ -30,12 +33,27 @@ static inline void put(bytes *b, const void *data, size_t n)
     b->size += n;
 }
 
-static inline void put_u8(bytes *b, uint8_t v) { put(b, &v, sizeof v); }
-static inline void put_u32(bytes *b, uint32_t v) { put(b, &v, sizeof v); }
-static inline void put_u64(bytes *b, uint64_t v) { put(b, &v, sizeof v); }
-static inline void put_f32(bytes *b, float v) { put(b, &v, sizeof v); }
-static inline void put_text(bytes *b, const char *s) { put(b, s, strlen(s)); }
-static inline void put_string(bytes *b, const char *s)    /* GGUF's */
+static inline void put_u8(bytes *b, uint8_t v)
+{
+    put(b, &v, sizeof v);
+}
+static inline void put_u32(bytes *b, uint32_t v)
+{
+    put(b, &v, sizeof v);
+}
+static inline void put_u64(bytes *b, uint64_t v)
+{
+    put(b, &v, sizeof v);
+}
+static inline void put_f32(bytes *b, float v)
+{
+    put(b, &v, sizeof v);
+}
+static inline void put_text(bytes *b, const char *s)
+{
+    put(b, s, strlen(s));
+}
+static inline void put_string(bytes *b, const char *s) /* GGUF's */
 {
     put_u64(b, strlen(s));
     put_text(b, s);
@@ -82,7 +100,8 @@ static inline void gguf_string(bytes *b, const char *key, const char *v)
     put_string(b, v);
 }
 /* rows 0: a vector */
-static inline void gguf_tensor(bytes *b, const char *name, uint64_t rows, uint64_t cols, uint32_t type, uint64_t offset)
+static inline void gguf_tensor(bytes *b, const char *name, uint64_t rows, uint64_t cols, uint32_t type,
+                               uint64_t offset)
 {
     put_string(b, name);
     put_u32(b, rows ? 2 : 1);
@@ -105,7 +124,9 @@ static inline bytes safetensors(const char *header, size_t data_bytes)
 
 /* ---- folders -------------------------------------------------------------------- */
 
-typedef struct folder { char path[400]; } folder;
+typedef struct folder {
+    char path[400];
+} folder;
 
 static inline folder folder_make(void)
 {
@@ -142,10 +163,10 @@ static inline void folder_remove(const folder *f, const char *const *names, size
     for (size_t i = 0; i < n; i++) unlink(folder_file(f, names[i]));
     rmdir(f->path);
 }
-#define FOLDER_REMOVE(f, ...)                                                              \
-    do {                                                                                   \
-        static const char *const names_[] = {__VA_ARGS__};                                 \
-        folder_remove((f), names_, sizeof names_ / sizeof *names_);                        \
+#define FOLDER_REMOVE(f, ...)                                                                                        \
+    do {                                                                                                             \
+        static const char *const names_[] = {__VA_ARGS__};                                                           \
+        folder_remove((f), names_, sizeof names_ / sizeof *names_);                                                  \
     } while (0)
 
 #endif

@@ -1,19 +1,22 @@
 /* attention.c - the paged KV cache, and attention over it.
  *
- * A part of the work is a few consecutive rows times some query heads of one
- * KV head.  It walks the cache in tiles (a page, or 64 tokens of a larger
- * one) counted from position 0 and keeps a running softmax per row and head
- * (Dao et al. 2022), so neighbouring rows of one sequence and the heads of one
- * group read a tile while it is in the first-level cache.  What a row computes
- * depends on its own position and the tile grid alone. */
+ * A part of the work is some rows times some query heads of one KV head.  The
+ * queries of one sequence walk its positions together, in tiles of 64 counted
+ * from position 0, with a running softmax each (Dao et al. 2022).  A tile is
+ * brought into f32, keys transposed, and is then the weight of two small
+ * products on linear's register tiles; so a decode row and a row of a long
+ * prompt are computed by the same chain, and what a row gets depends on its
+ * own position alone, not on chunks, pages or neighbours. */
 #include "kernels/cpu/cpu.h"
+#include "kernels/cpu/gemm.h"
 #include "kernels/cpu/simd.h"
 
 #include <math.h>
 
-#define TILE       64         /* tokens whose scores stand on the stack       */
-#define PART_ROWS  16
-#define HEAD_MAX   512        /* channels of a head that the accumulators hold */
+#define TILE     MX_PANEL     /* positions of a tile                         */
+#define HEAD_MAX 512          /* channels of a head                          */
+#define QUERIES  96           /* of a part, at most                          */
+#define SPACE    6144         /* floats for their channels: 96 heads of 64   */
 
 /* ---- writing ------------------------------------------------------------------ */
 
@@ -92,123 +95,186 @@ typedef struct attention_job {
     int64_t rows_step, head_step, splits;     /* a part: rows_step rows, head_step heads of a KV head */
 } attention_job;
 
-/* The running softmax of one row and head. */
-typedef struct running {
-    float max, sum;
-} running;
+/* The queries of a part that share a sequence, and their running softmax. */
+typedef struct queries {
+    const int32_t *pages;
+    int64_t wide;                             /* channels of a head rounded up to whole panels */
+    int     count;
+    int64_t begin[QUERIES], end[QUERIES];     /* positions that a query sees                   */
+    float   max[QUERIES], sum[QUERIES];
+    float   q[SPACE], acc[SPACE];             /* [count][D], [count][wide]                     */
+    float   scores[QUERIES * TILE];
+    float   k[HEAD_MAX * TILE];               /* [D][TILE]                                     */
+    float   v[HEAD_MAX * TILE];               /* [wide/64][TILE][64]                           */
+} queries;
 
-MX_INLINE vf load_kv(const void *p, int64_t i, const mx_dtype type)
+MX_INLINE vf load_kv(const void *p, int64_t i, int64_t n, const mx_dtype type)
 {
-    if (type == MX_F32) return vf_load((const float *)p + i);
-    if (type == MX_BF16) return vf_from_bf16((const uint16_t *)p + i);
-    return vf_from_f16((const uint16_t *)p + i);
-}
-
-/* n < 16 values, the rest 0 */
-static vf load_kv_tail(const void *p, int64_t i, int64_t n, mx_dtype type)
-{
-    float t[VF] = {0};
+    uint16_t t[VF] = {0};
     const uint16_t *h = (const uint16_t *)p + i;
-    for (int64_t l = 0; l < n; l++)
-        t[l] = type == MX_F32 ? ((const float *)p)[i + l] : type == MX_BF16 ? mx_bf16_to_f32(h[l]) : mx_f16_to_f32(h[l]);
-    return vf_load(t);
+    if (type == MX_F32) return vf_load_most((const float *)p + i, n);
+    if (n < VF) h = memcpy(t, h, (size_t)n * sizeof *h);
+    return type == MX_BF16 ? vf_from_bf16(h) : vf_from_f16(h);
 }
 
-/* score[t] = q . k[t] for t in lo..hi-1 */
-MX_INLINE void scores_of(const float *q, const char *k, int64_t d, int lo, int hi, const mx_dtype type, float *score)
+/* n channels from i on of 16 positions from t on: keys transposed, values as they are. */
+MX_INLINE void load_block(queries *s, const void *const *k, const void *const *v, int64_t i, int t, const int n,
+                          const mx_dtype type)
 {
-    size_t pitch = (size_t)d * (type == MX_F32 ? 4 : 2);
-    int64_t whole = d / VF * VF;
-    for (int t = lo; t < hi; t++) {
-        const char *kt = k + (size_t)t * pitch;
-        vf a = vf_zero();
-        for (int64_t i = 0; i < whole; i += VF) a = vf_fma(vf_load(q + i), load_kv(kt, i, type), a);
-        if (whole < d) a = vf_fma(vf_load_n(q + whole, (int)(d - whole)), load_kv_tail(kt, whole, d - whole, type), a);
-        score[t] = vf_sum(a);
-    }
-}
-
-/* acc[0:d] = acc * shrink + sum of p[t] * v[t], 64 channels at a time in registers */
-MX_INLINE void values_of(float *acc, float shrink, const float *p, const char *v, int64_t d, int lo, int hi,
-                         const mx_dtype type)
-{
-    size_t pitch = (size_t)d * (type == MX_F32 ? 4 : 2);
-    int64_t i = 0;
-    for (; i + 4 * VF <= d; i += 4 * VF) {
-        vf s = vf_set(shrink), a[4];
-        for (int c = 0; c < 4; c++) a[c] = vf_mul(vf_load(acc + i + c * VF), s);
-        for (int t = lo; t < hi; t++) {
-            vf pt = vf_set(p[t]);
-            for (int c = 0; c < 4; c++) a[c] = vf_fma(pt, load_kv(v + (size_t)t * pitch, i + c * VF, type), a[c]);
+    float *keys = s->k + i * TILE + t;
+    float *values = s->v + i / MX_PANEL * TILE * MX_PANEL + t * MX_PANEL + i % MX_PANEL;
+    vf r[VF];
+    UNROLL for (int l = 0; l < VF; l++) r[l] = load_kv(k[l], i, n, type);
+    vf_transpose(r);
+    if (n == VF) {
+        UNROLL for (int l = 0; l < VF; l++) vf_store(keys + l * TILE, r[l]);
+    } else {
+        for (int l = 0; l < n; l++) {
+            float row[VF * VF];
+            UNROLL for (int m = 0; m < VF; m++) vf_store(row + m * VF, r[m]);
+            memcpy(keys + l * TILE, row + l * VF, VF * sizeof *row);
         }
-        for (int c = 0; c < 4; c++) vf_store(acc + i + c * VF, a[c]);
     }
-    for (; i < d; i += VF) {
-        vf a = vf_mul(vf_load_most(acc + i, d - i), vf_set(shrink));
-        for (int t = lo; t < hi; t++) {
-            const char *vt = v + (size_t)t * pitch;
-            a = vf_fma(vf_set(p[t]), d - i >= VF ? load_kv(vt, i, type) : load_kv_tail(vt, i, d - i, type), a);
-        }
-        vf_store_most(acc + i, a, d - i);
-    }
+    UNROLL for (int l = 0; l < VF; l++) vf_store(values + l * MX_PANEL, load_kv(v[l], i, n, type));
 }
 
-/* Take tokens lo..hi-1 of a tile into one row's running softmax. */
-MX_INLINE void take_tile(running *run, float *acc, const float *q, const char *k, const char *v, int64_t d, int lo,
-                         int hi, const mx_dtype type)
+/* Where the walk over a sequence's positions stands. */
+typedef struct walk {
+    const mx_kv   *kv;
+    const int32_t *pages;
+    int64_t        group, page, offset;
+    size_t         pitch;               /* bytes of a position */
+    const char    *k, *v;
+} walk;
+
+static void walk_to(walk *w, int64_t position)
 {
-    float p[TILE];
-    for (int t = 0; t < TILE; t++) p[t] = -INFINITY;
-    scores_of(q, k, d, lo, hi, type, p);
-    vf m = vf_set(-INFINITY);
-    int used = (hi + VF - 1) / VF * VF;
-    for (int t = 0; t < used; t += VF) m = vf_max(vf_load(p + t), m);
-    float top = vf_max_lane(m), max = top > run->max ? top : run->max;
-    float shrink = run->max == max ? 1.0f : mx_exp(run->max - max);
-    vf sum = vf_zero(), mv = vf_set(max);
-    for (int t = 0; t < used; t += VF) {
-        vf e = vf_exp(vf_sub(vf_load(p + t), mv));
-        vf_store(p + t, e);
-        sum = vf_add(sum, e);
-    }
-    run->sum = run->sum * shrink + vf_sum(sum);
-    run->max = max;
-    values_of(acc, shrink, p, v, d, lo, hi, type);
+    w->page = position / w->kv->page_tokens;
+    w->offset = position % w->kv->page_tokens;
+    w->k = kv_at(w->kv, w->kv->k, w->pages[w->page], w->group, w->offset);
+    w->v = kv_at(w->kv, w->kv->v, w->pages[w->page], w->group, w->offset);
 }
 
-/* Rows first..last-1 of one sequence, heads h..h+n-1, all of one KV head. */
-MX_INLINE void attend(const attention_job *j, int64_t first, int64_t last, int64_t group, int64_t h, int64_t n,
-                      const mx_dtype type)
+/* The next page is looked up only when its first position is wanted: the list may end here. */
+MX_INLINE void walk_read(walk *w, const void **k, const void **v)
+{
+    if (w->offset == w->kv->page_tokens) walk_to(w, (w->page + 1) * w->kv->page_tokens);
+    *k = w->k;
+    *v = w->v;
+    w->k += w->pitch;
+    w->v += w->pitch;
+    w->offset++;
+}
+
+/* Bring positions lo..hi-1 of the tile at `at` into k and v; the others, up to
+ * the next multiple of 16, become 0: their memory may hold anything.  The
+ * pages of a sequence lie anywhere, so the hardware does not see the next one
+ * coming: the positions after these 16 are fetched ahead. */
+MX_INLINE void load_tile(queries *s, const mx_kv *kv, int64_t group, int64_t at, int lo, int hi, const mx_dtype type)
+{
+    static const float zeros[HEAD_MAX];
+    int64_t d = kv->head_dim;
+    size_t pitch = (size_t)d * (type == MX_F32 ? 4 : 2);
+    walk w = {.kv = kv, .pages = s->pages, .group = group, .pitch = pitch};
+    const void *k[2 * VF], *v[2 * VF];
+    walk_to(&w, at + lo);
+    for (int t = lo / VF * VF, have = t; t < hi; t += VF) {
+        for (; have < t + 2 * VF && have < hi; have++) {
+            int l = have % (2 * VF);
+            k[l] = v[l] = zeros;
+            if (have >= lo) walk_read(&w, &k[l], &v[l]);
+            for (size_t i = 0; i < pitch; i += 64) {
+                __builtin_prefetch((const char *)k[l] + i);
+                __builtin_prefetch((const char *)v[l] + i);
+            }
+        }
+        for (int l = hi; l < t + VF; l++) k[l % (2 * VF)] = v[l % (2 * VF)] = zeros;
+        const void *const *kt = k + t % (2 * VF), *const *vt = v + t % (2 * VF);
+        int64_t i = 0;
+        for (; i + VF <= d; i += VF) load_block(s, kt, vt, i, t, VF, type);
+        if (i < d) load_block(s, kt, vt, i, t, (int)(d - i), type);
+    }
+}
+
+/* scores become e^(score - max), sums and what was summed before shrink with a
+ * new maximum.  A query that sees nothing of the tile is left as it was. */
+static void soften(queries *s, int64_t at, int first, int last)
+{
+    for (int r = 0; r < s->count; r++) {
+        float *p = s->scores + r * TILE;
+        int lo = s->begin[r] > at ? (s->begin[r] < at + TILE ? (int)(s->begin[r] - at) : TILE) : 0;
+        int hi = s->end[r] < at + TILE ? (s->end[r] > at ? (int)(s->end[r] - at) : 0) : TILE;
+        if (lo >= hi) {
+            memset(p, 0, TILE * sizeof *p);
+            continue;
+        }
+        for (int t = first; t < lo; t++) p[t] = -INFINITY;
+        for (int t = hi; t < last; t++) p[t] = -INFINITY;
+        vf m = vf_set(-INFINITY), sum = vf_zero();
+        for (int t = first; t < last; t += VF) m = vf_max(vf_load(p + t), m);
+        float top = vf_max_lane(m), max = top > s->max[r] ? top : s->max[r];
+        vf mv = vf_set(max);
+        for (int t = first; t < last; t += VF) {
+            vf e = vf_exp(vf_sub(vf_load(p + t), mv));
+            vf_store(p + t, e);
+            sum = vf_add(sum, e);
+        }
+        float shrink = s->max[r] < max ? mx_exp(s->max[r] - max) : 1.0f;
+        s->sum[r] = s->sum[r] * shrink + vf_sum(sum);
+        s->max[r] = max;
+        if (shrink != 1)
+            for (int64_t i = 0; i < s->wide; i += VF)
+                vf_store(s->acc + r * s->wide + i, vf_mul(vf_load(s->acc + r * s->wide + i), vf_set(shrink)));
+    }
+}
+
+static void take_tile(queries *s, const mx_kv *kv, int64_t group, int64_t at, int lo, int hi)
+{
+    int first = lo / VF * VF, last = (hi + VF - 1) / VF * VF;
+    int64_t d = kv->head_dim;
+    if (kv->dtype == MX_F32) load_tile(s, kv, group, at, lo, hi, MX_F32);
+    else if (kv->dtype == MX_BF16) load_tile(s, kv, group, at, lo, hi, MX_BF16);
+    else load_tile(s, kv, group, at, lo, hi, MX_F16);
+    for (int r = 0, n; r < s->count; r += n) {
+        n = mx_tile_rows(s->count - r);
+        mx_gemm_f32(n, s->q + r * d, d, s->k, d, s->scores + r * TILE, TILE, false);
+    }
+    soften(s, at, first, last);
+    for (int64_t c = 0; c < s->wide; c += MX_PANEL)
+        for (int r = 0, n; r < s->count; r += n) {
+            n = mx_tile_rows(s->count - r);
+            mx_gemm_f32(n, s->scores + r * TILE + first, TILE, s->v + c * TILE + first * MX_PANEL, last - first,
+                        s->acc + r * s->wide + c, s->wide, true);
+        }
+}
+
+/* Rows first..last-1, all of one sequence, and heads h..h+n-1, all of one KV head. */
+static void attend(const attention_job *j, queries *s, int64_t first, int64_t last, int64_t group, int64_t h, int64_t n)
 {
     const mx_kv *kv = j->kv;
-    int64_t d = kv->head_dim;
-    running run[PART_ROWS];
-    float q[HEAD_MAX], acc[HEAD_MAX];
-    (void)run;
-    for (int64_t head = h; head < h + n; head++)
-        for (int64_t r = first; r < last; r++) {
-            const int32_t *at = mx_row_i32(j->at, r);
-            const int32_t *pages = mx_row_i32(j->pages, at[0]);
-            int64_t end = (int64_t)at[1] + 1, begin = j->window > 0 && end > j->window ? end - j->window : 0;
-            running one = {-INFINITY, 0};
-            const float *src = mx_row(j->q, r) + head * d;
-            for (int64_t i = 0; i < d; i++) {
-                q[i] = src[i] * j->scale;
-                acc[i] = 0;
-            }
-            for (int64_t page = begin / kv->page_tokens; page * kv->page_tokens < end; page++)
-                for (int64_t tile = 0; tile < kv->page_tokens; tile += TILE) {
-                    int64_t at0 = page * kv->page_tokens + tile;
-                    int64_t lo = begin > at0 ? begin - at0 : 0, hi = end - at0;
-                    if (hi > kv->page_tokens - tile) hi = kv->page_tokens - tile;
-                    if (hi > TILE) hi = TILE;
-                    if (lo >= hi) continue;
-                    take_tile(&one, acc, q, kv_at(kv, kv->k, pages[page], group, tile),
-                              kv_at(kv, kv->v, pages[page], group, tile), d, (int)lo, (int)hi, type);
-                }
-            float *y = mx_row(j->y, r) + head * d;
-            for (int64_t i = 0; i < d; i++) y[i] = acc[i] / one.sum;
+    int64_t d = kv->head_dim, begin = INT64_MAX, end = 0;
+    s->pages = mx_row_i32(j->pages, *mx_row_i32(j->at, first));
+    s->wide = (d + MX_PANEL - 1) / MX_PANEL * MX_PANEL;
+    s->count = 0;
+    for (int64_t r = first; r < last; r++)
+        for (int64_t i = 0; i < n; i++) {
+            const float *q = mx_row(j->q, r) + (h + i) * d;
+            int c = s->count++;
+            s->end[c] = (int64_t)mx_row_i32(j->at, r)[1] + 1;
+            s->begin[c] = j->window > 0 && s->end[c] > j->window ? s->end[c] - j->window : 0;
+            s->max[c] = -INFINITY;
+            s->sum[c] = 0;
+            begin = s->begin[c] < begin ? s->begin[c] : begin;
+            end = s->end[c] > end ? s->end[c] : end;
+            for (int64_t k = 0; k < d; k++) s->q[c * d + k] = q[k] * j->scale;
         }
+    memset(s->acc, 0, (size_t)(s->count * s->wide) * sizeof *s->acc);
+    for (int64_t at = begin / TILE * TILE; at < end; at += TILE)
+        take_tile(s, kv, group, at, begin > at ? (int)(begin - at) : 0, end - at < TILE ? (int)(end - at) : TILE);
+    for (int c = 0; c < s->count; c++) {
+        float *y = mx_row(j->y, first + c / n) + (h + c % n) * d;
+        for (int64_t i = 0; i < d; i++) y[i] = s->acc[c * s->wide + i] / s->sum[c];
+    }
 }
 
 static void attention_part(void *ctx, int64_t part, int thread)
@@ -221,14 +287,18 @@ static void attention_part(void *ctx, int64_t part, int thread)
     int64_t first = part / j->splits / kv->kv_heads * j->rows_step, last = first + j->rows_step;
     if (last > j->q.rows) last = j->q.rows;
     int64_t h = split * j->head_step, n = per_group - h < j->head_step ? per_group - h : j->head_step;
-    h += group * per_group;
-    if (kv->dtype == MX_F32) attend(j, first, last, group, h, n, MX_F32);
-    else if (kv->dtype == MX_BF16) attend(j, first, last, group, h, n, MX_BF16);
-    else attend(j, first, last, group, h, n, MX_F16);
+    queries s;
+    for (int64_t end = first; first < last; first = end) {
+        int32_t sequence = *mx_row_i32(j->at, first);
+        while (end < last && *mx_row_i32(j->at, end) == sequence) end++;
+        attend(j, &s, first, end, group, group * per_group + h, n);
+    }
 }
 
-static bool inside(mx_stream *s, const mx_kv *kv, mx_tensor pages, mx_tensor at)
+/* Every page that a row will read is one of the cache's. */
+static bool inside(mx_stream *s, const mx_kv *kv, mx_tensor pages, mx_tensor at, int window)
 {
+    int64_t known = -1, from = 0, to = 0;          /* pages from..to-1 of sequence `known` are good */
     for (int64_t r = 0; r < at.rows; r++) {
         const int32_t *a = mx_row_i32(at, r);
         if (a[0] < 0 || a[0] >= pages.rows || a[1] < 0 || a[1] / kv->page_tokens >= pages.cols) {
@@ -236,6 +306,17 @@ static bool inside(mx_stream *s, const mx_kv *kv, mx_tensor pages, mx_tensor at)
                            (long long)r, a[1], a[0], (long long)pages.rows, (long long)pages.cols);
             return false;
         }
+        int64_t end = a[1] / kv->page_tokens + 1, begin = window > 0 && a[1] >= window ? (a[1] - window + 1) / kv->page_tokens : 0;
+        bool more = a[0] == known && begin >= from && begin <= to;
+        for (int64_t p = more ? to : begin; p < end; p++) {
+            int32_t page = mx_row_i32(pages, a[0])[p];
+            if (page >= 0 && page < kv->pages) continue;
+            mx_stream_fail(s, MX_ERR_ARG, "attention_paged: page %d of sequence %d is outside the cache's %d", page, a[0], kv->pages);
+            return false;
+        }
+        if (!more) from = begin;
+        to = more && to > end ? to : end;
+        known = a[0];
     }
     return true;
 }
@@ -247,15 +328,18 @@ void mx_cpu_attention_paged(mx_stream *s, mx_tensor y, mx_tensor q, const mx_kv 
         mx_stream_fail(s, MX_ERR_ARG, "attention_paged: heads of %d channels, at most %d", kv->head_dim, HEAD_MAX);
         return;
     }
-    if (!inside(s, kv, pages, at)) return;
+    if (!inside(s, kv, pages, at, window)) return;
     attention_job j = {.kv = kv, .y = y, .q = q, .pages = pages, .at = at, .heads = heads, .window = window, .scale = scale};
-    int64_t want = 4 * (int64_t)mx_pool_threads(s->dev->pool), per_group = heads / kv->kv_heads;
-    j.rows_step = q.rows * kv->kv_heads / want;
-    j.rows_step = j.rows_step < 1 ? 1 : j.rows_step > PART_ROWS ? PART_ROWS : j.rows_step;
-    int64_t parts = (q.rows + j.rows_step - 1) / j.rows_step * kv->kv_heads;
-    j.splits = parts >= want ? 1 : (want + parts - 1) / parts;
-    if (j.splits > per_group) j.splits = per_group;
-    j.head_step = (per_group + j.splits - 1) / j.splits;
+    int64_t threads = mx_pool_threads(s->dev->pool), per_group = heads / kv->kv_heads;
+    int64_t room = SPACE / ((kv->head_dim + MX_PANEL - 1) / MX_PANEL * MX_PANEL);
+    if (room > QUERIES) room = QUERIES;
+    /* Bringing a tile costs more than a query does with it: heads of a group stay
+     * together unless threads would have nothing to do, then come rows. */
+    j.head_step = per_group < room ? per_group : room;
+    while (j.head_step > 1 && q.rows * kv->kv_heads * ((per_group + j.head_step - 1) / j.head_step) < threads) j.head_step--;
     j.splits = (per_group + j.head_step - 1) / j.head_step;
-    mx_pool_run(s->dev->pool, parts * j.splits, attention_part, &j);
+    j.rows_step = q.rows * kv->kv_heads * j.splits / (4 * threads);
+    if (j.rows_step > room / j.head_step) j.rows_step = room / j.head_step;
+    if (j.rows_step < 1) j.rows_step = 1;
+    mx_pool_run(s->dev->pool, (q.rows + j.rows_step - 1) / j.rows_step * kv->kv_heads * j.splits, attention_part, &j);
 }

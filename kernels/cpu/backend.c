@@ -25,6 +25,7 @@ static void rows_part(void *ctx, int64_t part, int thread)
 
 void mx_cpu_rows(mx_stream *s, int64_t rows, int64_t work, mx_rows_fn *fn, const void *ctx)
 {
+    if (rows < 1) return;
     rows_job j = {fn, ctx, rows, mx_part_rows(rows, work)};
     int64_t parts = (rows + j.step - 1) / j.step;
     if (parts == 1 || mx_pool_threads(s->dev->pool) == 1) fn(ctx, 0, rows);

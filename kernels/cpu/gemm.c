@@ -12,8 +12,6 @@
 #define TILE_V 1
 #endif
 
-#define UNROLL _Pragma("GCC unroll 8")
-
 /* One row alone is bound by reading the weights: it takes the whole panel. */
 #define EACH_ROWS(rows, CALL)                                                              \
     switch (rows) {                                                                        \

@@ -21,6 +21,7 @@
 #endif
 
 #define VF 16
+#define UNROLL _Pragma("GCC unroll 16")
 #define MX_INLINE static inline __attribute__((always_inline))
 
 #if defined(MX_SIMD_AVX512)
@@ -55,6 +56,30 @@ MX_INLINE vf vf_from_bf16(const uint16_t *p)
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16));
 }
 MX_INLINE vf vf_from_f16(const uint16_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
+
+/* Sixteen rows become sixteen columns. */
+MX_INLINE void vf_transpose(vf r[VF])
+{
+    __m512d t[VF];
+    vf u[VF];
+    UNROLL for (int i = 0; i < VF; i += 2) {
+        t[i] = _mm512_castps_pd(_mm512_unpacklo_ps(r[i], r[i + 1]));
+        t[i + 1] = _mm512_castps_pd(_mm512_unpackhi_ps(r[i], r[i + 1]));
+    }
+    UNROLL for (int i = 0; i < VF; i += 4)
+        UNROLL for (int h = 0; h < 2; h++) {
+            u[i + 2 * h] = _mm512_castpd_ps(_mm512_unpacklo_pd(t[i + h], t[i + 2 + h]));
+            u[i + 2 * h + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(t[i + h], t[i + 2 + h]));
+        }
+    UNROLL for (int c = 0; c < 4; c++) {
+        vf a = _mm512_shuffle_f32x4(u[c], u[c + 4], 0x88), b = _mm512_shuffle_f32x4(u[c + 8], u[c + 12], 0x88);
+        vf d = _mm512_shuffle_f32x4(u[c], u[c + 4], 0xdd), e = _mm512_shuffle_f32x4(u[c + 8], u[c + 12], 0xdd);
+        r[c] = _mm512_shuffle_f32x4(a, b, 0x88);
+        r[c + 8] = _mm512_shuffle_f32x4(a, b, 0xdd);
+        r[c + 4] = _mm512_shuffle_f32x4(d, e, 0x88);
+        r[c + 12] = _mm512_shuffle_f32x4(d, e, 0xdd);
+    }
+}
 
 /* ((l, l+8) , +4, +2, +1): the tree that every variant below repeats */
 MX_INLINE float vf_sum(vf a)
@@ -120,6 +145,42 @@ MX_INLINE vf vf_from_f16(const uint16_t *p)
     return (vf){_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)),
                 _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p + 8)))};
 }
+MX_INLINE void mx_transpose8(__m256 r[8])
+{
+    __m256 t[8], u[8];
+    UNROLL for (int i = 0; i < 8; i += 2) {
+        t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
+        t[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
+    }
+    UNROLL for (int i = 0; i < 8; i += 4)
+        UNROLL for (int h = 0; h < 2; h++) {
+            u[i + 2 * h] = _mm256_shuffle_ps(t[i + h], t[i + 2 + h], 0x44);
+            u[i + 2 * h + 1] = _mm256_shuffle_ps(t[i + h], t[i + 2 + h], 0xee);
+        }
+    UNROLL for (int i = 0; i < 4; i++) {
+        r[i] = _mm256_permute2f128_ps(u[i], u[i + 4], 0x20);
+        r[i + 4] = _mm256_permute2f128_ps(u[i], u[i + 4], 0x31);
+    }
+}
+/* Sixteen rows become sixteen columns. */
+MX_INLINE void vf_transpose(vf r[VF])
+{
+    __m256 a[8], b[8], c[8], d[8];
+    UNROLL for (int i = 0; i < 8; i++) {
+        a[i] = r[i].a;
+        b[i] = r[i].b;
+        c[i] = r[i + 8].a;
+        d[i] = r[i + 8].b;
+    }
+    mx_transpose8(a);
+    mx_transpose8(b);
+    mx_transpose8(c);
+    mx_transpose8(d);
+    UNROLL for (int i = 0; i < 8; i++) {
+        r[i] = (vf){a[i], c[i]};
+        r[i + 8] = (vf){b[i], d[i]};
+    }
+}
 MX_INLINE float vf_sum(vf x)
 {
     __m256 s = _mm256_add_ps(x.a, x.b);
@@ -155,6 +216,16 @@ MX_INLINE void vf_store_n(float *p, vf a, int n) { memcpy(p, a.f, (size_t)n * si
 MX_INLINE vf vf_exp2i(vf n) { VF_EACH(n.f[l] == n.f[l] ? ldexpf(1.0f, (int)n.f[l]) : 1.0f); }
 MX_INLINE vf vf_from_bf16(const uint16_t *p) { VF_EACH(mx_bf16_to_f32(p[l])); }
 MX_INLINE vf vf_from_f16(const uint16_t *p) { VF_EACH(mx_f16_to_f32(p[l])); }
+/* Sixteen rows become sixteen columns. */
+MX_INLINE void vf_transpose(vf r[VF])
+{
+    for (int i = 0; i < VF; i++)
+        for (int l = 0; l < i; l++) {
+            float t = r[i].f[l];
+            r[i].f[l] = r[l].f[i];
+            r[l].f[i] = t;
+        }
+}
 MX_INLINE float vf_sum(vf a)
 {
     for (int half = 8; half; half /= 2)

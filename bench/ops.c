@@ -1,0 +1,46 @@
+/* ops.c - the op table from the command line.
+ *
+ *     ops_cases test|perf|list|grad [FILTER] [--threads N]
+ *
+ * FILTER is a part of a case's printed name.  MX_TEST_SEED sets the seed. */
+#include "tests/cases.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static int usage(void)
+{
+    fputs("usage: ops_cases test|perf|list [FILTER] [--threads N]\n", stderr);
+    return 2;
+}
+
+int main(int argc, char **argv)
+{
+    const char *mode = NULL, *filter = NULL, *seed = getenv("MX_TEST_SEED");
+    mx_device_options opt = {.bind = true, .spin_us = 50};
+    for (int i = 1; i < argc; i++) {
+        if (strcmp(argv[i], "--threads") == 0 && i + 1 < argc) opt.cpu_threads = atoi(argv[++i]);
+        else if (!mode) mode = argv[i];
+        else if (!filter) filter = argv[i];
+        else return usage();
+    }
+    if (!mode) return usage();
+    if (strcmp(mode, "list") == 0) {
+        mx_cases_list(stdout, filter);
+        return 0;
+    }
+    mx_device *devs = NULL;
+    mx_error err = {0};
+    int count = 0, bad;
+    if (mx_devices_open(&devs, &count, &opt, &err)) {
+        fprintf(stderr, "ops_cases: %s\n", err.text);
+        return 1;
+    }
+    mx_case_env env = {&devs[0], &mx_kernels_cpu, seed ? strtoull(seed, NULL, 0) : 1, stdout};
+    if (strcmp(mode, "test") == 0) bad = mx_cases_test(&env, filter);
+    else if (strcmp(mode, "perf") == 0) bad = mx_cases_perf(&env, filter);
+    else bad = usage();
+    if (bad < 0) fputs("ops_cases: no case has that in its name\n", stderr);
+    mx_devices_close(devs, count);
+    return bad != 0;
+}

@@ -1,0 +1,88 @@
+/* app.c - devices, scheduler and models, made and closed in order. */
+#include "server/app.h"
+
+#include "runtime/log.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+
+mx_status mx_app_open(mx_app *app, mx_config *config, mx_error *err)
+{
+    *app = (mx_app){.config = config};
+    mx_device_options opt = {.bind = true, .spin_us = 50};
+    if (config) {
+        opt.cpu_threads = (int)mx_config_int(config, "threads");
+        opt.bind = mx_config_bool(config, "bind");
+    }
+    mx_status st;
+    MX_TRY_GOTO(st, mx_topology_open(&app->topology, NULL, err), fail);
+    MX_TRY_GOTO(st, mx_devices_open(&app->devices, &app->n_devices, &opt, err), fail);
+    MX_TRY_GOTO(st, mx_metrics_open(&app->metrics, err), fail);
+    MX_TRY_GOTO(st, mx_scheduler_open(&app->scheduler, app->devices, app->n_devices, NULL, err), fail);
+    atomic_store(&app->state, MX_APP_STARTING);
+    return MX_OK;
+fail:
+    mx_app_close(app, 0);
+    return st;
+}
+
+/* "name=path", or the last part of a path without its ending. */
+static mx_status split_spec(const char *spec, char *name, size_t size, const char **path, mx_error *err)
+{
+    const char *eq = strchr(spec, '='), *slash;
+    *path = spec;
+    if (eq && !memchr(spec, '/', (size_t)(eq - spec))) {
+        *path = eq + 1;
+        snprintf(name, size, "%.*s", (int)(eq - spec), spec);
+    } else {
+        size_t len = strlen(spec);
+        while (len > 1 && spec[len - 1] == '/') len--;
+        slash = memrchr(spec, '/', len);
+        const char *base = slash ? slash + 1 : spec;
+        snprintf(name, size, "%.*s", (int)(len - (size_t)(base - spec)), base);
+        char *dot = strrchr(name, '.');
+        if (dot && (!strcmp(dot, ".gguf") || !strcmp(dot, ".safetensors"))) *dot = 0;
+    }
+    if (!name[0] || !**path) return mx_fail(err, MX_ERR_ARG, "model \"%s\": write NAME=PATH or PATH", spec);
+    return MX_OK;
+}
+
+mx_status mx_app_load(mx_app *app, const char *spec, const mx_generator_options *opt, mx_error *err)
+{
+    char name[64];
+    const char *path;
+    MX_TRY(split_spec(spec, name, sizeof name, &path, err));
+    if (app->n_models && mx_app_model(app, name)) return mx_fail(err, MX_ERR_ARG, "model \"%s\" is given twice", name);
+    mx_generator **grown = realloc(app->models, ((size_t)app->n_models + 1) * sizeof(mx_generator *));
+    if (!grown) return mx_fail(err, MX_ERR_NO_MEMORY, "model %s", name);
+    app->models = grown;
+    MX_TRY(mx_generator_open(&app->models[app->n_models], name, path, app->devices, 0, app->scheduler, app->metrics, opt, err));
+    mx_generator_info info;
+    mx_generator_info_get(app->models[app->n_models++], &info);
+    mx_log(MX_LOG_INFO, "model", "%s: %s, %.1f M parameters, %s in the file, %s in memory (%.0f MiB), KV cache %d pages of %d tokens (%.0f MiB), loaded in %.2f s",
+           name, info.architecture, (double)info.parameters * 1e-6, info.quantization, mx_dtype_name(info.dtype),
+           (double)info.weight_bytes / (1 << 20), info.kv_pages, info.page_tokens, (double)info.kv_bytes / (1 << 20), info.load_seconds);
+    return MX_OK;
+}
+
+void mx_app_close(mx_app *app, uint32_t grace_ms)
+{
+    if (app->scheduler) mx_scheduler_close(app->scheduler, grace_ms);
+    for (int i = 0; i < app->n_models; i++) mx_generator_close(app->models[i]);
+    free(app->models);
+    if (app->metrics) mx_metrics_close(app->metrics);
+    if (app->devices) mx_devices_close(app->devices, app->n_devices);
+    if (app->topology) mx_topology_close(app->topology);
+    *app = (mx_app){0};
+}
+
+mx_generator *mx_app_model(const mx_app *app, const char *name)
+{
+    if (!name || !name[0]) return app->n_models ? app->models[0] : NULL;
+    for (int i = 0; i < app->n_models; i++) {
+        mx_generator_info info;
+        mx_generator_info_get(app->models[i], &info);
+        if (!strcmp(info.name, name)) return app->models[i];
+    }
+    return NULL;
+}

@@ -1,0 +1,116 @@
+/* cli.c - what the commands share, and serve. */
+#include "server/cli_parts.h"
+
+#include "runtime/log.h"
+#include "server/rpc.h"
+
+#include <pthread.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+int cli_failed(const mx_error *err)
+{
+    fprintf(stderr, "merx: %s: %s\n", mx_status_name(err->code), err->text);
+    return err->code == MX_ERR_ARG ? CLI_USAGE : CLI_FAILED;
+}
+
+int cli_usage(const char *fmt, ...)
+{
+    va_list ap;
+    va_start(ap, fmt);
+    fputs("merx: ", stderr);
+    vfprintf(stderr, fmt, ap);
+    fputc('\n', stderr);
+    va_end(ap);
+    return CLI_USAGE;
+}
+
+void cli_hold_signals(sigset_t *held)
+{
+    sigemptyset(held);
+    sigaddset(held, SIGINT);
+    sigaddset(held, SIGTERM);
+    pthread_sigmask(SIG_BLOCK, held, NULL);
+}
+
+bool cli_signal_pending(const sigset_t *held)
+{
+    static const struct timespec now;
+    return sigtimedwait(held, NULL, &now) > 0;
+}
+
+static mx_dtype dtype_of(const mx_config *c, const char *name)
+{
+    mx_dtype t = MX_F32;
+    const char *text = mx_config_string(c, name);
+    if (strcmp(text, "auto")) mx_dtype_parse(text, &t);
+    return t;
+}
+
+static mx_generator_options options_of(const mx_config *c)
+{
+    mx_generator_options o = mx_generator_defaults();
+    o.dtype = dtype_of(c, "dtype");
+    o.kv_dtype = dtype_of(c, "kv-cache-dtype");
+    o.kv_bytes = (size_t)mx_config_int(c, "kv-cache-bytes");
+    o.page_tokens = (int32_t)mx_config_int(c, "page-tokens");
+    o.max_model_len = (int32_t)mx_config_int(c, "max-model-len");
+    o.max_num_seqs = (int32_t)mx_config_int(c, "max-num-seqs");
+    o.max_batched_tokens = (int32_t)mx_config_int(c, "max-num-batched-tokens");
+    o.max_queued = (int32_t)mx_config_int(c, "max-num-queued-reqs");
+    o.prefix_caching = mx_config_bool(c, "prefix-caching");
+    return o;
+}
+
+mx_status cli_open_app(mx_app *app, mx_config *c, mx_error *err)
+{
+    const char *const *specs;
+    int n = mx_config_list(c, "model", &specs);
+    if (!n) return mx_fail(err, MX_ERR_ARG, "no model: give one with --model PATH (a Hugging Face folder or a .gguf file)");
+    mx_generator_options o = options_of(c);
+    MX_TRY(mx_app_open(app, c, err));
+    for (int i = 0; i < n; i++) {
+        mx_status st = mx_app_load(app, specs[i], &o, err);
+        if (st) {
+            mx_app_close(app, 0);
+            return st;
+        }
+    }
+    return MX_OK;
+}
+
+/* ---- serve ---------------------------------------------------------------------------- */
+
+int mx_cli_serve(mx_config *c, int n, char **rest)
+{
+    mx_error err = {0};
+    mx_app app;
+    mx_server *server = NULL;
+    sigset_t stop;
+    if (n) return cli_usage("serve takes settings only, not \"%s\"", rest[0]);
+    cli_hold_signals(&stop);
+    signal(SIGPIPE, SIG_IGN);
+    if (cli_open_app(&app, c, &err)) return cli_failed(&err);
+    mx_server_options o = mx_server_defaults();
+    o.listen = mx_config_string(c, "listen");
+    o.threads = (int32_t)mx_config_int(c, "rpc-threads");
+    o.max_message_bytes = (size_t)mx_config_int(c, "max-message-bytes");
+    if (mx_server_open(&server, &app, &o, &err)) {
+        mx_app_close(&app, 0);
+        return cli_failed(&err);
+    }
+    atomic_store(&app.state, MX_APP_SERVING);
+    mx_server_state_changed(server);
+    mx_log(MX_LOG_INFO, "server", "serving on %s", mx_server_address(server));
+    int got;
+    sigwait(&stop, &got);
+    uint32_t grace = (uint32_t)mx_config_int(c, "shutdown-timeout") * 1000;
+    mx_log(MX_LOG_INFO, "server", "%s: draining %d calls", got == SIGTERM ? "SIGTERM" : "SIGINT", mx_server_inflight(server));
+    int cut = mx_server_drain(server, grace);
+    if (cut) mx_log(MX_LOG_WARN, "server", "%d calls were cut off", cut);
+    mx_server_close(server);
+    mx_app_close(&app, 0);
+    return CLI_OK;
+}

@@ -1,0 +1,62 @@
+/* cases_io.h - the tensors of a case: placed on the device between sentinels,
+ * mirrored on the host, compared afterwards.  Only tests/cases*.c. */
+#ifndef MX_CASES_IO_H
+#define MX_CASES_IO_H
+
+#include "tests/cases.h"
+
+#define MX_CASE_TENSORS 8
+#define MX_CASE_WEIGHTS 256         /* perf: more weights than the caches hold */
+
+typedef struct placed {
+    mx_buffer memory;
+    mx_tensor t;                    /* on the device                         */
+    char     *before, *after;       /* host images of the memory             */
+    double   *want;                 /* t.rows * t.cols: the reference result */
+    size_t    lead;                 /* bytes before the first row            */
+    bool      output;               /* may change, inside its rows           */
+} placed;
+
+typedef struct case_io {
+    const mx_case_env *env;
+    const mx_case *c;
+    mx_stream  s;
+    uint64_t   random;
+    placed     t[MX_CASE_TENSORS];
+    int        count;
+    mx_weight  w[MX_CASE_WEIGHTS];
+    int        weights;
+    mx_kv      kv;
+    mx_sample_row  *rows;           /* host; device copies are made by place() */
+    mx_logit_lists  lists;
+    double     tolerance;           /* of max |difference| / rms             */
+    int        calls;
+    bool       broken;              /* a set-up step failed                  */
+} case_io;
+
+typedef struct case_op {
+    const char *op;
+    void (*build)(case_io *io);
+    void (*call)(case_io *io);
+    bool (*check)(case_io *io);     /* after the call; fills `want` and compares */
+    void (*work)(const mx_case *c, double *flop, double *bytes);
+} case_op;
+
+extern const case_op mx_case_row_ops[], mx_case_span_ops[];       /* cases_ops.c, cases_span.c */
+extern const int     mx_case_row_ops_count, mx_case_span_ops_count;
+
+/* What a tensor starts as. */
+typedef enum fill { FILL_UNIFORM, FILL_SENTINEL, FILL_NOISE_LOGITS } fill;
+
+mx_tensor case_place(case_io *io, mx_dtype type, int64_t rows, int64_t cols, fill how, bool output);
+mx_tensor case_place_i32(case_io *io, int64_t rows, int64_t cols, const int32_t *values);
+void     *case_place_bytes(case_io *io, const void *host, size_t size);   /* an input; where it lies on the device */
+double    case_uniform(case_io *io);                        /* -1 .. 1 */
+int64_t   case_below(case_io *io, int64_t n);
+
+double    case_value(const placed *p, const char *image, int64_t r, int64_t i);
+double   *case_dense(const placed *p, const char *image);   /* malloc: rows * cols */
+bool      case_close(case_io *io, placed *p, const char *what);   /* after against want */
+bool      case_fail(case_io *io, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+
+#endif

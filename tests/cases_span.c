@@ -1,0 +1,441 @@
+/* cases_span.c - the cache, attention, and the way from logits to tokens. */
+#include "tests/cases_io.h"
+#include "tests/reference.h"
+
+#include <math.h>
+#include <stdlib.h>
+
+#define IN(i)   (io->t[i].before)
+#define DATA(i) case_dense(&io->t[i], IN(i))
+#define T(i)    (io->t[i].t)
+
+/* 0..n-1 in random order; malloc */
+static int32_t *shuffled(case_io *io, int64_t n)
+{
+    int32_t *p = malloc((size_t)n * sizeof *p);
+    for (int64_t i = 0; p && i < n; i++) {
+        int64_t j = case_below(io, i + 1);
+        p[i] = p[j];
+        p[j] = (int32_t)i;
+    }
+    io->broken |= !p;
+    return p;
+}
+
+/* The cache is one row, because its pages lie without gaps: tensors `at` and `at`+1. */
+static void cache(case_io *io, int64_t pages, bool output)
+{
+    const mx_case *c = io->c;
+    int64_t size = pages * c->groups * c->page * c->c;
+    mx_tensor k = case_place(io, c->type, 1, size, FILL_UNIFORM, output);
+    mx_tensor v = case_place(io, c->type, 1, size, FILL_UNIFORM, output);
+    io->kv = (mx_kv){k.data, v.data, c->type, (int32_t)pages, c->page, c->groups, (int32_t)c->c};
+}
+
+static size_t slot_index(const mx_case *c, int64_t slot, int64_t g)
+{
+    return (size_t)(((slot / c->page * c->groups + g) * c->page + slot % c->page) * c->c);
+}
+
+static void store(char *dst, mx_dtype type, double v)
+{
+    float f = (float)v;
+    uint16_t h = type == MX_BF16 ? mx_f32_to_bf16(f) : mx_f32_to_f16(f);
+    if (type == MX_F32) memcpy(dst, &f, sizeof f);
+    else memcpy(dst, &h, sizeof h);
+}
+
+/* ---- kv_write --------------------------------------------------------------------- */
+
+static void kv_write_build(case_io *io)
+{
+    const mx_case *c = io->c;
+    int64_t pages = c->n / c->page + 3;
+    cache(io, pages, true);
+    case_place(io, MX_F32, c->n, c->groups * c->c, FILL_UNIFORM, false);
+    case_place(io, MX_F32, c->n, c->groups * c->c, FILL_UNIFORM, false);
+    int32_t *slots = shuffled(io, pages * c->page);
+    if (slots) case_place_i32(io, c->n, 1, slots);
+    free(slots);
+}
+
+static void kv_write_call(case_io *io)
+{
+    io->env->kernels->kv_write(&io->s, &io->kv, T(2), T(3), T(4));
+}
+
+static bool same_image(case_io *io, int i, const char *want, const char *what)
+{
+    return !memcmp(io->t[i].after, want, io->t[i].memory.size) || case_fail(io, "%s: the cache is not what it should be", what);
+}
+
+static bool kv_write_check(case_io *io)
+{
+    const mx_case *c = io->c;
+    bool ok = true;
+    for (int i = 0; i < 2; i++) {
+        placed *p = &io->t[i];
+        char *want = malloc(p->memory.size);
+        size_t element = mx_dtype_size(c->type);
+        memcpy(want, p->before, p->memory.size);
+        for (int64_t r = 0; r < c->n; r++)
+            for (int64_t g = 0; g < c->groups; g++)
+                for (int64_t d = 0; d < c->c; d++) {
+                    size_t at = slot_index(c, (int64_t)case_value(&io->t[4], IN(4), r, 0), g) + (size_t)d;
+                    store(want + p->lead + at * element, c->type, case_value(&io->t[2 + i], IN(2 + i), r, g * c->c + d));
+                }
+        ok = same_image(io, i, want, i ? "v" : "k") && ok;
+        free(want);
+    }
+    return ok;
+}
+
+static void kv_work(const mx_case *c, double *flop, double *bytes)
+{
+    *flop = 0;
+    *bytes = 2.0 * (double)c->n * c->groups * (double)c->c * (4.0 + (double)mx_dtype_size(c->type));
+}
+
+/* ---- kv_copy ------------------------------------------------------------------------ */
+
+static void kv_copy_build(case_io *io)
+{
+    const mx_case *c = io->c;
+    cache(io, 2 * c->n + 1, true);
+    int32_t *order = shuffled(io, 2 * c->n + 1);
+    if (order) case_place_i32(io, c->n, 2, order);      /* disjoint pairs */
+    free(order);
+}
+
+static void kv_copy_call(case_io *io)
+{
+    io->env->kernels->kv_copy(&io->s, &io->kv, T(2));
+}
+
+static bool kv_copy_check(case_io *io)
+{
+    const mx_case *c = io->c;
+    bool ok = true;
+    size_t page = (size_t)(c->groups * c->page * c->c) * mx_dtype_size(c->type);
+    for (int i = 0; i < 2; i++) {
+        placed *p = &io->t[i];
+        char *want = malloc(p->memory.size);
+        memcpy(want, p->before, p->memory.size);
+        for (int64_t r = 0; r < c->n; r++) {
+            size_t from = (size_t)case_value(&io->t[2], IN(2), r, 0), to = (size_t)case_value(&io->t[2], IN(2), r, 1);
+            memcpy(want + p->lead + to * page, p->before + p->lead + from * page, page);
+        }
+        ok = same_image(io, i, want, i ? "v" : "k") && ok;
+        free(want);
+    }
+    return ok;
+}
+
+/* ---- attention ------------------------------------------------------------------------ */
+
+/* Slots of a sequence's last page that hold nothing yet are NaN: they must not leak. */
+static void spoil(case_io *io, placed *p, const int32_t *pages, int64_t used, int64_t end)
+{
+    const mx_case *c = io->c;
+    size_t element = mx_dtype_size(c->type);
+    for (int64_t t = used; t < end; t++)
+        for (int64_t g = 0; g < c->groups; g++) {
+            size_t at = slot_index(c, (int64_t)pages[t / c->page] * c->page + t % c->page, g);
+            for (int64_t d = 0; d < c->c; d++) store(p->before + p->lead + (at + (size_t)d) * element, c->type, NAN);
+        }
+    io->env->dev->ops->upload(&io->s, p->memory.base, p->before, p->memory.size);
+}
+
+static void attention_build(case_io *io)
+{
+    const mx_case *c = io->c;
+    int64_t seqs = c->flag ? 1 : c->n, per = (c->context + c->page - 1) / c->page;
+    int32_t *pages = shuffled(io, seqs * per + 3), *at = malloc((size_t)c->n * 2 * sizeof *at);
+    io->broken |= !at;
+    if (io->broken) goto done;
+    for (int64_t r = 0; r < c->n; r++) {
+        at[2 * r] = (int32_t)(c->flag ? 0 : (r + 1) % seqs);
+        at[2 * r + 1] = (int32_t)(c->flag             ? c->context - c->n + r
+                                  : c->perf || r == 0 ? c->context - 1
+                                                      : case_below(io, c->context));
+    }
+    case_place(io, MX_F32, c->n, c->heads * c->c, FILL_SENTINEL, true);
+    case_place(io, MX_F32, c->n, c->heads * c->c, FILL_UNIFORM, false);
+    cache(io, seqs * per + 3, false);
+    case_place_i32(io, seqs, per, pages);
+    case_place_i32(io, c->n, 2, at);
+    for (int64_t r = 0; r < c->n && !io->broken && !c->perf; r++) {
+        int64_t used = c->flag ? c->context : at[2 * r + 1] + 1;
+        spoil(io, &io->t[2], pages + at[2 * r] * per, used, per * c->page);
+        spoil(io, &io->t[3], pages + at[2 * r] * per, used, per * c->page);
+    }
+done:
+    free(pages);
+    free(at);
+}
+
+/* sharper than 1/sqrt(d): a flat softmax hides mistakes */
+static float scale_of(const mx_case *c)
+{
+    return 3.0f / sqrtf((float)c->c);
+}
+
+static void attention_call(case_io *io)
+{
+    io->env->kernels->attention_paged(&io->s, T(0), T(1), &io->kv, T(4), T(5), io->c->heads, scale_of(io->c),
+                                      (int)io->c->window);
+}
+
+static bool attention_check(case_io *io)
+{
+    const mx_case *c = io->c;
+    int64_t wide = c->groups * c->c;
+    double *q = DATA(1), *k = malloc((size_t)(c->context * wide) * sizeof *k), *v = malloc((size_t)(c->context * wide) * sizeof *v);
+    io->t[0].want = DATA(0);
+    for (int64_t r = 0; r < c->n; r++) {
+        int64_t seq = (int64_t)case_value(&io->t[5], IN(5), r, 0), length = (int64_t)case_value(&io->t[5], IN(5), r, 1) + 1;
+        for (int64_t t = 0; t < length; t++)
+            for (int64_t i = 0; i < wide; i++) {
+                int64_t page = (int64_t)case_value(&io->t[4], IN(4), seq, t / c->page);
+                int64_t at = (int64_t)slot_index(c, page * c->page + t % c->page, i / c->c) + i % c->c;
+                k[t * wide + i] = case_value(&io->t[2], IN(2), 0, at);
+                v[t * wide + i] = case_value(&io->t[3], IN(3), 0, at);
+            }
+        ref_attention(io->t[0].want + r * c->heads * c->c, q + r * c->heads * c->c, k, v, length, c->heads, c->groups, c->c,
+                      (double)scale_of(c), c->window);
+    }
+    free(q), free(k), free(v);
+    return case_close(io, &io->t[0], "y");
+}
+
+static void attention_work(const mx_case *c, double *flop, double *bytes)
+{
+    double tokens = (double)c->n * (double)c->context, seqs = c->flag ? 1 : (double)c->n;
+    if (c->flag) tokens -= (double)c->n * (double)(c->n - 1) / 2;
+    *flop = 4.0 * tokens * c->heads * (double)c->c;
+    *bytes = 2.0 * seqs * (double)c->context * c->groups * (double)c->c * (double)mx_dtype_size(c->type);
+}
+
+/* ---- logits_process -------------------------------------------------------------------- */
+
+#define SEEN 5              /* entries of each list of a row */
+
+static void process_build(case_io *io)
+{
+    const mx_case *c = io->c;
+    size_t n = (size_t)c->n;
+    int32_t *begin = malloc((n + 1) * sizeof *begin), *id = malloc(n * SEEN * sizeof *id), *count = malloc(n * SEEN * sizeof *count);
+    float *bias = malloc(n * SEEN * sizeof *bias);
+    io->rows = calloc(n, sizeof *io->rows);
+    io->broken |= !begin || !id || !count || !bias || !io->rows;
+    case_place(io, MX_F32, c->n, c->o, FILL_NOISE_LOGITS, true);
+    for (int64_t r = 0; r < c->n && !io->broken; r++) {
+        int32_t *order = shuffled(io, c->o);
+        if (!order) break;
+        io->rows[r] = (mx_sample_row){.repetition_penalty = r % 3 ? 1.3f : 1.0f, .presence_penalty = r % 2 ? 0.5f : 0,
+                                      .frequency_penalty = 0.25f * (float)(r % 4)};
+        for (int i = 0; i < SEEN; i++) {
+            id[r * SEEN + i] = order[i];
+            count[r * SEEN + i] = i;
+            bias[r * SEEN + i] = (float)case_uniform(io);
+        }
+        free(order);
+    }
+    for (int64_t r = 0; r <= c->n && begin; r++) begin[r] = (int32_t)r * SEEN;
+    if (!io->broken) {
+        const int32_t *b = case_place_bytes(io, begin, (n + 1) * sizeof *b);
+        const int32_t *d = case_place_bytes(io, id, n * SEEN * sizeof *d);
+        io->lists = (mx_logit_lists){.seen_begin = b, .seen_id = d, .seen_count = case_place_bytes(io, count, n * SEEN * sizeof *d),
+                                     .bias_begin = b, .bias_id = d + 1, .bias = case_place_bytes(io, bias, n * SEEN * sizeof *bias),
+                                     .ban_begin = b, .ban_id = d};
+        /* the last row's bias list ends one early, the bans take two of a row's five */
+        begin[c->n]--;
+        io->lists.bias_begin = case_place_bytes(io, begin, (n + 1) * sizeof *b);
+        for (int64_t r = 0; r <= c->n; r++) begin[r] = (int32_t)r * 2;
+        io->lists.ban_begin = case_place_bytes(io, begin, (n + 1) * sizeof *b);
+    }
+    io->tolerance = 1e-6;
+    free(begin), free(id), free(count), free(bias);
+}
+
+static void process_call(case_io *io)
+{
+    io->env->kernels->logits_process(&io->s, T(0), io->rows, &io->lists);
+}
+
+/* The host's copy of a list that case_place_bytes() put into tensor i. */
+static const void *host_of(const case_io *io, int i)
+{
+    return io->t[i].before + io->t[i].lead;
+}
+
+static bool process_check(case_io *io)
+{
+    const mx_case *c = io->c;
+    mx_logit_lists l = {.seen_begin = host_of(io, 1), .seen_id = host_of(io, 2), .seen_count = host_of(io, 3),
+                        .bias_begin = host_of(io, 5), .bias = host_of(io, 4), .ban_begin = host_of(io, 6)};
+    l.bias_id = l.seen_id + 1;
+    l.ban_id = l.seen_id;
+    io->t[0].want = DATA(0);
+    ref_logits_process(io->t[0].want, c->n, c->o, io->rows, &l);
+    return case_close(io, &io->t[0], "logits");
+}
+
+/* ---- sample ------------------------------------------------------------------------------- */
+
+static mx_sample_row choice(case_io *io, int64_t r)
+{
+    mx_sample_row o = {.temperature = 1, .top_p = 1, .typical_p = 1, .repetition_penalty = 1,
+                       .uniform = 0.5 + 0.5 * case_uniform(io)};
+    if (io->c->perf) {
+        o.temperature = io->c->c ? 0.8f : 0;
+        o.top_k = io->c->c == 2 ? 50 : 0;
+        o.top_p = io->c->c >= 2 ? 0.95f : 1;
+        return o;
+    }
+    switch (r % 10) {
+    case 0: o.temperature = 0; break;
+    case 1: break;
+    case 2: o.top_k = 1 + (int32_t)case_below(io, 9); break;
+    case 3: o.top_p = 0.9f; break;
+    case 4: o.min_p = 0.05f; break;
+    case 5: o.typical_p = 0.6f; break;
+    case 6: o.top_p = 0; break;
+    case 7: o.top_k = 20; o.top_p = 0.7f; o.min_p = 0.02f; o.typical_p = 0.8f; break;
+    case 8: o.top_k = 1 << 30; o.min_p = 1; break;
+    default: o.top_p = 0.99f; o.min_p = 0.001f;
+    }
+    if (r % 3 == 1) o.temperature *= 0.7f;
+    if (r % 3 == 2) o.temperature *= 1.9f;
+    return o;
+}
+
+/* Rows with equal logits, without a finite one, with NaN, with an infinity. */
+static void odd_row(case_io *io, placed *p, int64_t r)
+{
+    int64_t v = p->t.cols;
+    for (int64_t i = 0; i < v; i++) {
+        double x = case_value(p, p->before, r, i);
+        if (r % 4 == 1) x = nearbyint(x);
+        if (r % 16 == 6) x = -INFINITY;
+        if (r % 16 == 10 && i % 3 == 0) x = NAN;
+        if (r % 16 == 14) x = i == v / 2 || i == v - 1 ? INFINITY : i % 2 ? -INFINITY : x;
+        store(p->before + p->lead + (size_t)(r * p->t.stride + i) * sizeof(float), MX_F32, x);
+    }
+    io->env->dev->ops->upload(&io->s, p->memory.base, p->before, p->memory.size);
+}
+
+static void sample_build(case_io *io)
+{
+    const mx_case *c = io->c;
+    case_place(io, MX_I32, c->n, 1, FILL_SENTINEL, true);
+    case_place(io, MX_F32, c->n, c->o, FILL_NOISE_LOGITS, false);
+    io->rows = calloc((size_t)c->n, sizeof *io->rows);
+    io->broken |= !io->rows;
+    for (int64_t r = 0; r < c->n && !io->broken; r++) {
+        io->rows[r] = choice(io, r);
+        if (!c->perf && r % 2) odd_row(io, &io->t[1], r);
+        if (!c->perf && r % 4 == 2) odd_row(io, &io->t[1], r);
+    }
+}
+
+static void sample_call(case_io *io)
+{
+    io->env->kernels->sample(&io->s, T(0), T(1), io->rows);
+}
+
+/* A draw may fall the other way when a bound lies within f32 rounding of it:
+ * the reference is asked again with each bound moved by that much. */
+static bool near_choice(const double *x, int64_t v, mx_sample_row o, int32_t got)
+{
+    const double step = 3e-6;
+    for (int bits = 0; bits < 81; bits++) {
+        mx_sample_row p = o;
+        double move[4] = {(bits % 3 - 1) * step, (bits / 3 % 3 - 1) * step, (bits / 9 % 3 - 1) * step, (bits / 27 - 1) * step};
+        p.uniform = fmax(0, o.uniform + move[0]);
+        if (o.top_p > 0 && o.top_p < 1) p.top_p = o.top_p + (float)move[1];
+        if (o.min_p > 0 && o.min_p < 1) p.min_p = o.min_p * (1 + (float)move[2]);
+        if (o.typical_p < 1) p.typical_p = o.typical_p + (float)move[3];
+        if (ref_sample(x, v, &p) == got) return true;
+    }
+    return false;
+}
+
+static bool sample_check(case_io *io)
+{
+    const mx_case *c = io->c;
+    double *x = DATA(1);
+    bool ok = true;
+    int64_t moved = 0;
+    for (int64_t r = 0; r < c->n; r++) {
+        int32_t got = (int32_t)case_value(&io->t[0], io->t[0].after, r, 0), want = ref_sample(x + r * c->o, c->o, &io->rows[r]);
+        if (got == want) continue;
+        moved++;
+        if (!near_choice(x + r * c->o, c->o, io->rows[r], got)) ok = case_fail(io, "row %lld: got %d, want %d", (long long)r, got, want);
+    }
+    free(x);
+    /* such bounds are rare: many of them would be a mistake of its own */
+    if (moved > 1 + c->n / 10) ok = case_fail(io, "%lld of %lld draws differ", (long long)moved, (long long)c->n);
+    return ok;
+}
+
+static void vocabulary_work(const mx_case *c, double *flop, double *bytes)
+{
+    *flop = (double)c->n * (double)c->o;
+    *bytes = (double)c->n * (double)c->o * 4;
+}
+
+/* ---- logprobs: c of the best ------------------------------------------------------------------ */
+
+static void logprobs_build(case_io *io)
+{
+    const mx_case *c = io->c;
+    int32_t *chosen = malloc((size_t)c->n * sizeof *chosen);
+    case_place(io, MX_F32, c->n, 1, FILL_SENTINEL, true);
+    case_place(io, MX_I32, c->n, c->c, FILL_SENTINEL, true);
+    case_place(io, MX_F32, c->n, c->c, FILL_SENTINEL, true);
+    case_place(io, MX_F32, c->n, c->o, FILL_NOISE_LOGITS, false);
+    for (int64_t r = 0; chosen && r < c->n; r++) chosen[r] = r % 4 == 1 ? -1 : (int32_t)case_below(io, c->o);
+    if (chosen) case_place_i32(io, c->n, 1, chosen);
+    io->broken |= !chosen;
+    for (int64_t r = 1; r < c->n && !io->broken && !c->perf; r += 2) odd_row(io, &io->t[3], r);
+    io->tolerance = 1e-6;
+    free(chosen);
+}
+
+static void logprobs_call(case_io *io)
+{
+    io->env->kernels->logprobs(&io->s, T(0), T(4), T(1), T(2), T(3));
+}
+
+static bool logprobs_check(case_io *io)
+{
+    const mx_case *c = io->c;
+    double *x = DATA(3), *lp = malloc((size_t)c->o * sizeof *lp);
+    int32_t *order = malloc((size_t)c->o * sizeof *order);
+    for (int i = 0; i < 3; i++) io->t[i].want = DATA(i);
+    for (int64_t r = 0; r < c->n; r++) {
+        ref_logprobs(lp, order, x + r * c->o, c->o);
+        int64_t id = (int64_t)case_value(&io->t[4], IN(4), r, 0);
+        io->t[0].want[r] = id < 0 ? -INFINITY : lp[id];
+        for (int64_t i = 0; i < c->c; i++) {
+            io->t[1].want[r * c->c + i] = order[i];
+            io->t[2].want[r * c->c + i] = lp[order[i]];
+        }
+    }
+    free(x), free(lp), free(order);
+    bool ok = case_close(io, &io->t[0], "logprob");
+    ok = case_close(io, &io->t[2], "top_logprob") && ok;
+    io->tolerance = 0;
+    return case_close(io, &io->t[1], "top_id") && ok;
+}
+
+const case_op mx_case_span_ops[] = {
+    {"kv_write", kv_write_build, kv_write_call, kv_write_check, kv_work},
+    {"kv_copy", kv_copy_build, kv_copy_call, kv_copy_check, kv_work},
+    {"attention_paged", attention_build, attention_call, attention_check, attention_work},
+    {"logits_process", process_build, process_call, process_check, vocabulary_work},
+    {"sample", sample_build, sample_call, sample_check, vocabulary_work},
+    {"logprobs", logprobs_build, logprobs_call, logprobs_check, vocabulary_work},
+};
+const int mx_case_span_ops_count = sizeof mx_case_span_ops / sizeof *mx_case_span_ops;

@@ -1,0 +1,29 @@
+/* reference.h - the truth: every op of kernels/ops.h in double, naive loops.
+ *
+ * Matrices are dense, row-major, double; the caller has already rounded what a
+ * backend rounds (bf16 inputs, cache elements).  Slow on purpose. */
+#ifndef MX_REFERENCE_H
+#define MX_REFERENCE_H
+
+#include "kernels/ops.h"
+
+void ref_embed(double *y, const double *table, const int32_t *ids, int64_t n, int64_t c, bool add);
+void ref_linear(double *y, const double *x, const double *w, const double *b, int64_t n, int64_t c, int64_t o,
+                mx_activation act, bool add);
+void ref_norm(double *y, const double *x, const double *gain, const double *bias, int64_t n, int64_t c, double eps);
+void ref_rms_norm(double *y, const double *x, const double *gain, int64_t n, int64_t c, double eps);
+void ref_activate(double *y, const double *x, int64_t n, mx_activation act);
+void ref_gated(double *y, const double *gu, int64_t n, int64_t f, mx_activation act);
+void ref_rope(double *x, const int32_t *at, const float *freq, int64_t n, int heads, int64_t d, double magnitude,
+              bool interleaved);
+
+/* One row: q[heads,d] over keys and values [length][groups][d] of its sequence. */
+void ref_attention(double *y, const double *q, const double *k, const double *v, int64_t length, int heads, int groups,
+                   int64_t d, double scale, int64_t window);
+
+void ref_logits_process(double *x, int64_t n, int64_t v, const mx_sample_row *rows, const mx_logit_lists *lists);
+int32_t ref_sample(const double *x, int64_t v, const mx_sample_row *row);
+/* All log-probabilities of one row, and the order of its tokens. */
+void ref_logprobs(double *lp, int32_t *order, const double *x, int64_t v);
+
+#endif

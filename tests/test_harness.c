@@ -1,0 +1,137 @@
+/* test_harness.c - the suite must turn red: for every op a wrong one is planted
+ * in the table, and at least one of its cases has to fail. */
+#include "tests/cases.h"
+#include "tests/test.h"
+
+#define REAL mx_kernels_cpu
+
+static float *element(mx_tensor t, int64_t r, int64_t i)
+{
+    return (float *)t.data + r * t.stride + i;
+}
+
+/* The last value of the last row, a little off: 1e-3 of it, at least 1e-3. */
+static void nudge(mx_tensor y)
+{
+    float *p = element(y, y.rows - 1, y.cols - 1);
+    *p += 1e-3f + 1e-3f * fabsf(*p);
+}
+
+static void wrong_embed(mx_stream *s, mx_tensor y, mx_tensor table, mx_tensor ids, bool add)
+{
+    y.rows--, ids.rows--;                       /* the last row is forgotten */
+    REAL.embed(s, y, table, ids, add);
+}
+
+static void wrong_linear(mx_stream *s, mx_tensor y, mx_tensor x, const mx_weight *w, mx_tensor b, mx_activation act, bool add)
+{
+    REAL.linear(s, y, x, w, b, act, add);
+    nudge(y);
+}
+
+static void wrong_norm(mx_stream *s, mx_tensor y, mx_tensor x, mx_tensor gain, mx_tensor bias, float eps)
+{
+    REAL.norm(s, y, x, gain, bias, eps + 1e-3f);
+}
+
+static void wrong_rms_norm(mx_stream *s, mx_tensor y, mx_tensor x, mx_tensor gain, float eps)
+{
+    REAL.rms_norm(s, y, x, gain, eps);
+    *element(y, 0, y.cols) = 0;                 /* one past the row */
+}
+
+static void wrong_add(mx_stream *s, mx_tensor y, mx_tensor a, mx_tensor b)
+{
+    REAL.add(s, y, a, b);
+    nudge(y);
+}
+
+static void wrong_activate(mx_stream *s, mx_tensor y, mx_tensor x, mx_activation act)
+{
+    REAL.activate(s, y, x, act == MX_ACT_GELU_ERF ? MX_ACT_GELU_TANH : act);
+}
+
+static void wrong_gated(mx_stream *s, mx_tensor y, mx_tensor gu, mx_activation act)
+{
+    REAL.gated(s, y, gu, act);
+    *element(gu, 0, 0) += 1;                    /* an input changes */
+}
+
+static void wrong_rope(mx_stream *s, mx_tensor x, mx_tensor positions, mx_tensor freq, float magnitude, int heads,
+                       bool interleaved)
+{
+    REAL.rope(s, x, positions, freq, magnitude, heads, !interleaved);
+}
+
+static void wrong_kv_write(mx_stream *s, const mx_kv *kv, mx_tensor k, mx_tensor v, mx_tensor slots)
+{
+    (void)v;
+    REAL.kv_write(s, kv, k, k, slots);
+}
+
+static void wrong_kv_copy(mx_stream *s, const mx_kv *kv, mx_tensor from_to)
+{
+    from_to.rows--;
+    REAL.kv_copy(s, kv, from_to);
+}
+
+static void wrong_attention_paged(mx_stream *s, mx_tensor y, mx_tensor q, const mx_kv *kv, mx_tensor pages, mx_tensor at,
+                                  int heads, float scale, int window)
+{
+    for (int64_t r = 0; r < at.rows; r++) {     /* the row does not see itself */
+        int32_t *p = (int32_t *)at.data + r * at.stride + 1;
+        *p -= *p > 0;
+    }
+    REAL.attention_paged(s, y, q, kv, pages, at, heads, scale, window);
+}
+
+static void wrong_logits_process(mx_stream *s, mx_tensor logits, const mx_sample_row *rows, const mx_logit_lists *lists)
+{
+    mx_logit_lists l = *lists;
+    l.ban_begin = NULL;
+    REAL.logits_process(s, logits, rows, &l);
+}
+
+static void wrong_sample(mx_stream *s, mx_tensor id, mx_tensor logits, const mx_sample_row *rows)
+{
+    REAL.sample(s, id, logits, rows);
+    ((int32_t *)id.data)[0] ^= 1;
+}
+
+static void wrong_logprobs(mx_stream *s, mx_tensor logprob, mx_tensor chosen, mx_tensor top_id, mx_tensor top_logprob,
+                           mx_tensor logits)
+{
+    REAL.logprobs(s, logprob, chosen, top_id, top_logprob, logits);
+    nudge(top_logprob);
+}
+
+static void a_wrong_op_turns_the_suite_red(void)
+{
+    mx_device *devs = NULL;
+    mx_error err = {0};
+    mx_device_options opt = {.cpu_threads = 2};
+    int count = 0;
+    CHECK_OK(mx_devices_open(&devs, &count, &opt, &err), err);
+    if (!devs) return;
+#define X(name)                                                                            \
+    do {                                                                                   \
+        mx_kernels planted = REAL;                                                         \
+        mx_case_env env = {&devs[0], &REAL, 7, NULL};                                      \
+        CHECK_MSG(mx_cases_test(&env, #name "(") == 0, "%s is right", #name);              \
+        planted.name = wrong_##name;                                                       \
+        env.kernels = &planted;                                                            \
+        CHECK_MSG(mx_cases_test(&env, #name "(") > 0, "a wrong %s passes", #name);         \
+    } while (0);
+    MX_OPS(X)
+#undef X
+    mx_devices_close(devs, count);
+}
+
+/* No op at all is no success either. */
+static void a_filter_that_selects_nothing_is_an_error(void)
+{
+    mx_case_env env = {0};
+    CHECK(mx_cases_test(&env, "no such op") == -1);
+}
+
+MX_TESTS(TEST(a_wrong_op_turns_the_suite_red), TEST(a_filter_that_selects_nothing_is_an_error))

@@ -1,0 +1,134 @@
+/* test_server_engine.c - the whole house: the real engine on a tiny model with seeded
+ * weights, behind the real server. */
+#include "tests/server_storm.h"
+
+enum { PROMPT = 12, NEW = 64 };
+
+typedef struct house {
+    mx_app app;
+    mx_server *server;
+    mx_client *client;
+} house;
+
+static bool house_open(house *h)
+{
+    mx_error err = {.text = ""};
+    mx_generator_options g = mx_generator_defaults();
+    mx_server_options o = mx_server_defaults();
+    *h = (house){0};
+    g.max_num_seqs = 16;
+    g.max_queued = 2000;
+    g.max_model_len = 96;
+    o.listen = "127.0.0.1:0";
+    CHECK_OK(mx_app_open(&h->app, NULL, &err), err);
+    CHECK_OK(mx_app_load(&h->app, "tiny=" MX_SOURCE_DIR "/tests/golden/decoder/llama", &g, &err), err);
+    if (!h->app.n_models) return false;
+    atomic_store(&h->app.state, MX_APP_SERVING);
+    CHECK_OK(mx_server_open(&h->server, &h->app, &o, &err), err);
+    if (h->server) CHECK_OK(mx_client_open(&h->client, mx_server_address(h->server), NULL, &err), err);
+    return h->client != NULL;
+}
+
+static void house_close(house *h)
+{
+    mx_client_close(h->client);
+    mx_server_close(h->server);
+    mx_app_close(&h->app, 0);
+}
+
+static int used_pages(const house *h)
+{
+    mx_generator_info info;
+    mx_generator_info_get(h->app.models[0], &info);
+    return info.kv_pages - info.kv_pages_free;
+}
+
+static bool quiet(const house *h)
+{
+    uint64_t start = now_ms();
+    while (used_pages(h) || mx_server_inflight(h->server)) {
+        if (now_ms() - start > 20000) return false;
+        nap_ms(2);
+    }
+    return true;
+}
+
+static Merx__V1__TokenIds prompt_ids;
+static int32_t prompt_list[PROMPT];
+
+static void ids_request(Merx__V1__GenerateRequest *q, Merx__V1__Sampling *s, int max_tokens)
+{
+    request_init(q, s, "", max_tokens);
+    merx__v1__token_ids__init(&prompt_ids);
+    for (int i = 0; i < PROMPT; i++) prompt_list[i] = 3 + i * 5;
+    prompt_ids.n_ids = PROMPT;
+    prompt_ids.ids = prompt_list;
+    q->input_case = MERX__V1__GENERATE_REQUEST__INPUT_IDS;
+    q->ids = &prompt_ids;
+}
+
+/* The ids that a stream brings are those of the unary call, with sampling and a seed. */
+static void test_stream_equals_generate(void)
+{
+    house h;
+    if (!house_open(&h)) return;
+    Merx__V1__GenerateRequest q;
+    Merx__V1__Sampling s;
+    Merx__V1__GenerateResponse *r = NULL;
+    mx_client_call *c;
+    mx_rpc_status st;
+    const uint8_t *msg;
+    size_t len, got = 0, wrong = 0;
+    ids_request(&q, &s, NEW);
+    CHECK(call(h.client, RPC("Generate"), &q, &merx__v1__generate_response__descriptor, &r, &st) == MX_RPC_OK);
+    CHECK_MSG(r && r->n_candidates == 1 && r->candidates[0]->n_ids > 0, "%s", st.text);
+    CHECK(r && r->usage && r->usage->prompt_tokens == PROMPT && r->timings && r->timings->decode_ms > 0);
+    packed p = pack(&q.base);
+    CHECK(!mx_client_stream(h.client, &c, RPC("Stream"), p.data, p.len, 20000));
+    while (mx_client_next(c, &msg, &len)) {
+        Merx__V1__GenerateEvent *e = merx__v1__generate_event__unpack(NULL, len, msg);
+        for (size_t i = 0; e && r && i < e->n_ids; i++, got++)
+            wrong += got >= r->candidates[0]->n_ids || e->ids[i] != r->candidates[0]->ids[got];
+        if (e) merx__v1__generate_event__free_unpacked(e, NULL);
+    }
+    mx_client_finish(c, &st);
+    CHECK_MSG(st.code == MX_RPC_OK && r && got == r->candidates[0]->n_ids && !wrong, "%zu ids, %zu differ, %s", got,
+              wrong, st.text);
+    mx_client_end(c);
+    if (r) merx__v1__generate_response__free_unpacked(r, NULL);
+    free(p.data);
+    CHECK(quiet(&h));
+    house_close(&h);
+}
+
+static void test_storm_leaves_every_page(void)
+{
+    int total = SANITIZED ? 1000 : 10000;
+    house h;
+    storm s;
+    Merx__V1__GenerateRequest q;
+    Merx__V1__Sampling t;
+    if (!house_open(&h)) return;
+    ids_request(&q, &t, 80);
+    t.ignore_eos = true;
+    packed p = pack(&q.base);
+    storm_open(&s, 64);
+    cancel_storm(h.client, &s, total / 10, &p);
+    vanish_storm(mx_server_port(h.server), total / 10, &p);
+    CHECK_MSG(quiet(&h), "%d pages, %d calls", used_pages(&h), mx_server_inflight(h.server));
+    long before = rss_kb();
+    int files = open_files();
+    cancel_storm(h.client, &s, total / 2, &p);
+    CHECK_MSG(quiet(&h), "%d pages, %d calls", used_pages(&h), mx_server_inflight(h.server));
+    CHECK(vanish_storm(mx_server_port(h.server), total / 2, &p) == total / 2);
+    for (int i = 0; i < 1000 && open_files() > files + 2; i++) nap_ms(10);
+    CHECK_MSG(quiet(&h), "%d pages, %d calls", used_pages(&h), mx_server_inflight(h.server));
+    long grown = rss_kb() - before;
+    printf("  %d streams; RSS %ld kB, grown %ld kB\n", total, rss_kb(), grown);
+    CHECK_MSG(SANITIZED || grown < 6144, "%ld kB grown", grown);
+    storm_close(&s, true);
+    free(p.data);
+    house_close(&h);
+}
+
+MX_TESTS(TEST(test_stream_equals_generate), TEST(test_storm_leaves_every_page))
