@@ -1,8 +1,9 @@
-/* tokenize_lines MODEL [bench] - ids of standard input's lines, one line each.
+/* tokenize_lines MODEL [nul|bench] - ids of standard input's lines, one line each.
  *
  * MODEL is a folder or a .gguf file.  Special tokens in the text are parsed and
  * none are added.  What compare_tokenizers.py holds against Hugging Face's
- * `tokenizers`.  bench: the whole input at once and line by line, in MB/s. */
+ * `tokenizers`.  nul: texts end in a zero byte, not in a newline, which they may
+ * hold.  bench: the whole input at once and line by line, in MB/s. */
 #include "models/tokenizer.h"
 #include "runtime/clock.h"
 
@@ -55,18 +56,19 @@ int main(int argc, char **argv)
     size_t room = 0;
     ssize_t n;
     if (argc < 2) {
-        fprintf(stderr, "usage: tokenize_lines MODEL [bench] < text\n");
+        fprintf(stderr, "usage: tokenize_lines MODEL [nul|bench] < text\n");
         return 2;
     }
+    int end = argc > 2 && !strcmp(argv[2], "nul") ? 0 : '\n';
     uint64_t begin = mx_now_ns(&mx_clock_monotonic);
     mx_status st = open_any(&t, argv[1], &err);
     if (!st) fprintf(stderr, "opened in %.1f ms\n", (double)(mx_now_ns(&mx_clock_monotonic) - begin) * 1e-6);
-    if (!st && argc > 2) {
+    if (!st && argc > 2 && !strcmp(argv[2], "bench")) {
         n = getdelim(&line, &room, -1, stdin);
         if (n > 0) st = bench(t, line, (size_t)n, &err);
     }
-    while (!st && argc == 2 && (n = getline(&line, &room, stdin)) >= 0) {
-        if (n && line[n - 1] == '\n') n--;
+    while (!st && (n = getdelim(&line, &room, end, stdin)) >= 0) {
+        if (n && line[n - 1] == (char)end) n--;
         ids.count = 0;
         st = mx_tokenizer_encode(t, line, (size_t)n, false, true, &ids, &err);
         for (int32_t i = 0; i < ids.count; i++) printf("%s%d", i ? " " : "", ids.id[i]);
