@@ -4,6 +4,7 @@
 # what is missing.
 set -u
 packages="gcc g++ cmake ninja-build make pkg-config git libdnnl-dev libhwloc-dev libjansson-dev libpcre2-dev libutf8proc-dev libssl-dev
+libopenmpi-dev openmpi-bin
 libgrpc-dev protobuf-compiler libprotobuf-c-dev protobuf-c-compiler libprotobuf-dev python3 python3-grpcio python3-protobuf
 clang libclang-rt-dev python3-pip"
 missing=""
