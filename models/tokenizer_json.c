@@ -6,9 +6,11 @@
 
 typedef struct reader {
     mx_tokenizer *t;
-    const char   *folder;
+    const char   *folder, *file;   /* file: that is being read */
     mx_error     *err;
     char          what[600];       /* "folder/file: field", for errors */
+    int32_t       n_vocab;         /* the largest id of the vocabulary's own tokens, + 1 */
+    mx_status     flags;           /* sticky: a flag that is not a boolean */
 } reader;
 
 static const char *what(reader *r, const char *file, const char *field)
@@ -19,7 +21,7 @@ static const char *what(reader *r, const char *file, const char *field)
 
 static const char *in_json(reader *r, const char *field)
 {
-    return what(r, "tokenizer.json", field);
+    return what(r, r->file, field);
 }
 
 static mx_status wrong(reader *r, const char *field, const char *why)
@@ -36,7 +38,7 @@ static mx_status unsupported(reader *r, const char *field, const char *name)
 static mx_status parse(reader *r, const char *file, const char *text, size_t n, json_t **out)
 {
     json_error_t e;
-    *out = json_loadb(text, n, JSON_ALLOW_NUL, &e);
+    *out = json_loadb(text, n, JSON_ALLOW_NUL | JSON_REJECT_DUPLICATES, &e);
     if (!*out)
         return mx_fail(r->err, MX_ERR_FORMAT, "%s: offset %d: %s", what(r, file, ""), e.position, e.text);
     if (!json_is_object(*out)) return mx_fail(r->err, MX_ERR_FORMAT, "%s: not an object", what(r, file, ""));
@@ -49,9 +51,11 @@ static const char *type_of(const json_t *j)
     return s ? s : "";
 }
 
-static bool flag(const json_t *j, const char *key, bool otherwise)
+/* A boolean, or `otherwise` where there is none; what else stands there is kept in r->flags. */
+static bool flag(reader *r, const json_t *j, const char *key, bool otherwise)
 {
     const json_t *v = json_object_get(j, key);
+    if (v && !json_is_null(v) && !json_is_boolean(v) && !r->flags) r->flags = wrong(r, key, "neither true nor false");
     return json_is_boolean(v) ? json_is_true(v) : otherwise;
 }
 
@@ -72,6 +76,18 @@ static mx_status read_vocab(reader *r, const char *w, json_t *vocab, size_t more
             return mx_fail(r->err, MX_ERR_FORMAT, "%s: the id of \"%.60s\" is not an integer", w, key);
         MX_TRY(mx_vocab_add(&r->t->vocab, json_integer_value(value), key, json_object_iter_key_len(i), w, r->err));
     }
+    r->n_vocab = r->t->vocab.n_tokens;
+    return MX_OK;
+}
+
+/* Ids that nobody has, between the vocabulary and the added tokens, are padding; within the vocabulary they say
+ * that the file has lost something. */
+static mx_status check_holes(reader *r, const char *w)
+{
+    for (int32_t id = 0; id < r->n_vocab; id++)
+        if (!r->t->vocab.token[id].flags)
+            return mx_fail(r->err, MX_ERR_FORMAT, "%s: a hole: no token has id %d, but others go up to %d", w, id,
+                           r->n_vocab - 1);
     return MX_OK;
 }
 
@@ -115,9 +131,9 @@ static mx_status read_model(reader *r, const json_t *model, size_t n_added)
         if (s && *s) return unsupported(r, "model", affix[i]);
     }
     if (json_number_value(json_object_get(model, "dropout")) > 0) return unsupported(r, "model", "dropout");
-    r->t->byte_fallback = flag(model, "byte_fallback", false);
-    r->t->fuse_unknown = flag(model, "fuse_unk", false);
-    r->t->ignore_merges = flag(model, "ignore_merges", false);
+    r->t->byte_fallback = flag(r, model, "byte_fallback", false);
+    r->t->fuse_unknown = flag(r, model, "fuse_unk", false);
+    r->t->ignore_merges = flag(r, model, "ignore_merges", false);
     snprintf(w, sizeof w, "%s", in_json(r, "model.vocab"));
     MX_TRY(read_vocab(r, w, json_object_get(model, "vocab"), n_added));
     snprintf(w, sizeof w, "%s", in_json(r, "model.merges"));
@@ -135,12 +151,12 @@ static mx_status read_added(reader *r, const char *w, const json_t *j, int64_t i
     const json_t *content = json_object_get(j, "content");
     mx_added a = {
         .id = (int32_t)id,
-        .special = flag(j, "special", false),
-        .lstrip = flag(j, "lstrip", false),
-        .rstrip = flag(j, "rstrip", false),
-        .single_word = flag(j, "single_word", false),
+        .special = flag(r, j, "special", false),
+        .lstrip = flag(r, j, "lstrip", false),
+        .rstrip = flag(r, j, "rstrip", false),
+        .single_word = flag(r, j, "single_word", false),
     };
-    a.normalized = flag(j, "normalized", !a.special);
+    a.normalized = flag(r, j, "normalized", !a.special);
     if (!json_is_string(content)) return mx_fail(r->err, MX_ERR_FORMAT, "%s: a token without content", w);
     if (id < 0 || id >= MX_TOKENIZER_MOST_IDS)
         return mx_fail(r->err, MX_ERR_FORMAT, "%s: id %lld is outside 0..%d", w, (long long)id, MX_TOKENIZER_MOST_IDS - 1);
@@ -149,12 +165,13 @@ static mx_status read_added(reader *r, const char *w, const json_t *j, int64_t i
 
 static mx_status read_added_list(reader *r, const json_t *list)
 {
-    char w[600];
-    snprintf(w, sizeof w, "%s", in_json(r, "added_tokens"));
+    char w[600], field[40];
     if (list && !json_is_array(list) && !json_is_null(list)) return wrong(r, "added_tokens", "not an array");
     for (size_t i = 0; i < json_array_size(list); i++) {
         const json_t *j = json_array_get(list, i), *id = json_object_get(j, "id");
-        if (!json_is_integer(id)) return wrong(r, "added_tokens", "an id is missing or not an integer");
+        snprintf(field, sizeof field, "added_tokens[%zu]", i);
+        if (!json_is_integer(id)) return wrong(r, field, "the id is missing or not an integer");
+        snprintf(w, sizeof w, "%s", in_json(r, field));
         MX_TRY(read_added(r, w, j, json_integer_value(id)));
     }
     return MX_OK;
@@ -204,8 +221,8 @@ static mx_status read_normalizer(reader *r, const json_t *j, int depth)
         if (!st) st = copy(r, json_object_get(j, "content"), "normalizer.content", &n.to, &n.n_to);
     } else if (!strcmp(type, "Strip")) {
         n.kind = MX_NORM_STRIP;
-        n.left = flag(j, "strip_left", true);
-        n.right = flag(j, "strip_right", true);
+        n.left = flag(r, j, "strip_left", true);
+        n.right = flag(r, j, "strip_right", true);
     } else {
         return unsupported(r, "normalizer.type", type);
     }
@@ -242,7 +259,7 @@ static mx_status read_split(reader *r, const json_t *j)
     mx_split_how how;
     if (!json_is_string(s)) return wrong(r, "pre_tokenizer.pattern", "neither a String nor a Regex");
     MX_TRY(read_how(r, j, &how));
-    return add_pattern(r, json_string_value(s), json_string_length(s), literal, how, flag(j, "invert", false));
+    return add_pattern(r, json_string_value(s), json_string_length(s), literal, how, flag(r, j, "invert", false));
 }
 
 static mx_status read_metaspace(reader *r, const json_t *j)
@@ -253,21 +270,21 @@ static mx_status read_metaspace(reader *r, const json_t *j)
     if (!space || !*space || strlen(space) >= sizeof s.space) return wrong(r, "pre_tokenizer.replacement", "not a character");
     memcpy(s.space, space, strlen(space) + 1);
     if (scheme && !strcmp(scheme, "first")) s.prepend = MX_PREPEND_FIRST;
-    if ((scheme && !strcmp(scheme, "never")) || (!scheme && !flag(j, "add_prefix_space", true)))
+    if ((scheme && !strcmp(scheme, "never")) || (!scheme && !flag(r, j, "add_prefix_space", true)))
         s.prepend = MX_PREPEND_NEVER;
     MX_TRY(mx_split_add(r->t, &s, in_json(r, "pre_tokenizer"), r->err));
-    if (!flag(j, "split", true)) return MX_OK;
+    if (!flag(r, j, "split", true)) return MX_OK;
     return add_pattern(r, s.space, strlen(s.space), true, MX_MERGED_NEXT, false);
 }
 
 static mx_status read_byte_level(reader *r, const json_t *j)
 {
     r->t->byte_level = true;
-    if (flag(j, "add_prefix_space", true)) {
+    if (flag(r, j, "add_prefix_space", true)) {
         mx_split s = {.kind = MX_SPLIT_PREFIX_SPACE};
         MX_TRY(mx_split_add(r->t, &s, in_json(r, "pre_tokenizer"), r->err));
     }
-    if (!flag(j, "use_regex", true)) return MX_OK;
+    if (!flag(r, j, "use_regex", true)) return MX_OK;
     return mx_split_preset(r->t, "gpt-2", 5, in_json(r, "pre_tokenizer"), r->err);
 }
 
@@ -293,7 +310,7 @@ static mx_status read_pre_tokenizer(reader *r, const json_t *j, int depth)
     if (!strcmp(type, "Split")) return read_split(r, j);
     if (!strcmp(type, "Metaspace")) return read_metaspace(r, j);
     if (!strcmp(type, "Digits")) {
-        const char *p = flag(j, "individual_digits", false) ? "\\p{N}" : "\\p{N}+";
+        const char *p = flag(r, j, "individual_digits", false) ? "\\p{N}" : "\\p{N}+";
         return add_pattern(r, p, strlen(p), false, MX_ISOLATED, false);
     }
     if (!strcmp(type, "Punctuation")) {
@@ -378,7 +395,7 @@ static mx_status read_decoder(reader *r, const json_t *j, int depth)
     if (!strcmp(type, "Strip") && json_integer_value(json_object_get(j, "start")) > 0) r->t->strip_first_space = true;
     if (!strcmp(type, "Metaspace")) {
         const char *scheme = json_string_value(json_object_get(j, "prepend_scheme"));
-        r->t->strip_first_space = scheme ? strcmp(scheme, "never") != 0 : flag(j, "add_prefix_space", true);
+        r->t->strip_first_space = scheme ? strcmp(scheme, "never") != 0 : flag(r, j, "add_prefix_space", true);
     }
     return MX_OK;
 }
@@ -391,6 +408,7 @@ static mx_status read_tokenizer_json(reader *r, const mx_tokenizer_files *f)
     const json_t *added = json_object_get(root, "added_tokens");
     MX_TRY_GOTO(st, read_model(r, json_object_get(root, "model"), json_array_size(added)), done);
     MX_TRY_GOTO(st, read_added_list(r, added), done);
+    MX_TRY_GOTO(st, check_holes(r, in_json(r, "model.vocab")), done);
     MX_TRY_GOTO(st, read_normalizer(r, json_object_get(root, "normalizer"), 0), done);
     MX_TRY_GOTO(st, read_pre_tokenizer(r, json_object_get(root, "pre_tokenizer"), 0), done);
     MX_TRY_GOTO(st, read_post_processor(r, json_object_get(root, "post_processor"), 0), done);
@@ -418,7 +436,11 @@ static mx_status read_merges_text(reader *r, const char *s, size_t n)
         next = eol ? eol + 1 : end;
         if (len && p[len - 1] == '\r') len--;
         if (!len || (p == s && len >= 8 && !memcmp(p, "#version", 8))) continue;
-        MX_TRY(add_merge_line(r, w, p, len, rank++));
+        mx_status st = add_merge_line(r, w, p, len, rank++);
+        if (st) {
+            mx_error inner = r->err ? *r->err : (mx_error){0};
+            return mx_fail(r->err, st, "%.400s (offset %zu)", inner.text, (size_t)(p - s));
+        }
     }
     return MX_OK;
 }
@@ -436,9 +458,15 @@ static mx_status read_vocab_and_merges(reader *r, const mx_tokenizer_files *f, c
     snprintf(w, sizeof w, "%s", what(r, "vocab.json", ""));
     MX_TRY_GOTO(st, read_vocab(r, w, vocab, json_object_size(added)), done);
     MX_TRY_GOTO(st, read_merges_text(r, f->merges, f->n_merges), done);
-    snprintf(w, sizeof w, "%s", what(r, "tokenizer_config.json", "added_tokens_decoder"));
-    for (void *i = json_object_iter(added); i && !st; i = json_object_iter_next(added, i))
-        st = read_added(r, w, json_object_iter_value(i), strtoll(json_object_iter_key(i), NULL, 10));
+    r->file = "tokenizer_config.json";
+    snprintf(w, sizeof w, "%s", in_json(r, "added_tokens_decoder"));
+    for (void *i = json_object_iter(added); i && !st; i = json_object_iter_next(added, i)) {
+        char *rest;
+        int64_t id = strtoll(json_object_iter_key(i), &rest, 10);
+        st = *rest ? wrong(r, "added_tokens_decoder", "an id is not a number")
+                   : read_added(r, w, json_object_iter_value(i), id);
+    }
+    if (!st) st = check_holes(r, what(r, "vocab.json", ""));
     mx_added a = {.id = mx_vocab_find(&r->t->vocab, end, sizeof end - 1), .special = true};
     if (!st && a.id >= 0) st = mx_tokenizer_add_added(r->t, &a, end, sizeof end - 1, w, r->err);
     if (!st) st = mx_split_preset(r->t, preset, 5, what(r, "merges.txt", ""), r->err);
@@ -486,13 +514,14 @@ static mx_status read_config(reader *r, const json_t *config, const mx_tokenizer
 
 mx_status mx_tokenizer_parse(mx_tokenizer **out, const mx_tokenizer_files *f, mx_error *err)
 {
-    reader r = {.t = mx_tokenizer_new(), .folder = f->name, .err = err};
+    reader r = {.t = mx_tokenizer_new(), .folder = f->name, .file = "tokenizer.json", .err = err};
     json_t *config = NULL;
     mx_status st = MX_OK;
     *out = NULL;
     if (!r.t) return mx_fail(err, MX_ERR_NO_MEMORY, "%s: no memory for the tokenizer", f->name);
     if (f->config) MX_TRY_GOTO(st, parse(&r, "tokenizer_config.json", f->config, f->n_config, &config), done);
     MX_TRY_GOTO(st, f->json ? read_tokenizer_json(&r, f) : read_vocab_and_merges(&r, f, config), done);
+    MX_TRY_GOTO(st, r.flags, done);
     MX_TRY_GOTO(st, read_config(&r, config, f), done);
     st = mx_tokenizer_seal(r.t, what(&r, f->json ? "tokenizer.json" : "vocab.json", ""), err);
 done:

@@ -158,7 +158,14 @@ def real_gpt2(texts):
 def real_model(texts):
     from transformers import AutoTokenizer
     fast = AutoTokenizer.from_pretrained(os.path.dirname(MODEL), gguf_file=os.path.basename(MODEL))
-    compare("MODEL: transformers", texts, merx(MODEL, texts), by_tokenizers(fast.backend_tokenizer, texts))
+    field = gguf.GGUFReader(MODEL).fields.get("tokenizer.ggml.pre")
+    if field and field.contents() == "smollm":
+        # transformers does not read tokenizer.ggml.pre; SmolLM's tokenizer.json cuts digits first
+        fast.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    ours = merx(MODEL, texts)
+    compare("MODEL: tokenizers, rebuilt by transformers", texts, ours, by_tokenizers(fast.backend_tokenizer, texts))
+    compare("MODEL: llama.cpp", texts, ours, by_llama_cpp(MODEL, texts))
     compare("MODEL, 30 prompts: llama.cpp", PROMPTS, merx(MODEL, PROMPTS), by_llama_cpp(MODEL, PROMPTS))
     speed("MODEL", fast.backend_tokenizer, MODEL, texts)
 
