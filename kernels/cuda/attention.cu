@@ -184,7 +184,7 @@ template <typename T> static __device__ __forceinline__ float2 load_value(const 
 }
 
 /* The queries of a block, in shared memory. */
-template <int CH, int QB> struct queries {
+template <int CH, int QB> struct __align__(16) queries {
     float q[QB][CH * 32];               /* scaled, zeros behind D      */
     float p[WARPS][QB][STEP];           /* weights of a step           */
     int64_t place[WARPS][STEP];
@@ -338,12 +338,19 @@ static __device__ void bring_queries(const attention &a, queries<CH, QB> *s, int
     __syncthreads();
 }
 
+/* A block's shared memory: the queries; then keys, and when those are done with, the warps' parts. */
+template <typename T, int CH, int QB> static constexpr size_t shared_bytes()
+{
+    size_t keys = WARPS * STEP * key_pitch<T>(), parts = WARPS * QB * (32 * CH + 2) * sizeof(float);
+    return sizeof(queries<CH, QB>) + (keys > parts ? keys : parts);
+}
+
 template <typename T, int CH, int QB> static __global__ void __launch_bounds__(32 * WARPS) attend_kernel(attention a)
 {
     constexpr int OWN = QB * CH / WARPS;
-    constexpr int KEYS = WARPS * STEP * key_pitch<T>(), PARTS = WARPS * QB * (32 * CH + 2) * 4;
-    __shared__ queries<CH, QB> s;
-    __shared__ __align__(16) char memory[KEYS > PARTS ? KEYS : PARTS];     /* keys, then the warps' parts */
+    MX_DYN_SHARED(char, shared);
+    queries<CH, QB> &s = *(queries<CH, QB> *)shared;
+    char *memory = shared + sizeof s;
     int64_t row = blockIdx.x;
     int n = run_of(a, row);
     if (!n) return;
@@ -427,7 +434,8 @@ template <typename T, int CH, int QB> static void attend(mx_stream *s, attention
     a.partial = apart ? (float *)mx_cuda_work(s, work) : NULL;
     if (apart && !a.partial) return;
     MX_LAUNCH(s, "attention_paged", (attend_kernel<T, CH, QB>),
-              dim3((unsigned)a.q.rows, (unsigned)(a.kv.kv_heads * chunks), apart ? (unsigned)a.splits : 1), 32 * WARPS, 0, a);
+              dim3((unsigned)a.q.rows, (unsigned)(a.kv.kv_heads * chunks), apart ? (unsigned)a.splits : 1), 32 * WARPS,
+              (shared_bytes<T, CH, QB>()), a);
     if (apart)
         MX_LAUNCH(s, "attention_paged", combine_kernel, dim3((unsigned)a.q.rows, (unsigned)a.heads), mx_row_threads(4 * a.kv.head_dim), 0, a);
 }

@@ -159,10 +159,14 @@ static void lt_multiply(mx_stream *s, const cuda_weight *w, float *y, int64_t ld
 
 /* ---- our own tiles: 64 x 64 outputs of a block of 256 threads, 4 x 4 of a thread -------------------------- */
 
+typedef struct tile_shared {
+    float x[16][64 + 4], w[16][64 + 4];
+} tile_shared;
+
 template <typename T>
 static __global__ void __launch_bounds__(256) tile_kernel(mx_tensor y, mx_tensor x, const T *w, int64_t padded, const float *bias, mx_activation act, bool add)
 {
-    __shared__ float xs[16][64 + 4], ws[16][64 + 4];
+    MX_DYN_SHARED(tile_shared, s);
     int tx = threadIdx.x % 16, ty = threadIdx.x / 16;
     int64_t r0 = (int64_t)blockIdx.y * 64, o0 = (int64_t)blockIdx.x * 64;
     float sum[4][4] = {};
@@ -171,13 +175,13 @@ static __global__ void __launch_bounds__(256) tile_kernel(mx_tensor y, mx_tensor
             int64_t i = j / 16, k = k0 + j % 16;
             T rounded;
             mx_down(&rounded, r0 + i < x.rows && k < x.cols ? mx_row(x, r0 + i)[k] : 0.0f);
-            xs[j % 16][i] = mx_up(rounded);
-            ws[j % 16][i] = o0 + i < y.cols && k < x.cols ? mx_up(w[(o0 + i) * padded + k]) : 0.0f;
+            s->x[j % 16][i] = mx_up(rounded);
+            s->w[j % 16][i] = o0 + i < y.cols && k < x.cols ? mx_up(w[(o0 + i) * padded + k]) : 0.0f;
         }
         __syncthreads();
         for (int k = 0; k < 16; k++)
             for (int i = 0; i < 4; i++)
-                for (int j = 0; j < 4; j++) sum[i][j] = fmaf(xs[k][4 * ty + i], ws[k][4 * tx + j], sum[i][j]);
+                for (int j = 0; j < 4; j++) sum[i][j] = fmaf(s->x[k][4 * ty + i], s->w[k][4 * tx + j], sum[i][j]);
         __syncthreads();
     }
     for (int i = 0; i < 4; i++)
@@ -197,9 +201,9 @@ static void own_multiply(mx_stream *s, mx_tensor y, mx_tensor x, const cuda_weig
         dim3 grid((unsigned)((w->rows + 63) / 64), (unsigned)((n + 63) / 64));
         mx_tensor yr = mx_tensor_rows(y, r, n), xr = mx_tensor_rows(x, r, n);
         if (w->dtype == MX_F32)
-            MX_LAUNCH(s, "linear", (tile_kernel<float>), grid, 256, 0, yr, xr, (const float *)w->memory.base, w->padded, bias, act, add);
+            MX_LAUNCH(s, "linear", (tile_kernel<float>), grid, 256, sizeof(tile_shared), yr, xr, (const float *)w->memory.base, w->padded, bias, act, add);
         else
-            MX_LAUNCH(s, "linear", (tile_kernel<mx_bf16>), grid, 256, 0, yr, xr, (const mx_bf16 *)w->memory.base, w->padded, bias, act, add);
+            MX_LAUNCH(s, "linear", (tile_kernel<mx_bf16>), grid, 256, sizeof(tile_shared), yr, xr, (const mx_bf16 *)w->memory.base, w->padded, bias, act, add);
     }
 }
 
