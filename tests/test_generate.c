@@ -7,6 +7,10 @@
 #include <sched.h>
 #include <stdatomic.h>
 
+#ifndef MX_TEST_DEVICE
+#define MX_TEST_DEVICE 0              /* tests/cudasim builds it for the simulated GPU */
+#endif
+
 enum { PROMPT = 29, VOCAB = 131 };
 
 typedef struct rig { mx_device *devs; int n_devs; mx_scheduler *sched; mx_generator *gen; } rig;
@@ -30,7 +34,7 @@ static bool rig_open(rig *r, const char *model, const mx_generator_options *opt)
     snprintf(path, sizeof path, MX_SOURCE_DIR "/tests/golden/decoder/%s", model);
     CHECK_OK(mx_devices_open(&r->devs, &r->n_devs, &dev, &err), err);
     CHECK_OK(mx_scheduler_open(&r->sched, r->devs, r->n_devs, NULL, &err), err);
-    CHECK_OK(mx_generator_open(&r->gen, "tiny", path, r->devs, 0, r->sched, NULL, opt, &err), err);
+    CHECK_OK(mx_generator_open(&r->gen, "tiny", path, r->devs, MX_TEST_DEVICE, r->sched, NULL, opt, &err), err);
     return !err.code;
 }
 
