@@ -9,7 +9,7 @@
  * whole numbers of 2^-44, so that atomic sums have the same bits in any order. */
 #include "kernels/cuda/common.cuh"
 
-#define THREADS 1024
+#define THREADS 1024                    /* of a block, at most */
 #define BINS    256
 #define ONE     17592186044416.0        /* 2^44: the mass of the most likely token */
 
@@ -64,6 +64,13 @@ static __global__ void process_kernel(mx_tensor logits, const mx_sample_row *row
             if (j == i) x[id] = -INFINITY;           /* a list may name a token twice */
         }
     }
+}
+
+/* Threads of a row's block: whole warps, about four logits each, for a small vocabulary. */
+static unsigned threads_for(int64_t v)
+{
+    int64_t t = (v + 127) / 128 * 32;
+    return (unsigned)(t < THREADS ? t : THREADS);
 }
 
 /* The rows' settings, from the host to the work memory's beginning. */
@@ -374,7 +381,7 @@ static __global__ void __launch_bounds__(THREADS) sample_kernel(mx_tensor id, mx
 extern "C" void mx_cuda_sample(mx_stream *s, mx_tensor id, mx_tensor logits, const mx_sample_row *rows)
 {
     const mx_sample_row *on_device = settings(s, rows, logits.rows, 0, NULL);
-    if (on_device) MX_LAUNCH(s, "sample", sample_kernel, (unsigned)logits.rows, THREADS, 0, id, logits, on_device);
+    if (on_device) MX_LAUNCH(s, "sample", sample_kernel, (unsigned)logits.rows, threads_for(logits.cols), 0, id, logits, on_device);
 }
 
 /* ---- log-probabilities -------------------------------------------------------------------------------------- */
@@ -467,5 +474,5 @@ extern "C" void mx_cuda_logprobs(mx_stream *s, mx_tensor logprob, mx_tensor chos
         a.found = (int32_t *)mx_cuda_work(s, (size_t)(logits.rows * top_id.cols) * sizeof(int32_t));
         if (!a.found) return;
     }
-    MX_LAUNCH(s, "logprobs", logprobs_kernel, (unsigned)logits.rows, THREADS, 0, a);
+    MX_LAUNCH(s, "logprobs", logprobs_kernel, (unsigned)logits.rows, threads_for(logits.cols), 0, a);
 }

@@ -120,10 +120,10 @@ int  sim_find(const void *p, char **base, size_t *n, int *freed);
 int  sim_is_pinned(const void *p, size_t n);
 int  sim_device_range(const void *p, size_t n);       /* 1 device, 0 host, -1 reported */
 void sim_guard(int closed);
-void sim_free_later(void *p, cudaStream_t s);
 
 /* stream.c */
 void sim_enqueue(cudaStream_t s, void (*fn)(void *), void *arg, void (*del)(void *));
+void sim_enqueue_always(cudaStream_t s, void (*fn)(void *), void *arg);
 void sim_flush_all(void);
 
 #endif

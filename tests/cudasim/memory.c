@@ -137,7 +137,7 @@ cudaError_t cudaFreeAsync(void *p, cudaStream_t s)
 {
     if (!p) return cudaSuccess;
     sim_lock();
-    sim_enqueue(s, release_run, p, NULL);
+    sim_enqueue_always(s, release_run, p);
     cudaError_t e = sim_sticky(cudaSuccess);
     sim_unlock();
     return e;

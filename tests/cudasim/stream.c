@@ -11,6 +11,7 @@ typedef struct op {
     void (*fn)(void *);
     void (*del)(void *);
     void *arg;
+    int   always;                   /* in a dead context too: frees, so that leaks can be told */
     struct CUevent_st *wait, *record;
     unsigned long generation;
     struct op *next;
@@ -34,7 +35,7 @@ static struct CUstream_st *stream_of(cudaStream_t s) { return s ? s : &null_stre
 
 static void op_run(op *o)
 {
-    if (o->fn && sim_sticky(cudaSuccess) == cudaSuccess) o->fn(o->arg);
+    if (o->fn && (o->always || sim_sticky(cudaSuccess) == cudaSuccess)) o->fn(o->arg);
     if (o->record && o->record->done < o->generation) o->record->done = o->generation;
 }
 
@@ -103,6 +104,11 @@ static void enqueue(cudaStream_t stream, op o)
 void sim_enqueue(cudaStream_t s, void (*fn)(void *), void *arg, void (*del)(void *))
 {
     enqueue(s, (op){.fn = fn, .arg = arg, .del = del});
+}
+
+void sim_enqueue_always(cudaStream_t s, void (*fn)(void *), void *arg)
+{
+    enqueue(s, (op){.fn = fn, .arg = arg, .always = 1});
 }
 
 /* ---- streams and events ----------------------------------------------------------------------- */
