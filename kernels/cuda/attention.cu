@@ -444,7 +444,6 @@ template <typename T> static void attend_by_width(mx_stream *s, attention a)
 {
     if (a.kv.head_dim <= 64) attend<T, 2, 8>(s, a);
     else if (a.kv.head_dim <= 128) attend<T, 4, 8>(s, a);
-    else if (a.kv.head_dim <= 256) attend<T, 8, 4>(s, a);
     else attend<T, 16, 2>(s, a);
 }
 

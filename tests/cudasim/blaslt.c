@@ -20,8 +20,9 @@ struct cublasLtMatrixLayout {
 };
 struct cublasLtMatmulPreference { uint32_t align[4], reductions; };
 
-static int coarse_gelu;
+static int coarse_gelu, absent;
 void cudasim_set_coarse_gelu(int on) { coarse_gelu = on; }
+void cudasim_set_blaslt(int on) { absent = !on; }
 
 #define OPEN(name, type)                                                                  \
     *name = sim_injected() ? NULL : calloc(1, sizeof(type));                              \
@@ -29,6 +30,7 @@ void cudasim_set_coarse_gelu(int on) { coarse_gelu = on; }
 
 cublasStatus_t cublasLtCreate(cublasLtHandle_t *h)
 {
+    if (absent) return CUBLAS_STATUS_NOT_INITIALIZED;
     OPEN(h, struct cublasLtContext)
     return CUBLAS_STATUS_SUCCESS;
 }

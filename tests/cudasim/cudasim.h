@@ -29,7 +29,9 @@ void cudasim_set_abort(int on);                     /* abort() at the first find
 void cudasim_set_guard(int on);                     /* host access to device memory faults              */
 void cudasim_set_devices(int n);                    /* 0: as if there were no driver                    */
 void cudasim_set_memory(size_t bytes);              /* of the device; what is over fails                */
-void cudasim_fail_at(long nth);                     /* the n-th call from now that can fail, fails; 0: none */
+long cudasim_fail_at(long nth);                     /* the n-th call from now that can fail, fails; 0: none;
+                                                       returns how many were still to come                      */
+void cudasim_set_blaslt(int on);                    /* 0: cublasLtCreate() fails                        */
 void cudasim_set_coarse_gelu(int on);               /* cublasLt's fused GELU is an approximation        */
 /* Findings since the last call, and the text of the last. */
 int  cudasim_errors(char *text, size_t size);

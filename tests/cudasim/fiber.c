@@ -35,7 +35,13 @@ const char *sim_message(void) { return message; }
 void cudasim_set_lazy(int on) { lazy = on; }
 void cudasim_set_chaos(unsigned n) { chaos = n; }
 void cudasim_set_abort(int on) { abort_at_once = on; }
-void cudasim_fail_at(long nth) { fail_in = nth; }
+
+long cudasim_fail_at(long nth)
+{
+    long left = fail_in;
+    fail_in = nth;
+    return left;
+}
 
 void cudasim_set_schedule(int m, unsigned seed)
 {
