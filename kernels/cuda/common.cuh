@@ -24,7 +24,7 @@ MX_OPS(X)
 extern "C" __typeof__(mx_weight_open) mx_cuda_weight_open;
 extern "C" __typeof__(mx_weight_close) mx_cuda_weight_close;
 
-/* Launch on an mx_stream and keep what went wrong.  Template kernels go in parentheses. */
+/* Launch on an mx_stream and keep what went wrong; nothing after an error.  Template kernels go in parentheses. */
 #ifdef MX_CUDASIM
 #define MX_DYN_SHARED(type, name) CUDASIM_DYN_SHARED(type, name)
 #define MX_LAUNCH_ON(kernel, grid, block, smem, q, ...) cudasim_launch(#kernel, kernel, grid, block, smem, q, __VA_ARGS__)
@@ -36,6 +36,7 @@ extern "C" __typeof__(mx_weight_close) mx_cuda_weight_close;
 #endif
 #define MX_LAUNCH(s, op, kernel, grid, block, smem, ...)                                           \
     do {                                                                                           \
+        if ((s)->error.code) break;                                                                \
         MX_LAUNCH_ON(kernel, grid, block, smem, (cudaStream_t)mx_cuda_queue(s), __VA_ARGS__);      \
         mx_cuda_ok(s, cudaGetLastError(), op);                                                     \
     } while (0)

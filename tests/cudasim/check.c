@@ -89,11 +89,6 @@ static void on_host_write(const void *p, size_t n)
     for (size_t i = 0; c && i < (n + 1) / 2; i++) c[i] = (cell){.w = HOST_STAMP};
 }
 
-static void on_forget(const void *p, size_t n)
-{
-    if (device_cells) memset(cells_of(p), 0, (n + 1) / 2 * sizeof(cell));
-}
-
 static void on_fence(void) { fenced = 1; }
 
 /* ---- reports ------------------------------------------------------------------------------- */
@@ -271,7 +266,7 @@ static void on_write(const void *p, size_t n)
 
 __attribute__((constructor)) static void install(void)
 {
-    sim_hook = (sim_hooks){on_launch, on_block, new_interval, on_atomic, on_read, on_write, on_host_write, on_forget, on_fence};
+    sim_hook = (sim_hooks){on_launch, on_block, new_interval, on_atomic, on_read, on_write, on_host_write, on_fence};
     new_interval();
 }
 

@@ -63,7 +63,6 @@ typedef struct sim_hooks {
     void (*read)(const void *p, size_t n);
     void (*write)(const void *p, size_t n);
     void (*host_write)(const void *p, size_t n);      /* device memory, by a copy or a library */
-    void (*forget)(const void *p, size_t n);          /* device memory holds nothing yet       */
     void (*fence)(void);
 } sim_hooks;
 extern sim_hooks sim_hook;

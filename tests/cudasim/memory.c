@@ -89,7 +89,6 @@ cudaError_t cudaMalloc(void **out, size_t n)
         UNPOISON(p, n);
         POISON(p + n, take - n);
         memset(p, 0xff, n);
-        HOOK(forget, p, n);
         sim_guard(1);
         *out = p;
     }

@@ -59,8 +59,10 @@ static void cases_hold(void)
 
 static void cases_hold_in_any_order_of_threads(void)
 {
-    cudasim_set_schedule(CUDASIM_REVERSE, 0);
-    run_cases(seed_of_run() + 1);
+    if (!cudasim_is_checker() && !cudasim_is_asan()) {
+        cudasim_set_schedule(CUDASIM_REVERSE, 0);
+        run_cases(seed_of_run() + 1);
+    }
     cudasim_set_schedule(CUDASIM_RANDOM, 7);
     cudasim_set_lazy(1);
     run_cases(seed_of_run() + 2);
@@ -95,7 +97,7 @@ static void products_hold_without_the_library(void)
 
 /* ---- the invariance rule -------------------------------------------------------------------- */
 
-enum { ROWS = 83, GAP = 5 };
+enum { ROWS = 67, GAP = 5 };
 
 static uint64_t state = 42;
 
@@ -162,7 +164,7 @@ static void run(mx_stream *s, const row_op *op, const mx_weight *w, const float 
 
 static void row_op_is_invariant(const row_op *op)
 {
-    static const int64_t batches[] = {1, 2, 3, 7, 16, 17, 64, ROWS};
+    static const int64_t batches[] = {1, 3, 16, 17, ROWS};
     row_op o = *op;
     mx_stream s;
     mx_weight w = {0};
@@ -174,9 +176,10 @@ static void row_op_is_invariant(const row_op *op)
     mx_row_source src = {read_weight, &o, op->o, op->c};
     CHECK_OK(mx_stream_open(&s, gpu(), 16 << 20, &err), err);
     if (weighted) CHECK_OK(mx_weight_open(&w, gpu(), &src, 1, op->type, &err), err);
-    for (int64_t r = 0; r < ROWS; r++) run(&s, &o, weighted ? &w : NULL, x + r * op->c, vec, 1, false, want + r * op->o);
+    for (int64_t r = cudasim_is_checker() || cudasim_is_asan() ? ROWS - 20 : 0; r < ROWS; r++) run(&s, &o, weighted ? &w : NULL, x + r * op->c, vec, 1, false, want + r * op->o);
     for (size_t b = 0; b < 2 * sizeof batches / sizeof *batches; b++) {
         int64_t n = batches[b / 2], first = ROWS - n;
+        if (n > 20 && (cudasim_is_checker() || cudasim_is_asan())) continue;
         run(&s, &o, weighted ? &w : NULL, x + first * op->c, vec, n, b % 2, y);
         CHECK_MSG(!memcmp(y, want + first * op->o, (size_t)(n * op->o) * sizeof *y), "%s %s [%lld,%lld]: a batch of %lld%s", op->name,
                   mx_dtype_name(op->type), (long long)op->c, (long long)op->o, (long long)n, b % 2 ? ", rows apart" : "");
