@@ -1,6 +1,6 @@
 /* ops.c - the op table from the command line.
  *
- *     ops_cases test|perf|list|grad [FILTER] [--threads N]
+ *     ops_cases test|grad|perf|list [FILTER] [--threads N]
  *
  * FILTER is a part of a case's printed name.  MX_TEST_SEED sets the seed. */
 #include "tests/cases.h"
@@ -10,7 +10,7 @@
 
 static int usage(void)
 {
-    fputs("usage: ops_cases test|perf|list [FILTER] [--threads N]\n", stderr);
+    fputs("usage: ops_cases test|grad|perf|list [FILTER] [--threads N]\n", stderr);
     return 2;
 }
 
@@ -36,8 +36,9 @@ int main(int argc, char **argv)
         fprintf(stderr, "ops_cases: %s\n", err.text);
         return 1;
     }
-    mx_case_env env = {&devs[0], &mx_kernels_cpu, seed ? strtoull(seed, NULL, 0) : 1, stdout};
+    mx_case_env env = {&devs[0], &mx_kernels_cpu, seed ? strtoull(seed, NULL, 0) : 1, stdout, 0};
     if (strcmp(mode, "test") == 0) bad = mx_cases_test(&env, filter);
+    else if (strcmp(mode, "grad") == 0) bad = mx_cases_grad(&env, filter);
     else if (strcmp(mode, "perf") == 0) bad = mx_cases_perf(&env, filter);
     else bad = usage();
     if (bad < 0) fputs("ops_cases: no case has that in its name\n", stderr);

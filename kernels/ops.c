@@ -214,3 +214,151 @@ void mx_logprobs(mx_stream *s, mx_tensor logprob, mx_tensor chosen, mx_tensor to
         return;
     if (n) table(s)->logprobs(s, logprob, chosen, top_id, top_logprob, logits);
 }
+
+/* ---- learning ---------------------------------------------------------------- */
+
+static bool product_type(mx_dtype t)
+{
+    return t == MX_F32 || t == MX_BF16;
+}
+
+/* No tensor, or one of this shape. */
+static bool absent_or(mx_tensor t, int64_t rows, int64_t cols)
+{
+    return !t.data || shaped(t, MX_F32, rows, cols);
+}
+
+void mx_product(mx_stream *s, mx_tensor y, mx_tensor x, mx_tensor w, mx_tensor b, mx_dtype as, bool add)
+{
+    if (!need(s, product_type(w.dtype) && shaped(w, w.dtype, -1, x.cols), "product", "w[O,C] f32 or bf16")) return;
+    if (!need(s, is(x, MX_F32) && shaped(y, MX_F32, x.rows, w.rows), "product", "y[N,O] = x[N,C] w[O,C]^T, f32")) return;
+    if (!need(s, absent_or(b, 1, y.cols), "product", "b[1,O] f32")) return;
+    if (!need(s, product_type(as), "product", "as f32 or bf16")) return;
+    if (y.rows) table(s)->product(s, y, x, w, b, as, add);
+}
+
+void mx_product_back(mx_stream *s, mx_tensor dx, mx_tensor dw, mx_tensor db, mx_tensor dy, mx_tensor x, mx_tensor w,
+                     mx_dtype as, bool add)
+{
+    if (!need(s, product_type(w.dtype) && shaped(w, w.dtype, -1, x.cols), "product_back", "w[O,C] f32 or bf16")) return;
+    if (!need(s, is(x, MX_F32) && shaped(dy, MX_F32, x.rows, w.rows), "product_back", "dy[N,O], x[N,C] f32")) return;
+    if (!need(s, absent_or(dx, x.rows, x.cols) && absent_or(dw, w.rows, w.cols) && absent_or(db, 1, w.rows), "product_back",
+              "dx[N,C], dw[O,C], db[1,O] f32"))
+        return;
+    if (!need(s, product_type(as), "product_back", "as f32 or bf16")) return;
+    if (x.rows) table(s)->product_back(s, dx, dw, db, dy, x, w, as, add);
+}
+
+void mx_cast(mx_stream *s, mx_tensor y, mx_tensor x)
+{
+    if (!need(s, is(x, MX_F32), "cast", "x[N,C] f32")) return;
+    if (!need(s, table_type(y.dtype) && shaped(y, y.dtype, x.rows, x.cols), "cast", "y[N,C] f32, f16 or bf16")) return;
+    if (x.rows) table(s)->cast(s, y, x);
+}
+
+void mx_scale(mx_stream *s, mx_tensor y, mx_tensor x, float factor)
+{
+    if (!need(s, same_shape(y, x), "scale", "y[N,C], x[N,C] f32")) return;
+    if (x.rows) table(s)->scale(s, y, x, factor);
+}
+
+void mx_embed_back(mx_stream *s, mx_tensor dtable, mx_tensor dy, mx_tensor ids)
+{
+    if (!need(s, is(dy, MX_F32) && shaped(dtable, MX_F32, -1, dy.cols), "embed_back", "dtable[V,C], dy[N,C] f32")) return;
+    if (!need(s, shaped(ids, MX_I32, dy.rows, 1), "embed_back", "ids[N,1] i32")) return;
+    if (dy.rows) table(s)->embed_back(s, dtable, dy, ids);
+}
+
+void mx_norm_back(mx_stream *s, mx_tensor dx, mx_tensor dgain, mx_tensor dbias, mx_tensor dy, mx_tensor x, mx_tensor gain,
+                  float eps, bool add)
+{
+    if (!need(s, same_shape(dy, x) && absent_or(dx, x.rows, x.cols), "norm_back", "dx, dy, x [N,C] f32")) return;
+    if (!need(s, shaped(gain, MX_F32, 1, x.cols) && absent_or(dgain, 1, x.cols) && absent_or(dbias, 1, x.cols), "norm_back",
+              "gain, dgain, dbias [1,C] f32"))
+        return;
+    if (x.rows) table(s)->norm_back(s, dx, dgain, dbias, dy, x, gain, eps, add);
+}
+
+void mx_rms_norm_back(mx_stream *s, mx_tensor dx, mx_tensor dgain, mx_tensor dy, mx_tensor x, mx_tensor gain, float eps, bool add)
+{
+    if (!need(s, same_shape(dy, x) && absent_or(dx, x.rows, x.cols), "rms_norm_back", "dx, dy, x [N,C] f32")) return;
+    if (!need(s, shaped(gain, MX_F32, 1, x.cols) && absent_or(dgain, 1, x.cols), "rms_norm_back", "gain, dgain [1,C] f32")) return;
+    if (x.rows) table(s)->rms_norm_back(s, dx, dgain, dy, x, gain, eps, add);
+}
+
+void mx_activate_back(mx_stream *s, mx_tensor dx, mx_tensor dy, mx_tensor x, mx_activation act)
+{
+    if (!need(s, same_shape(dx, x) && same_shape(dy, x) && is_activation(act), "activate_back", "dx, dy, x [N,C] f32, a known activation"))
+        return;
+    if (x.rows) table(s)->activate_back(s, dx, dy, x, act);
+}
+
+void mx_gated_back(mx_stream *s, mx_tensor dgu, mx_tensor dy, mx_tensor gu, mx_activation act)
+{
+    if (!need(s, is(dy, MX_F32) && shaped(gu, MX_F32, dy.rows, 2 * dy.cols) && same_shape(dgu, gu) && is_activation(act), "gated_back",
+              "dy[N,F], gu[N,2F], dgu[N,2F] f32, a known activation"))
+        return;
+    if (dy.rows) table(s)->gated_back(s, dgu, dy, gu, act);
+}
+
+void mx_rope_back(mx_stream *s, mx_tensor dx, mx_tensor positions, mx_tensor freq, float magnitude, int heads, bool interleaved)
+{
+    if (!need(s, is(dx, MX_F32) && heads > 0 && dx.cols % (2 * (int64_t)heads) == 0, "rope_back", "dx[N,heads*D] f32, D even"))
+        return;
+    if (!need(s, shaped(positions, MX_I32, dx.rows, 1) && shaped(freq, MX_F32, 1, dx.cols / heads / 2), "rope_back",
+              "positions[N,1] i32, freq[1,D/2] f32"))
+        return;
+    if (dx.rows) table(s)->rope_back(s, dx, positions, freq, magnitude, heads, interleaved);
+}
+
+void mx_dropout(mx_stream *s, mx_tensor y, mx_tensor x, float rate, uint64_t seed)
+{
+    if (!need(s, same_shape(y, x) && rate >= 0 && rate < 1, "dropout", "y[N,C], x[N,C] f32, rate in [0,1)")) return;
+    if (x.rows) table(s)->dropout(s, y, x, rate, seed);
+}
+
+static bool attends(mx_tensor q, mx_tensor k, mx_tensor v, mx_tensor begin, mx_attention_shape a)
+{
+    return a.heads > 0 && a.kv_heads > 0 && a.heads % a.kv_heads == 0 && a.window >= 0 && is(q, MX_F32) && q.cols % a.heads == 0 &&
+           shaped(k, MX_F32, q.rows, q.cols / a.heads * a.kv_heads) && same_shape(v, k) && shaped(begin, MX_I32, -1, 1) &&
+           begin.rows >= 1;
+}
+
+void mx_attention(mx_stream *s, mx_tensor y, mx_tensor lse, mx_tensor q, mx_tensor k, mx_tensor v, mx_tensor begin,
+                  mx_attention_shape a)
+{
+    if (!need(s, attends(q, k, v, begin, a), "attention", "q[N,H*D], k and v[N,G*D] f32, begin[spans+1,1] i32")) return;
+    if (!need(s, same_shape(y, q) && shaped(lse, MX_F32, q.rows, a.heads), "attention", "y[N,H*D], lse[N,H] f32")) return;
+    if (q.rows) table(s)->attention(s, y, lse, q, k, v, begin, a);
+}
+
+void mx_attention_back(mx_stream *s, mx_tensor dq, mx_tensor dk, mx_tensor dv, mx_tensor dy, mx_tensor q, mx_tensor k,
+                       mx_tensor v, mx_tensor y, mx_tensor lse, mx_tensor begin, mx_attention_shape a)
+{
+    if (!need(s, attends(q, k, v, begin, a), "attention_back", "q[N,H*D], k and v[N,G*D] f32, begin[spans+1,1] i32")) return;
+    if (!need(s, same_shape(y, q) && same_shape(dy, q) && same_shape(dq, q) && same_shape(dk, k) && same_shape(dv, k) &&
+                     shaped(lse, MX_F32, q.rows, a.heads), "attention_back", "y, dy, dq as q, dk and dv as k, lse[N,H] f32"))
+        return;
+    if (q.rows) table(s)->attention_back(s, dq, dk, dv, dy, q, k, v, y, lse, begin, a);
+}
+
+void mx_cross_entropy(mx_stream *s, mx_tensor loss, mx_tensor logits, mx_tensor target, float scale, bool learn)
+{
+    if (!need(s, is(logits, MX_F32) && shaped(loss, MX_F32, logits.rows, 1) && shaped(target, MX_I32, logits.rows, 1), "cross_entropy",
+              "loss[N,1] f32, logits[N,V] f32, target[N,1] i32"))
+        return;
+    if (logits.rows) table(s)->cross_entropy(s, loss, logits, target, scale, learn);
+}
+
+void mx_sum(mx_stream *s, mx_tensor sum, mx_tensor x, bool squares)
+{
+    if (!need(s, is(x, MX_F32) && shaped(sum, MX_I32, 1, 2) && (uintptr_t)sum.data % 8 == 0, "sum", "sum[1,2] i32, x[N,C] f32")) return;
+    table(s)->sum(s, sum, x, squares);
+}
+
+void mx_adamw(mx_stream *s, mx_tensor p, mx_tensor g, mx_tensor m, mx_tensor v, mx_adamw_step o)
+{
+    if (!need(s, shaped(p, MX_F32, 1, p.cols) && same_shape(g, p) && same_shape(m, p) && same_shape(v, p), "adamw", "p, g, m, v [1,n] f32"))
+        return;
+    table(s)->adamw(s, p, g, m, v, o);
+}

@@ -55,7 +55,9 @@ typedef struct mx_weight {
 mx_status mx_weight_open(mx_weight *w, mx_device *d, const mx_row_source *parts, int n, mx_dtype as, mx_error *err);
 void      mx_weight_close(mx_weight *w);
 
-typedef enum mx_activation { MX_ACT_NONE, MX_ACT_GELU_TANH, MX_ACT_GELU_ERF, MX_ACT_SILU, MX_ACT_RELU, MX_ACT_COUNT } mx_activation;
+typedef enum mx_activation {
+    MX_ACT_NONE, MX_ACT_GELU_TANH, MX_ACT_GELU_ERF, MX_ACT_SILU, MX_ACT_RELU, MX_ACT_TANH, MX_ACT_COUNT
+} mx_activation;
 
 /* ---- row ops: an output row depends on its own input row ------------------ */
 
@@ -120,10 +122,12 @@ void mx_attention_paged(mx_stream *s, mx_tensor y, mx_tensor q, const mx_kv *kv,
 /* ---- from logits to tokens -------------------------------------------------- */
 
 /* What one row's choice depends on.  Order of the processors as in
- * transformers: repetition penalty (Keskar et al. 2019), presence/frequency
- * penalty and logit bias, bans (no-repeat-ngram, banned words, min tokens: the
- * caller gives ids), temperature, top-k, top-p (Holtzman et al. 2020), min-p
- * (Nguyen et al. 2024), typical-p (Meister et al. 2023). */
+ * transformers: logit bias, repetition penalty (Keskar et al. 2019), presence
+ * and frequency penalty (which it lacks; here as OpenAI's API defines them),
+ * bans (no-repeat-ngram, banned words, min tokens: the caller gives ids),
+ * temperature, top-k, top-p (Holtzman et al. 2020), min-p (Nguyen et al. 2024),
+ * typical-p (Meister et al. 2023).  Equals at the k-th place all stay; equals
+ * that top-p divides stay by rising id. */
 typedef struct mx_sample_row {
     float   temperature;          /* <= 0: greedy, and the rest from top_k on is ignored */
     int32_t top_k;                /* <= 0: off   */
@@ -146,7 +150,7 @@ typedef struct mx_logit_lists {
     const int32_t *ban_begin, *ban_id;                  /* logit becomes -inf */
 } mx_logit_lists;
 
-/* Apply penalties, biases and bans to logits[N,V] in place. */
+/* Apply biases, penalties and bans to logits[N,V] in place. */
 void mx_logits_process(mx_stream *s, mx_tensor logits, const mx_sample_row *rows, const mx_logit_lists *lists);
 
 /* id[N,1] i32 = one token of each row of (processed) logits[N,V].  Ties go to
@@ -160,12 +164,92 @@ void mx_sample(mx_stream *s, mx_tensor id, mx_tensor logits, const mx_sample_row
  * top_id[N,k], top_logprob[N,k], falling, ties by id.  Any of them may be absent. */
 void mx_logprobs(mx_stream *s, mx_tensor logprob, mx_tensor chosen, mx_tensor top_id, mx_tensor top_logprob, mx_tensor logits);
 
+/* ---- learning ---------------------------------------------------------------- */
+
+/* Weights that change lie in plain matrices: f32, or a bf16 copy (mx_cast) of
+ * f32 masters.  Gradients are f32 and named by their d; those of weights
+ * accumulate (+=), so micro-batches add up.  A gradient whose data is NULL is
+ * not computed.  Every sum has one order, whatever the number of threads; a
+ * weight's gradient depends on the rows of the batch. */
+
+/* y[N,O] (+)= x[N,C] w[O,C]^T + b[1,O]; w is f32 or bf16, b.data may be NULL.
+ * as: MX_F32, or MX_BF16: all factors (x, w, dy) are rounded, products are
+ * summed in f32. */
+void mx_product(mx_stream *s, mx_tensor y, mx_tensor x, mx_tensor w, mx_tensor b, mx_dtype as, bool add);
+/* dx[N,C] (+)= dy[N,O] w (add: +=);  dw[O,C] += dy^T x;  db[1,O] += sum of dy's rows */
+void mx_product_back(mx_stream *s, mx_tensor dx, mx_tensor dw, mx_tensor db, mx_tensor dy, mx_tensor x, mx_tensor w,
+                     mx_dtype as, bool add);
+
+/* y[N,C] = x[N,C], rounded to y's type: f32, bf16 or f16; x is f32 */
+void mx_cast(mx_stream *s, mx_tensor y, mx_tensor x);
+
+/* y[N,C] = x[N,C] * factor; y may be x */
+void mx_scale(mx_stream *s, mx_tensor y, mx_tensor x, float factor);
+
+/* dtable[V,C] += rows of dy[N,C] at ids[N,1] (i32), in the order of the rows */
+void mx_embed_back(mx_stream *s, mx_tensor dtable, mx_tensor dy, mx_tensor ids);
+
+/* dx[N,C] (+)=, dgain[1,C] +=, dbias[1,C] += of mx_norm; mean and variance are
+ * computed again from x */
+void mx_norm_back(mx_stream *s, mx_tensor dx, mx_tensor dgain, mx_tensor dbias, mx_tensor dy, mx_tensor x, mx_tensor gain,
+                  float eps, bool add);
+void mx_rms_norm_back(mx_stream *s, mx_tensor dx, mx_tensor dgain, mx_tensor dy, mx_tensor x, mx_tensor gain, float eps, bool add);
+
+/* dx[N,C] = dy * act'(x); dx may be dy */
+void mx_activate_back(mx_stream *s, mx_tensor dx, mx_tensor dy, mx_tensor x, mx_activation act);
+/* dgu[N,2F] of mx_gated from dy[N,F] */
+void mx_gated_back(mx_stream *s, mx_tensor dgu, mx_tensor dy, mx_tensor gu, mx_activation act);
+
+/* Of mx_rope: turn back by the same angles, in place. */
+void mx_rope_back(mx_stream *s, mx_tensor dx, mx_tensor positions, mx_tensor freq, float magnitude, int heads, bool interleaved);
+
+/* y[N,C] = x * keep / (1-rate), keep drawn by Philox4x32-10 (Salmon et al. 2011)
+ * at counter (row, col, seed); the backward pass is the same call on dy.  y may
+ * be x.  rate in [0,1). */
+void mx_dropout(mx_stream *s, mx_tensor y, mx_tensor x, float rate, uint64_t seed);
+
+/* Packed sequences: begin[spans+1,1] i32, first row of each and N.
+ * y[N,H*D]: row i attends to the rows of its own span, up to itself if causal,
+ * the last `window` of them if window > 0.  q[N,H*D], k and v [N,G*D]; head h
+ * reads k and v of head h / (H/G).  lse[N,H] = log of the softmax's sum, for
+ * the backward pass.  (Dao et al. 2022, algorithms 1 and 4.) */
+typedef struct mx_attention_shape {
+    int     heads, kv_heads;
+    float   scale;
+    bool    causal;
+    int     window;               /* 0: none */
+} mx_attention_shape;
+void mx_attention(mx_stream *s, mx_tensor y, mx_tensor lse, mx_tensor q, mx_tensor k, mx_tensor v, mx_tensor begin,
+                  mx_attention_shape a);
+/* dq, dk, dv are written (not added to). */
+void mx_attention_back(mx_stream *s, mx_tensor dq, mx_tensor dk, mx_tensor dv, mx_tensor dy, mx_tensor q, mx_tensor k,
+                       mx_tensor v, mx_tensor y, mx_tensor lse, mx_tensor begin, mx_attention_shape a);
+
+/* loss[N,1] = -log softmax(logits[N,V]) at target[N,1] (i32; < 0: row is not
+ * counted, loss 0).  learn: logits become their gradient, (softmax - onehot) * scale. */
+void mx_cross_entropy(mx_stream *s, mx_tensor loss, mx_tensor logits, mx_tensor target, float scale, bool learn);
+
+/* sum[1,2] i32 = the bits of a double: the sum of x[N,C] (f32), or of its squares. */
+void mx_sum(mx_stream *s, mx_tensor sum, mx_tensor x, bool squares);
+
+/* One step of AdamW (Loshchilov and Hutter 2019, algorithm 2) on [1,n] f32 each:
+ * g*scale is the gradient, c1 = 1 - beta1^t and c2 = 1 - beta2^t;
+ * p -= lr * (decay * p + (m/c1) / (sqrt(v/c2) + eps)) */
+typedef struct mx_adamw_step {
+    float lr, beta1, beta2, eps, decay, c1, c2, scale;
+} mx_adamw_step;
+void mx_adamw(mx_stream *s, mx_tensor p, mx_tensor g, mx_tensor m, mx_tensor v, mx_adamw_step o);
+
 /* ---- the list --------------------------------------------------------------- */
 
 #define MX_OPS(X)                                                         \
     X(embed) X(linear) X(norm) X(rms_norm) X(add) X(activate) X(gated)    \
     X(rope) X(kv_write) X(kv_copy) X(attention_paged)                     \
-    X(logits_process) X(sample) X(logprobs)
+    X(logits_process) X(sample) X(logprobs)                               \
+    X(product) X(product_back) X(cast) X(scale) X(embed_back)             \
+    X(norm_back) X(rms_norm_back) X(activate_back) X(gated_back)          \
+    X(rope_back) X(dropout) X(attention) X(attention_back)                \
+    X(cross_entropy) X(sum) X(adamw)
 
 /* A backend: one pointer per op, none of them NULL (a test asserts it), and
  * the two weight calls. */

@@ -15,6 +15,12 @@
 
 typedef struct continuation { int32_t beam, id; double sum; } continuation;
 
+int32_t gen_beam_width(const mx_decoder_config *c, const mx_sampling *p)
+{
+    int32_t ends = (p->ignore_eos ? 0 : c->n_eos) + p->n_stop_ids;
+    return (1 + (ends > 1 ? ends : 1)) * p->beams;
+}
+
 static int falling(const void *a, const void *b)
 {
     const continuation *x = a, *y = b;
@@ -97,7 +103,7 @@ static mx_status finish(mx_generation *r, mx_error *err)
 mx_status gen_beam_step(mx_generation *r, const int32_t *top_id, const float *top_lp, int32_t k, mx_error *err)
 {
     continuation all[MAX_BEAMS * MAX_CONTINUATIONS], next[MAX_BEAMS];
-    int32_t n_eos = r->g->model.config.n_eos, keep = (1 + (n_eos > 1 ? n_eos : 1)) * r->width, n = 0, n_next = 0;
+    int32_t keep = gen_beam_width(&r->g->model.config, &r->p), n = 0, n_next = 0;
     for (int32_t b = 0; b < r->n_seqs; b++)
         for (int32_t j = 0; j < keep; j++) {
             size_t at = (size_t)b * (size_t)k + (size_t)j;

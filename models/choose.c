@@ -35,7 +35,7 @@ static bool grow(void **list, int32_t *room, int32_t need, size_t size)
     return true;
 }
 
-static bool push_ban(gen_pack *p, int32_t id)
+bool gen_ban(gen_pack *p, int32_t id)
 {
     if (!grow((void **)&p->ban_id, &p->ban_room, p->n_ban + 1, sizeof *p->ban_id)) return false;
     p->ban_id[p->n_ban++] = id;
@@ -76,7 +76,7 @@ static bool ban_ngrams(gen_pack *p, const gen_seq *q, int32_t n)
     if (n < 1 || q->n_ids + 1 < n) return true;
     const int32_t *tail = q->ids + q->n_ids - (n - 1);
     for (int32_t i = 0; i + n <= q->n_ids; i++)
-        if (!memcmp(q->ids + i, tail, (size_t)(n - 1) * sizeof *tail) && !push_ban(p, q->ids[i + n - 1])) return false;
+        if (!memcmp(q->ids + i, tail, (size_t)(n - 1) * sizeof *tail) && !gen_ban(p, q->ids[i + n - 1])) return false;
     return true;
 }
 
@@ -85,9 +85,9 @@ static bool ban_ends(gen_pack *p, const mx_generation *r, const gen_seq *q)
     if (q->n_ids - r->n_prompt >= r->p.min_tokens) return true;
     const mx_decoder_config *c = &r->g->model.config;
     for (int32_t i = 0; !r->p.ignore_eos && i < c->n_eos; i++)
-        if (c->eos[i] >= 0 && c->eos[i] < c->vocab && !push_ban(p, c->eos[i])) return false;
+        if (c->eos[i] >= 0 && c->eos[i] < c->vocab && !gen_ban(p, c->eos[i])) return false;
     for (int32_t i = 0; i < r->p.n_stop_ids; i++)
-        if (!push_ban(p, r->stop_ids[i])) return false;
+        if (!gen_ban(p, r->stop_ids[i])) return false;
     return true;
 }
 
@@ -112,7 +112,7 @@ static bool fill_lists(mx_generator *g)
                                         sp->presence_penalty, sp->frequency_penalty,
                                         gen_uniform(w->gen->seed, (uint32_t)w->seq, (uint32_t)(q->n_ids - w->gen->n_prompt))};
             if ((w->gen->penalties && !push_seen(p, &q->seen)) || !push_bias(p, w->gen) ||
-                !ban_ngrams(p, q, sp->no_repeat_ngram) || !ban_ends(p, w->gen, q))
+                !ban_ngrams(p, q, sp->no_repeat_ngram) || !gen_ban_texts(p, w->gen, q) || !ban_ends(p, w->gen, q))
                 return false;
         }
         p->list_begin[i + 1] = p->n_seen;
@@ -120,62 +120,6 @@ static bool fill_lists(mx_generator *g)
         p->ban_begin[i + 1] = p->n_ban;
     }
     return true;
-}
-
-/* ---- banned words ------------------------------------------------------------------------ */
-
-/* Would `id` put a banned text into the output of q?  Looks at the bytes, so no spelling by other tokens slips through. */
-static bool completes_banned(const mx_generation *r, const gen_seq *q, int32_t id)
-{
-    const mx_tokenizer *t = r->g->tokenizer;
-    char tail[2048 + 1024];
-    size_t len, n = 0;
-    const char *piece = mx_tokenizer_piece(t, id, &len);
-    if (!piece || !len || gen_is_end(r, id)) return false;
-    if (len > 1024) len = 1024;
-    size_t at = sizeof tail - len;                       /* fill from the end backwards */
-    memcpy(tail + at, piece, len);
-    size_t fresh = len, need = r->longest_banned - 1;
-    for (int32_t i = q->n_ids - 1; i >= r->n_prompt && n < need; i--) {
-        piece = mx_tokenizer_piece(t, q->ids[i], &len);
-        if (!piece) continue;
-        if (len > need - n) {
-            piece += len - (need - n);
-            len = need - n;
-        }
-        at -= len;
-        memcpy(tail + at, piece, len);
-        n += len;
-    }
-    for (int32_t i = 0; i < r->p.n_banned; i++) {
-        size_t w = strlen(r->banned[i]);
-        size_t from = n > w - 1 ? n - (w - 1) : 0;       /* only matches that end inside the new piece */
-        if (memmem(tail + at + from, n - from + fresh, r->banned[i], w)) return true;
-    }
-    return false;
-}
-
-/* Choose again, that id excluded, until nothing banned appears. */
-static mx_status avoid_banned(mx_generator *g, mx_stream *s, mx_tensor logits, int32_t i, mx_error *err)
-{
-    gen_pack *p = &g->pack;
-    const gen_want *w = &p->want[i];
-    const gen_seq *q = source_of(w);
-    mx_tensor row = mx_tensor_rows(logits, i, 1);
-    while (p->chosen[i] >= 0 && completes_banned(w->gen, q, p->chosen[i])) {
-        int32_t begin[2] = {0, 1}, id = p->chosen[i];
-        mx_sample_row neutral = {.top_p = 1, .typical_p = 1, .repetition_penalty = 1};
-        size_t used = s->scratch_used;                   /* this loop must not eat the scratch */
-        mx_logit_lists lists = {.ban_begin = mx_stream_upload(s, MX_I32, 2, 1, begin).data,
-                                .ban_id = mx_stream_upload(s, MX_I32, 1, 1, &id).data};
-        mx_tensor out = mx_stream_tensor(s, MX_I32, 1, 1);
-        mx_logits_process(s, row, &neutral, &lists);
-        mx_sample(s, out, row, &p->row[i]);
-        s->dev->ops->download(s, &p->chosen[i], out.data, sizeof p->chosen[i]);
-        MX_TRY(mx_stream_sync(s, err));
-        s->scratch_used = used;
-    }
-    return MX_OK;
 }
 
 /* ---- taking the answers --------------------------------------------------------------------- */
@@ -283,7 +227,7 @@ mx_status gen_choose(mx_generator *g, mx_stream *s, mx_tensor logits, mx_error *
     if (!fill_lists(g)) return mx_fail(err, MX_ERR_NO_MEMORY, "lists of a turn");
     for (int32_t i = 0; i < n; i++) {
         const mx_generation *r = p->want[i].gen;
-        int32_t best = r->p.beams > 1 ? (1 + (g->model.config.n_eos > 1 ? g->model.config.n_eos : 1)) * r->p.beams : r->p.logprobs;
+        int32_t best = r->p.beams > 1 ? gen_beam_width(&g->model.config, &r->p) : r->p.logprobs;
         if (best >= 0) logprobs = true;
         if (best > k) k = best;
         process |= r->penalties;
@@ -303,11 +247,8 @@ mx_status gen_choose(mx_generator *g, mx_stream *s, mx_tensor logits, mx_error *
     mx_sample(s, ids, logits, p->row);
     s->dev->ops->download(s, p->chosen, ids.data, (size_t)n * sizeof *p->chosen);
     MX_TRY(mx_stream_sync(s, err));
-    for (int32_t i = 0; i < n; i++) {
-        const gen_want *w = &p->want[i];
-        if (w->prompt_position >= 0) p->chosen[i] = w->gen->prompt[w->prompt_position + 1];
-        else if (w->gen->p.n_banned) MX_TRY(avoid_banned(g, s, logits, i, err));
-    }
+    for (int32_t i = 0; i < n; i++)
+        if (p->want[i].prompt_position >= 0) p->chosen[i] = p->want[i].gen->prompt[p->want[i].prompt_position + 1];
     if (logprobs) {
         mx_tensor lp = mx_stream_tensor(s, MX_F32, n, 1), top_id = {0}, top_lp = {0};
         if (k) {

@@ -67,6 +67,14 @@ const mx_tokenizer *mx_generator_tokenizer(const mx_generator *g);
 #define MX_MAX_BANNED 1024
 #define MX_MAX_BIASES 1024
 
+/* The processors work in the order of transformers' generate(), each on what the one
+ * before it left: logit bias, repetition penalty (ids of prompt and output), presence and
+ * frequency penalty (output only, as OpenAI's API defines them), no_repeat_ngram (prompt
+ * and output), banned texts, end tokens before min_tokens, temperature, top_k, top_p,
+ * min_p, typical_p.  Two orders differ elsewhere and give other texts: biasing after the
+ * penalties, and temperature last (llama.cpp).  Greedy ignores temperature and all after
+ * it.  A banned text is found in the bytes that the output would have, so that no other
+ * spelling by tokens slips through (transformers forbids one spelling). */
 typedef struct mx_sampling {      /* all memory stays the caller's; mx_generation_open copies it */
     float    temperature;         /* 0: greedy; 0..100                                */
     int32_t  top_k;               /* <= 0: off                                        */
@@ -77,7 +85,7 @@ typedef struct mx_sampling {      /* all memory stays the caller's; mx_generatio
     int32_t  beams;               /* > 1: beam search, the n best beams are returned  */
     float    length_penalty;      /* beam search: score = logprob sum / length^this; 1 as in transformers */
     int32_t  max_tokens;          /* 0: up to the context's end                       */
-    int32_t  min_tokens;          /* no end-of-text and no stop id before             */
+    int32_t  min_tokens;          /* no end-of-text, no stop id and no stop text ends before */
     bool     ignore_eos;
     bool     seeded;              /* false: a random seed is drawn, and reported      */
     uint64_t seed;

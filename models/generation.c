@@ -30,16 +30,17 @@ static mx_status check_texts(const char *field, const char *const *texts, int32_
     if (n < 0 || n > most) return mx_fail(err, MX_ERR_ARG, "%s has %d entries; at most %d are allowed", field, n, most);
     for (int32_t i = 0; i < n; i++) {
         size_t len = strlen(texts[i]), bad;
-        if (len < 1 || len > 1024)
-            return mx_fail(err, MX_ERR_ARG, "%s[%d] has %zu bytes; it must have 1 to 1024", field, i, len);
+        if (len < 1 || len > MX_MAX_TEXT_BYTES)
+            return mx_fail(err, MX_ERR_ARG, "%s[%d] has %zu bytes; it must have 1 to %d", field, i, len, MX_MAX_TEXT_BYTES);
         if (!mx_utf8_valid(texts[i], len, &bad))
             return mx_fail(err, MX_ERR_ARG, "%s[%d] is not UTF-8 at byte %zu", field, i, bad);
     }
     return MX_OK;
 }
 
-static mx_status check_beams(const mx_sampling *p, mx_error *err)
+static mx_status check_beams(const mx_generator *g, const mx_sampling *p, mx_error *err)
 {
+    const mx_decoder_config *c = &g->model.config;
     if (p->beams <= 1) return MX_OK;
     const char *with = p->n > p->beams ? "n larger than beams"
                        : p->repetition_penalty != 1 || p->presence_penalty != 0 || p->frequency_penalty != 0 ? "penalties"
@@ -50,7 +51,13 @@ static mx_status check_beams(const mx_sampling *p, mx_error *err)
                        : p->min_tokens ? "min_tokens"
                        : p->logprobs >= 0 ? "logprobs"
                        : p->echo ? "echo" : NULL;
-    return with ? mx_fail(err, MX_ERR_ARG, "beams is %d; beam search cannot be combined with %s", p->beams, with) : MX_OK;
+    if (with) return mx_fail(err, MX_ERR_ARG, "beams is %d; beam search cannot be combined with %s", p->beams, with);
+    int32_t most = MX_DECODER_MAX_EOS - (p->ignore_eos ? 0 : c->n_eos);
+    if (p->n_stop_ids > most)
+        return mx_fail(err, MX_ERR_ARG, "stop_ids has %d entries; with beam search at most %d are allowed", p->n_stop_ids, most);
+    if (gen_beam_width(c, p) > c->vocab)
+        return mx_fail(err, MX_ERR_ARG, "beams is %d; too many for a vocabulary of %d", p->beams, c->vocab);
+    return MX_OK;
 }
 
 static mx_status check_sampling(const mx_generator *g, const mx_sampling *p, mx_error *err)
@@ -69,7 +76,7 @@ static mx_status check_sampling(const mx_generator *g, const mx_sampling *p, mx_
     MX_TRY(in_range("length_penalty", p->length_penalty, -10, 10, err));
     MX_TRY(in_range("max_tokens", p->max_tokens, 0, INT32_MAX, err));
     MX_TRY(in_range("min_tokens", p->min_tokens, 0, p->max_tokens ? p->max_tokens : INT32_MAX, err));
-    MX_TRY(in_range("logprobs", p->logprobs, -1, MX_MAX_TOP_LOGPROBS, err));
+    MX_TRY(in_range("logprobs", p->logprobs, -1, vocab < MX_MAX_TOP_LOGPROBS ? vocab : MX_MAX_TOP_LOGPROBS, err));
     MX_TRY(check_texts("stop", p->stops, p->n_stops, MX_MAX_STOPS, err));
     MX_TRY(check_texts("banned", p->banned, p->n_banned, MX_MAX_BANNED, err));
     MX_TRY(in_range("stop_ids", p->n_stop_ids, 0, MX_MAX_STOPS, err));
@@ -79,7 +86,7 @@ static mx_status check_sampling(const mx_generator *g, const mx_sampling *p, mx_
         MX_TRY(in_range("logit_bias.id", p->bias_ids[i], 0, vocab - 1, err));
         MX_TRY(in_range("logit_bias.bias", p->bias[i], -100, 100, err));
     }
-    return check_beams(p, err);
+    return check_beams(g, p, err);
 }
 
 static mx_status check_prompt(const mx_generator *g, const int32_t *prompt, int32_t n, const mx_sampling *p, mx_error *err)
@@ -116,7 +123,7 @@ static char **copy_texts(const char *const *texts, int32_t n, size_t *longest)
     char **to = calloc((size_t)n + 1, sizeof *to);
     for (int32_t i = 0; to && i < n; i++) {
         size_t len = strlen(texts[i]);
-        if (len > *longest) *longest = len;
+        if (longest && len > *longest) *longest = len;
         to[i] = strdup(texts[i]);
         if (!to[i]) {
             for (int32_t k = 0; k < i; k++) free(to[k]);
@@ -145,7 +152,7 @@ static mx_status copy_request(mx_generation *r, const int32_t *prompt, int32_t n
     r->p = *p;
     r->n_prompt = n_prompt;
     r->prompt = copy_of(prompt, (size_t)n_prompt, sizeof *prompt);
-    r->stops = copy_texts(p->stops, p->n_stops, &r->longest_stop);
+    r->stops = copy_texts(p->stops, p->n_stops, NULL);
     r->banned = copy_texts(p->banned, p->n_banned, &r->longest_banned);
     r->stop_ids = copy_of(p->stop_ids, (size_t)p->n_stop_ids, sizeof *p->stop_ids);
     r->bias_ids = copy_of(p->bias_ids, (size_t)p->n_bias, sizeof *p->bias_ids);
@@ -200,6 +207,7 @@ mx_status mx_generation_open(mx_generation **out, mx_generator *g, const int32_t
     r->calls = *calls;
     mx_status st;
     MX_TRY_GOTO(st, copy_request(r, prompt, n_prompt, sampling, err), fail);
+    MX_TRY_GOTO(st, gen_banned_open(r, err), fail);
     r->seed = sampling->seeded ? sampling->seed : random_seed();
     r->penalties = sampling->repetition_penalty != 1 || sampling->presence_penalty != 0 || sampling->frequency_penalty != 0;
     int32_t room = g->opt.max_model_len - n_prompt;
@@ -228,6 +236,7 @@ void mx_generation_close(mx_generation *r)
     free(r->prompt_lp);
     free(r->best);
     free(r->seq);
+    free(r->banned_id);
     free(r->bias);
     free(r->bias_ids);
     free(r->stop_ids);
@@ -410,12 +419,13 @@ bool gen_is_end(const mx_generation *r, int32_t id)
     return false;
 }
 
-/* The first stop string in the text from `from` on; cuts the text there. */
-static const char *find_stop(mx_generation *r, gen_seq *q, size_t from)
+/* The first stop string that ends behind the first `before` bytes; cuts the text there. */
+static const char *find_stop(mx_generation *r, gen_seq *q, size_t before)
 {
     const char *best = NULL, *which = NULL;
     for (int32_t i = 0; i < r->p.n_stops; i++) {
-        const char *at = memmem(q->text + from, q->text_len - from, r->stops[i], strlen(r->stops[i]));
+        size_t len = strlen(r->stops[i]), from = before > q->own_start + len - 1 ? before - (len - 1) : q->own_start;
+        const char *at = memmem(q->text + from, q->text_len - from, r->stops[i], len);
         if (at && (!best || at < best)) {
             best = at;
             which = r->stops[i];
@@ -497,8 +507,7 @@ mx_status gen_accept(mx_generation *r, int index, int32_t id, mx_error *err)
         const char *text = mx_detokenizer_push(&q->detok, id, &len);
         if (!text) return mx_fail(err, MX_ERR_NO_MEMORY, "text");
         MX_TRY(text_add(q, text, len, err));
-        size_t from = before > q->own_start + r->longest_stop ? before - r->longest_stop : q->own_start;
-        if (r->p.n_stops && q->n_ids - r->n_prompt >= r->p.min_tokens) q->result.stop = find_stop(r, q, from);
+        if (r->p.n_stops && q->n_ids - r->n_prompt >= r->p.min_tokens) q->result.stop = find_stop(r, q, before);
     }
     if (end || q->result.stop) return gen_finish_text(r, index, q, MX_FINISH_STOP, err);
     if (full) return gen_finish_text(r, index, q, MX_FINISH_LENGTH, err);

@@ -1,11 +1,13 @@
 /* generation.h - inside of the generator: models/generator.c (the model),
  * generation.c (a request), turn.c (one turn of the lane), choose.c (from logits
- * to tokens), beam.c (beam search).  Nobody else includes this. */
+ * to tokens), banned.c (banned texts), beam.c (beam search).  Nobody else includes this. */
 #ifndef MX_GENERATION_H
 #define MX_GENERATION_H
 
 #include "models/decoder.h"
 #include "models/generate.h"
+
+#define MX_MAX_TEXT_BYTES 1024         /* of a stop string or a banned text */
 
 typedef struct gen_seq gen_seq;
 
@@ -47,7 +49,8 @@ struct mx_generation {
     char         **stops, **banned;
     int32_t       *stop_ids, *bias_ids;
     float         *bias;
-    size_t         longest_stop, longest_banned;
+    size_t         longest_banned;
+    int32_t       *banned_id, n_banned_ids;   /* tokens that hold a banned text whole   */
     bool           penalties;
     uint64_t       seed;
 
@@ -101,6 +104,7 @@ struct mx_generator {
     char              name[64], lane[80], path[512];
     mx_decoder        model;
     mx_tokenizer     *tokenizer;
+    int32_t          *piece, n_pieces; /* visible tokens in order of their bytes     */
     mx_kv_cache       kv;
     mx_generator_options opt;
     mx_device        *dev;
@@ -139,7 +143,16 @@ bool      gen_is_end(const mx_generation *r, int32_t id);                   /* e
 mx_status gen_seen_add(gen_seen *t, int32_t id, bool output);
 mx_status gen_finish_text(mx_generation *r, int index, gen_seq *q, mx_finish why, mx_error *err);
 
+bool      gen_ban(gen_pack *p, int32_t id);                                 /* add to the row's bans; false: no memory */
+
+/* banned.c */
+mx_status gen_pieces_sort(mx_generator *g, mx_error *err);                  /* once a model */
+mx_status gen_banned_open(mx_generation *r, mx_error *err);                 /* once a request */
+bool      gen_ban_texts(gen_pack *p, const mx_generation *r, const gen_seq *q);   /* false: no memory */
+
 /* beam.c */
+/* Continuations that a step looks at: with so many, `beams` are left when every end token stands in front. */
+int32_t   gen_beam_width(const mx_decoder_config *c, const mx_sampling *p);
 mx_status gen_beam_step(mx_generation *r, const int32_t *top_id, const float *top_lp, int32_t k, mx_error *err);
 
 #endif

@@ -135,7 +135,8 @@ static size_t turn_scratch(const mx_generator *g)
     size_t total;
     if (g->dev->kind != MX_CPU) {        /* the lists of choosing: seen ids and counts, biases, bans */
         int32_t ids = g->opt.max_model_len < g->model.config.vocab ? g->opt.max_model_len : g->model.config.vocab;
-        choose += 5 * mx_stream_tensor_bytes(MX_I32, p->max_logits, ids);
+        choose += 4 * mx_stream_tensor_bytes(MX_I32, p->max_logits, ids) +
+                  mx_stream_tensor_bytes(MX_I32, p->max_logits, g->model.config.vocab);
     }
     return forward && mx_add_size(forward, choose, &total) ? total : 0;
 }
@@ -159,6 +160,7 @@ mx_status mx_generator_open(mx_generator **out, const char *name, const char *pa
     snprintf(g->lane, sizeof g->lane, "%s.generate", name);
     snprintf(g->path, sizeof g->path, "%s", path);
     MX_TRY_GOTO(st, open_model(g, path, err), fail);
+    MX_TRY_GOTO(st, gen_pieces_sort(g, err), fail);
     MX_TRY_GOTO(st, pack_open(&g->pack, g, err), fail);
     MX_TRY_GOTO(st, open_cache(g, err), fail);
     add_metrics(g, metrics);
@@ -183,6 +185,7 @@ void mx_generator_close(mx_generator *g)
 {
     if (!g) return;
     mx_kv_close(&g->kv);
+    free(g->piece);
     pack_close(&g->pack);
     if (g->model.file) mx_decoder_close(&g->model);
     mx_tokenizer_close(g->tokenizer);

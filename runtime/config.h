@@ -32,7 +32,7 @@ typedef struct mx_setting {
     const char     *fallback;      /* default as text; NULL: unset            */
     double          least, most;   /* INT and FLOAT, both inclusive; equal: no limits */
     const char     *choices;       /* CHOICE: "auto|f32|bf16"                 */
-    unsigned        commands;      /* bit set of commands it belongs to       */
+    unsigned        commands;      /* bit set of commands it belongs to; bits that are none are the table's own */
     const char     *metavar;       /* "PATH", "N"                             */
     const char     *help;          /* one sentence                            */
 } mx_setting;
@@ -73,7 +73,9 @@ int         mx_config_list(const mx_config *c, const char *name, const char *con
 bool        mx_config_given(const mx_config *c, const char *name);       /* set by file, env or flag */
 const char *mx_config_where(const mx_config *c, const char *name);       /* "default", "--flag", "MERX_X", "file:3" */
 
-void mx_config_help(const mx_config *c, unsigned command, FILE *out, int width);  /* the flags' part of --help */
+/* The flags' part of --help: the settings that have one of the bits `command`
+ * and, unless it is 0, one of the bits `group` of their `commands`. */
+void mx_config_help(const mx_config *c, unsigned command, unsigned group, FILE *out, int width);
 void mx_config_markdown(const mx_config *c, const char *const *command_names, FILE *out);  /* docs/settings.md */
 
 #endif

@@ -85,7 +85,7 @@ static void put_wrapped(FILE *out, const char *text, int indent, int width)
     fputc('\n', out);
 }
 
-void mx_config_help(const mx_config *c, unsigned command, FILE *out, int width)
+void mx_config_help(const mx_config *c, unsigned command, unsigned group, FILE *out, int width)
 {
     char text[TEXT_SIZE];
     int indent = 0;
@@ -100,7 +100,7 @@ void mx_config_help(const mx_config *c, unsigned command, FILE *out, int width)
     if (indent > width / 2) indent = 10;
     for (int i = 0; i < c->n; i++) {
         const mx_setting *s = &c->table[i];
-        if (!(s->commands & command)) continue;
+        if (!(s->commands & command) || (group && !(s->commands & group))) continue;
         flag_text(s, text, sizeof text);
         int wide = 2 + columns(text, strlen(text));
         if (wide + 2 <= indent) fprintf(out, "  %s%*s", text, indent - wide, "");

@@ -90,6 +90,9 @@ static mx_status load(mx_topology *t, const char *source, mx_error *err)
     hwloc_topology_set_all_types_filter(t->hw, HWLOC_TYPE_FILTER_KEEP_NONE);
     hwloc_topology_set_type_filter(t->hw, HWLOC_OBJ_PACKAGE, HWLOC_TYPE_FILTER_KEEP_ALL);
     hwloc_topology_set_type_filter(t->hw, HWLOC_OBJ_CORE, HWLOC_TYPE_FILTER_KEEP_ALL);
+    hwloc_topology_set_type_filter(t->hw, HWLOC_OBJ_L1CACHE, HWLOC_TYPE_FILTER_KEEP_ALL);
+    hwloc_topology_set_type_filter(t->hw, HWLOC_OBJ_L2CACHE, HWLOC_TYPE_FILTER_KEEP_ALL);
+    hwloc_topology_set_type_filter(t->hw, HWLOC_OBJ_L3CACHE, HWLOC_TYPE_FILTER_KEEP_ALL);
     hwloc_topology_set_type_filter(t->hw, HWLOC_OBJ_PCI_DEVICE, HWLOC_TYPE_FILTER_KEEP_IMPORTANT);
     if (!source) {
         /* taskset limits are a binding, not an allowed set: ask for both. */
@@ -280,5 +283,30 @@ void mx_topology_describe(const mx_topology *t, char *text, size_t size)
             gib(node->attr->numanode.local_memory));
         free(list);
         put_accelerators(&w, t, node);
+    }
+}
+
+static void put_size(writer *w, uint64_t bytes)
+{
+    if (bytes >= (uint64_t)1 << 20) put(w, "%.4g MiB", (double)bytes / (1 << 20));
+    else put(w, "%.4g KiB", (double)bytes / (1 << 10));
+}
+
+void mx_topology_describe_caches(const mx_topology *t, char *text, size_t size)
+{
+    static const hwloc_obj_type_t kinds[] = {HWLOC_OBJ_L1CACHE, HWLOC_OBJ_L2CACHE, HWLOC_OBJ_L3CACHE};
+    static const char *const names[] = {"L1d", "L2", "L3"};
+    if (!size) return;
+    *text = '\0';
+    writer w = {text, size};
+    for (int i = 0; i < 3; i++) {
+        int n = count(t->hw, kinds[i]);
+        hwloc_obj_t first = n ? hwloc_get_obj_by_type(t->hw, kinds[i], 0) : NULL;
+        if (!first) continue;
+        int cores = hwloc_get_nbobjs_inside_cpuset_by_type(t->hw, first->cpuset, HWLOC_OBJ_CORE);
+        put(&w, "%s%s ", *text ? ", " : "", names[i]);
+        put_size(&w, first->attr->cache.size);
+        put(&w, " x %d", n);
+        if (cores > 1) put(&w, " (%d cores each)", cores);
     }
 }

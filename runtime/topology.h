@@ -44,5 +44,8 @@ bool   mx_topology_is_this_system(const mx_topology *t);
  * with several NUMA nodes, one line for each: its processors, memory and PCI
  * accelerators.  Always terminated; cut when `size` is too small. */
 void   mx_topology_describe(const mx_topology *t, char *text, size_t size);
+/* "L1d 48 KiB x 2, L2 2 MiB x 2, L3 33 MiB x 1 (2 cores each)"; the first of
+ * each level stands for all.  Empty when none is known; terminated and cut as above. */
+void   mx_topology_describe_caches(const mx_topology *t, char *text, size_t size);
 
 #endif

@@ -4,12 +4,26 @@
 
 #include "runtime/config.h"
 
+/* A setting's `commands`: who takes it, under which heading --help shows it, and
+ * whether the words of a text depend on it (a batch cannot go on with another). */
 typedef enum mx_command {
     MX_CMD_SERVE = 1, MX_CMD_GENERATE = 2, MX_CMD_CLIENT = 4, MX_CMD_INFO = 8,
+    MX_CMD_TRAIN = 16, MX_CMD_TOKENIZE = 32, MX_CMD_MERGE = 64,
+    MX_CMD_DATA = MX_CMD_TRAIN | MX_CMD_TOKENIZE,
     MX_CMD_MODEL = MX_CMD_SERVE | MX_CMD_GENERATE | MX_CMD_INFO,
     MX_CMD_SAMPLE = MX_CMD_GENERATE | MX_CMD_CLIENT,
-    MX_CMD_ALL = MX_CMD_MODEL | MX_CMD_CLIENT
+    MX_CMD_ALL = MX_CMD_MODEL | MX_CMD_CLIENT | MX_CMD_DATA | MX_CMD_MERGE,
+
+    MX_GROUP_MODEL = 1 << 16, MX_GROUP_BATCH = 1 << 17, MX_GROUP_SERVER = 1 << 18, MX_GROUP_PROMPT = 1 << 19,
+    MX_GROUP_LENGTH = 1 << 20, MX_GROUP_SAMPLE = 1 << 21, MX_GROUP_OUTPUT = 1 << 22,
+    MX_GROUP_DATA = 1 << 23, MX_GROUP_RUN = 1 << 24, MX_GROUP_LEARN = 1 << 25, MX_GROUP_ADAPTER = 1 << 26,
+    MX_DECIDES_TEXT = 1 << 30
 } mx_command;
+
+/* Bit i of `commands` is mx_command_names[i]; NULL ends both lists. */
+extern const char *const mx_command_names[];
+typedef struct mx_setting_group { unsigned bit; const char *title; } mx_setting_group;
+extern const mx_setting_group mx_setting_groups[];
 
 extern const mx_setting mx_settings[];
 extern const int        mx_settings_count;

@@ -15,7 +15,7 @@
 
 static const char *const act_names[MX_ACT_COUNT] = {
     [MX_ACT_NONE] = "none", [MX_ACT_GELU_TANH] = "gelu_tanh", [MX_ACT_GELU_ERF] = "gelu_erf",
-    [MX_ACT_SILU] = "silu", [MX_ACT_RELU] = "relu",
+    [MX_ACT_SILU] = "silu", [MX_ACT_RELU] = "relu", [MX_ACT_TANH] = "tanh",
 };
 
 static void put(char *text, size_t size, const char *name, int64_t v)
@@ -143,6 +143,14 @@ mx_tensor case_place(case_io *io, mx_dtype type, int64_t rows, int64_t cols, fil
     return uploaded(io, p);
 }
 
+mx_tensor case_place_values(case_io *io, int64_t rows, int64_t cols, const double *values, bool output)
+{
+    placed *p = place(io, MX_F32, rows, cols, output);
+    for (int64_t r = 0; r < rows && !io->broken; r++)
+        for (int64_t i = 0; i < cols; i++) put_value(p->before + offset_of(p, r, i), MX_F32, values[r * cols + i]);
+    return uploaded(io, p);
+}
+
 mx_tensor case_place_i32(case_io *io, int64_t rows, int64_t cols, const int32_t *values)
 {
     placed *p = place(io, MX_I32, rows, cols, false);
@@ -207,10 +215,13 @@ bool case_close(case_io *io, placed *p, const char *what)
 
 static const case_op *op_of(const mx_case *c)
 {
-    for (int i = 0; i < mx_case_row_ops_count; i++)
-        if (strcmp(mx_case_row_ops[i].op, c->op) == 0) return &mx_case_row_ops[i];
-    for (int i = 0; i < mx_case_span_ops_count; i++)
-        if (strcmp(mx_case_span_ops[i].op, c->op) == 0) return &mx_case_span_ops[i];
+    const struct { const case_op *ops; int n; } tables[] = {{mx_case_row_ops, mx_case_row_ops_count},
+                                                           {mx_case_span_ops, mx_case_span_ops_count},
+                                                           {mx_case_learn_ops, mx_case_learn_ops_count},
+                                                           {mx_case_optim_ops, mx_case_optim_ops_count}};
+    for (size_t t = 0; t < sizeof tables / sizeof *tables; t++)
+        for (int i = 0; i < tables[t].n; i++)
+            if (strcmp(tables[t].ops[i].op, c->op) == 0) return &tables[t].ops[i];
     return NULL;
 }
 
@@ -240,24 +251,52 @@ static void end(case_io *io)
     free(io->rows);
 }
 
+/* Set up, called, and what came of it fetched. */
+static bool run(case_io *io, const mx_case_env *env, const mx_case *c, const case_op *op)
+{
+    mx_error err = {0};
+    if (!begin(io, env, c, op)) return false;
+    op->call(io);
+    for (int i = 0; i < io->count; i++)
+        env->dev->ops->download(&io->s, io->t[i].after, io->t[i].memory.base, io->t[i].memory.size);
+    return !mx_stream_sync(&io->s, &err) || case_fail(io, "%s", err.text);
+}
+
 bool mx_case_test(const mx_case_env *env, const mx_case *c)
 {
     const case_op *op = op_of(c);
     case_io *io = malloc(sizeof *io);
-    mx_error err = {0};
-    bool ok = false;
-    if (!op || !io || !begin(io, env, c, op)) goto done;
-    op->call(io);
-    for (int i = 0; i < io->count; i++)
-        env->dev->ops->download(&io->s, io->t[i].after, io->t[i].memory.base, io->t[i].memory.size);
-    if (mx_stream_sync(&io->s, &err)) {
-        ok = case_fail(io, "%s", err.text);
-        goto done;
+    bool ok = op && io && run(io, env, c, op);
+    if (ok) {
+        ok = op->check(io);
+        for (int i = 0; i < io->count; i++) ok = untouched(io, &io->t[i]) && ok;
     }
-    ok = op->check(io);
-    for (int i = 0; i < io->count; i++) ok = untouched(io, &io->t[i]) && ok;
-done:
-    if (io) end(io);
+    if (op && io) end(io);
+    free(io);
+    return ok;
+}
+
+uint64_t mx_case_digest(const mx_case_env *env, const mx_case *c)
+{
+    const case_op *op = op_of(c);
+    case_io *io = malloc(sizeof *io);
+    uint64_t sum = 0;
+    if (op && io && run(io, env, c, op)) {
+        sum = 0xcbf29ce484222325u;                      /* FNV-1a */
+        for (int i = 0; i < io->count; i++)
+            for (size_t b = 0; b < io->t[i].memory.size; b++) sum = (sum ^ (uint8_t)io->t[i].after[b]) * 0x100000001b3u;
+    }
+    if (op && io) end(io);
+    free(io);
+    return sum;
+}
+
+static bool gradient(const mx_case_env *env, const mx_case *c)
+{
+    const case_op *op = op_of(c);
+    case_io *io = malloc(sizeof *io);
+    bool ok = op && io && begin(io, env, c, op) && case_gradient(io);
+    if (op && io) end(io);
     free(io);
     return ok;
 }
@@ -315,6 +354,20 @@ int mx_cases_test(const mx_case_env *env, const char *filter)
         bad += !mx_case_test(env, &mx_cases[i]);
     }
     if (env->out) fprintf(env->out, "%d cases, %d failed, seed %llu\n", ran, bad, (unsigned long long)env->seed);
+    return ran ? bad : -1;
+}
+
+int mx_cases_grad(const mx_case_env *env, const char *filter)
+{
+    int ran = 0, bad = 0;
+    char name[200];
+    for (int i = 0; i < mx_cases_count; i++) {
+        const mx_case *c = &mx_cases[i];
+        if (c->perf || !case_has_gradient(c) || !selected(c, filter, name, sizeof name)) continue;
+        ran++;
+        bad += !gradient(env, c);
+    }
+    if (env->out) fprintf(env->out, "%d derivatives, %d wrong, seed %llu\n", ran, bad, (unsigned long long)env->seed);
     return ran ? bad : -1;
 }
 

@@ -28,6 +28,7 @@ typedef struct mx_case_env {
     const mx_kernels *kernels;
     uint64_t          seed;
     FILE             *out;              /* where failures and figures are printed; NULL: nowhere      */
+    double            planted;          /* added to a derivative of the reference: `grad` must notice */
 } mx_case_env;
 
 extern const mx_case mx_cases[];
@@ -38,6 +39,9 @@ void mx_case_name(const mx_case *c, char *text, size_t size);
 /* True when the backend agrees with the reference and no sentinel changed. */
 bool mx_case_test(const mx_case_env *env, const mx_case *c);
 
+/* A digest of what the op wrote: equal numbers, equal bits.  0: it failed. */
+uint64_t mx_case_digest(const mx_case_env *env, const mx_case *c);
+
 /* Median time of one call, and what it works on. */
 typedef struct mx_case_perf {
     double seconds, flop, bytes;
@@ -46,6 +50,8 @@ bool mx_case_measure(const mx_case_env *env, const mx_case *c, double budget_s, 
 
 /* Run what `filter` (a substring of names, or NULL) selects; returns failures, or -1 when nothing ran. */
 int mx_cases_test(const mx_case_env *env, const char *filter);
+/* The derivatives of the reference against finite differences of its functions. */
+int mx_cases_grad(const mx_case_env *env, const char *filter);
 int mx_cases_perf(const mx_case_env *env, const char *filter);
 void mx_cases_list(FILE *out, const char *filter);
 

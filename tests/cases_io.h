@@ -5,7 +5,7 @@
 
 #include "tests/cases.h"
 
-#define MX_CASE_TENSORS 8
+#define MX_CASE_TENSORS 10
 #define MX_CASE_WEIGHTS 256         /* perf: more weights than the caches hold */
 
 typedef struct placed {
@@ -42,13 +42,19 @@ typedef struct case_op {
     void (*work)(const mx_case *c, double *flop, double *bytes);
 } case_op;
 
-extern const case_op mx_case_row_ops[], mx_case_span_ops[];       /* cases_ops.c, cases_span.c */
-extern const int     mx_case_row_ops_count, mx_case_span_ops_count;
+/* cases_ops.c, cases_span.c, cases_learn.c, cases_optim.c */
+extern const case_op mx_case_row_ops[], mx_case_span_ops[], mx_case_learn_ops[], mx_case_optim_ops[];
+extern const int     mx_case_row_ops_count, mx_case_span_ops_count, mx_case_learn_ops_count, mx_case_optim_ops_count;
+
+/* The derivative that check() relies on, against finite differences; of a case that is set up. */
+bool case_has_gradient(const mx_case *c);
+bool case_gradient(case_io *io);
 
 /* What a tensor starts as. */
 typedef enum fill { FILL_UNIFORM, FILL_SENTINEL, FILL_NOISE_LOGITS } fill;
 
 mx_tensor case_place(case_io *io, mx_dtype type, int64_t rows, int64_t cols, fill how, bool output);
+mx_tensor case_place_values(case_io *io, int64_t rows, int64_t cols, const double *values, bool output);   /* f32 */
 mx_tensor case_place_i32(case_io *io, int64_t rows, int64_t cols, const int32_t *values);
 void     *case_place_bytes(case_io *io, const void *host, size_t size);   /* an input; where it lies on the device */
 double    case_uniform(case_io *io);                        /* -1 .. 1 */

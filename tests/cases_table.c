@@ -4,6 +4,17 @@
 #define LINEAR(N, C, O, ...) {.op = "linear", .n = N, .c = C, .o = O, __VA_ARGS__}
 #define ATTENTION(N, H, G, D, PAGE, CONTEXT, ...) \
     {.op = "attention_paged", .n = N, .heads = H, .groups = G, .c = D, .page = PAGE, .context = CONTEXT, __VA_ARGS__}
+#define PRODUCT(N, C, O, ...) {.op = "product", .n = N, .c = C, .o = O, __VA_ARGS__}
+#define PRODUCT_BACK(N, C, O, ...) {.op = "product_back", .n = N, .c = C, .o = O, __VA_ARGS__}
+/* rows in all, heads, KV heads, channels of a head, longest sequence */
+#define PACKED(OP, N, H, G, D, LONGEST, ...) \
+    {.op = OP, .n = N, .heads = H, .groups = G, .c = D, .context = LONGEST, __VA_ARGS__}
+#define PACKED_CASES(OP)                                                                                   \
+    PACKED(OP, 1, 1, 1, 1, 1, .flag = true), PACKED(OP, 23, 3, 3, 13, 11), PACKED(OP, 29, 4, 2, 17, 13, .flag = true), \
+    PACKED(OP, 149, 6, 2, 32, 131, .flag = true), PACKED(OP, 139, 2, 1, 64, 67), \
+    PACKED(OP, 197, 2, 2, 24, 197, .flag = true, .window = 29), PACKED(OP, 71, 1, 1, 67, 71), \
+    PACKED(OP, 131, 3, 1, 130, 130, .flag = true), PACKED(OP, 83, 4, 4, 64, 5, .flag = true), \
+    PACKED(OP, 73, 2, 1, 16, 41, .window = 7)
 /* one shape, decode and prefill batches, three kinds of weights */
 #define LINEAR_PERF(C, O)                                                                       \
     LINEAR(1, C, O, .perf = true), LINEAR(8, C, O, .perf = true), LINEAR(32, C, O, .perf = true), \
@@ -51,6 +62,7 @@ const mx_case mx_cases[] = {
     {.op = "activate", .n = 11, .c = 257, .act = MX_ACT_GELU_ERF, .flag = true},
     {.op = "activate", .n = 3, .c = 1031, .act = MX_ACT_SILU},
     {.op = "activate", .n = 1, .c = 17, .act = MX_ACT_RELU},
+    {.op = "activate", .n = 5, .c = 131, .act = MX_ACT_TANH},
     {.op = "gated", .n = 7, .c = 71, .act = MX_ACT_SILU},
     {.op = "gated", .n = 37, .c = 1536, .act = MX_ACT_SILU},
     {.op = "gated", .n = 1, .c = 5, .act = MX_ACT_GELU_TANH},
@@ -88,6 +100,39 @@ const mx_case mx_cases[] = {
     {.op = "logprobs", .n = 3, .o = 7, .c = 7},
     {.op = "logprobs", .n = 2, .o = 10007, .c = 20},
 
+    /* ---- learning ---- */
+    PRODUCT(1, 1, 1), PRODUCT(7, 67, 131, .bias = true), PRODUCT(13, 129, 64, .add = true, .bias = true),
+    PRODUCT(101, 257, 193), PRODUCT(53, 131, 521, .add = true), PRODUCT(11, 67, 71, .type = MX_BF16, .bias = true),
+    PRODUCT(59, 139, 83, .type = MX_BF16, .flag = true), PRODUCT(17, 31, 67, .flag = true),
+    PRODUCT_BACK(1, 1, 1, .bias = true), PRODUCT_BACK(7, 67, 131, .bias = true), PRODUCT_BACK(13, 129, 64, .add = true),
+    PRODUCT_BACK(137, 71, 193, .bias = true), PRODUCT_BACK(259, 131, 67, .add = true, .bias = true),
+    PRODUCT_BACK(11, 67, 71, .type = MX_BF16, .bias = true), PRODUCT_BACK(59, 139, 83, .type = MX_BF16, .flag = true, .add = true),
+    PRODUCT_BACK(17, 31, 67, .flag = true),
+    {.op = "cast", .n = 3, .c = 67}, {.op = "cast", .n = 5, .c = 131, .type = MX_BF16}, {.op = "cast", .n = 1, .c = 7, .type = MX_F16},
+    {.op = "scale", .n = 7, .c = 71}, {.op = "scale", .n = 131, .c = 257, .flag = true},
+    {.op = "embed_back", .n = 13, .c = 67, .o = 5}, {.op = "embed_back", .n = 1, .c = 7, .o = 2},
+    {.op = "embed_back", .n = 211, .c = 193, .o = 31},
+    {.op = "norm_back", .n = 5, .c = 67, .bias = true}, {.op = "norm_back", .n = 1, .c = 5, .bias = true},
+    {.op = "norm_back", .n = 97, .c = 257, .add = true, .bias = true}, {.op = "norm_back", .n = 3, .c = 1031},
+    {.op = "rms_norm_back", .n = 5, .c = 67}, {.op = "rms_norm_back", .n = 1, .c = 3},
+    {.op = "rms_norm_back", .n = 101, .c = 131, .add = true},
+    {.op = "activate_back", .n = 7, .c = 71, .act = MX_ACT_NONE}, {.op = "activate_back", .n = 7, .c = 71, .act = MX_ACT_GELU_TANH},
+    {.op = "activate_back", .n = 11, .c = 257, .act = MX_ACT_GELU_ERF, .flag = true},
+    {.op = "activate_back", .n = 3, .c = 1031, .act = MX_ACT_SILU}, {.op = "activate_back", .n = 5, .c = 17, .act = MX_ACT_RELU},
+    {.op = "activate_back", .n = 3, .c = 67, .act = MX_ACT_TANH},
+    {.op = "gated_back", .n = 7, .c = 71, .act = MX_ACT_SILU}, {.op = "gated_back", .n = 37, .c = 577, .act = MX_ACT_SILU},
+    {.op = "gated_back", .n = 1, .c = 5, .act = MX_ACT_GELU_TANH}, {.op = "gated_back", .n = 3, .c = 37, .act = MX_ACT_GELU_ERF},
+    {.op = "rope_back", .n = 7, .heads = 3, .c = 64}, {.op = "rope_back", .n = 1, .heads = 1, .c = 2},
+    {.op = "rope_back", .n = 11, .heads = 5, .c = 22, .flag = true}, {.op = "rope_back", .n = 5, .heads = 2, .c = 258, .add = true},
+    {.op = "dropout", .n = 7, .c = 71, .o = 10}, {.op = "dropout", .n = 67, .c = 259, .o = 50, .flag = true},
+    {.op = "dropout", .n = 3, .c = 5}, {.op = "dropout", .n = 1, .c = 1031, .o = 99},
+    PACKED_CASES("attention"), PACKED_CASES("attention_back"),
+    {.op = "cross_entropy", .n = 7, .o = 131, .flag = true}, {.op = "cross_entropy", .n = 1, .o = 1, .flag = true},
+    {.op = "cross_entropy", .n = 5, .o = 10007}, {.op = "cross_entropy", .n = 3, .o = 50257, .flag = true},
+    {.op = "sum", .n = 1, .c = 1}, {.op = "sum", .n = 3, .c = 16411}, {.op = "sum", .n = 67, .c = 1031, .flag = true},
+    {.op = "sum", .n = 1, .c = 100003, .flag = true},
+    {.op = "adamw", .c = 1}, {.op = "adamw", .c = 131, .flag = true}, {.op = "adamw", .c = 50021, .flag = true},
+
     /* ---- measured: GPT-2 124M, then SmolLM2-135M ---- */
     LINEAR_PERF(768, 2304), LINEAR_PERF(768, 3072), LINEAR_PERF(3072, 768), LINEAR_PERF(768, 50257),
     LINEAR_PERF(576, 960), LINEAR_PERF(576, 3072), LINEAR_PERF(1536, 576), LINEAR_PERF(576, 49152),
@@ -111,6 +156,32 @@ const mx_case mx_cases[] = {
     {.op = "sample", .n = 8, .o = 49152, .c = 2, .perf = true},
     {.op = "sample", .n = 8, .o = 49152, .c = 3, .perf = true},
     {.op = "logprobs", .n = 8, .o = 49152, .c = 5, .perf = true},
+
+    /* ---- measured: a training step of GPT-2 124M over 1024 tokens; BERT's shorter sequences ---- */
+    PRODUCT(1024, 768, 2304, .perf = true, .bias = true), PRODUCT(1024, 768, 768, .perf = true, .bias = true),
+    PRODUCT(1024, 768, 3072, .perf = true, .bias = true), PRODUCT(1024, 3072, 768, .perf = true, .bias = true),
+    PRODUCT(256, 768, 50257, .perf = true), PRODUCT(1024, 768, 3072, .perf = true, .bias = true, .type = MX_BF16),
+    PRODUCT_BACK(1024, 768, 2304, .perf = true, .bias = true), PRODUCT_BACK(1024, 768, 768, .perf = true, .bias = true),
+    PRODUCT_BACK(1024, 768, 3072, .perf = true, .bias = true), PRODUCT_BACK(1024, 3072, 768, .perf = true, .bias = true),
+    PRODUCT_BACK(256, 768, 50257, .perf = true), PRODUCT_BACK(1024, 768, 3072, .perf = true, .bias = true, .type = MX_BF16),
+    PACKED("attention", 1024, 12, 12, 64, 1024, .perf = true, .flag = true),
+    PACKED("attention", 1024, 12, 12, 64, 128, .perf = true), PACKED("attention", 1024, 9, 3, 64, 1024, .perf = true, .flag = true),
+    PACKED("attention_back", 1024, 12, 12, 64, 1024, .perf = true, .flag = true),
+    PACKED("attention_back", 1024, 12, 12, 64, 128, .perf = true),
+    PACKED("attention_back", 1024, 9, 3, 64, 1024, .perf = true, .flag = true),
+    {.op = "norm", .n = 1024, .c = 768, .bias = true, .perf = true},
+    {.op = "norm_back", .n = 1024, .c = 768, .add = true, .bias = true, .perf = true},
+    {.op = "rms_norm_back", .n = 1024, .c = 576, .add = true, .perf = true},
+    {.op = "activate", .n = 1024, .c = 3072, .act = MX_ACT_GELU_TANH, .perf = true},
+    {.op = "activate", .n = 1024, .c = 3072, .act = MX_ACT_GELU_ERF, .perf = true},
+    {.op = "activate_back", .n = 1024, .c = 3072, .act = MX_ACT_GELU_TANH, .perf = true},
+    {.op = "activate_back", .n = 1024, .c = 3072, .act = MX_ACT_GELU_ERF, .perf = true},
+    {.op = "gated_back", .n = 1024, .c = 1536, .act = MX_ACT_SILU, .perf = true},
+    {.op = "embed_back", .n = 1024, .c = 768, .o = 50257, .perf = true},
+    {.op = "dropout", .n = 1024, .c = 768, .o = 10, .perf = true},
+    {.op = "cross_entropy", .n = 512, .o = 50257, .flag = true, .perf = true},
+    {.op = "sum", .n = 1, .c = 38597376, .flag = true, .perf = true},
+    {.op = "adamw", .c = 38597376, .flag = true, .perf = true},
 };
 
 const int mx_cases_count = sizeof mx_cases / sizeof *mx_cases;

@@ -11,6 +11,7 @@ static double act_of(double x, mx_activation act)
     case MX_ACT_GELU_ERF: return 0.5 * x * erfc(-x / sqrt(2));
     case MX_ACT_SILU: return x / (1 + exp(-x));
     case MX_ACT_RELU: return x > 0 ? x : 0;
+    case MX_ACT_TANH: return tanh(x);
     default: return x;
     }
 }
@@ -105,14 +106,14 @@ void ref_attention(double *y, const double *q, const double *k, const double *v,
 void ref_logits_process(double *x, int64_t n, int64_t v, const mx_sample_row *rows, const mx_logit_lists *l)
 {
     for (int64_t r = 0; r < n; r++, x += v) {
+        for (int32_t i = l->bias_begin ? l->bias_begin[r] : 0, e = l->bias_begin ? l->bias_begin[r + 1] : 0; i < e; i++)
+            x[l->bias_id[i]] += (double)l->bias[i];
         for (int32_t i = l->seen_begin ? l->seen_begin[r] : 0, e = l->seen_begin ? l->seen_begin[r + 1] : 0; i < e; i++) {
             double *p = &x[l->seen_id[i]], penalty = rows[r].repetition_penalty;
             *p = *p < 0 ? *p * penalty : *p / penalty;
             if (l->seen_count[i] > 0)
                 *p -= (double)rows[r].presence_penalty + (double)rows[r].frequency_penalty * l->seen_count[i];
         }
-        for (int32_t i = l->bias_begin ? l->bias_begin[r] : 0, e = l->bias_begin ? l->bias_begin[r + 1] : 0; i < e; i++)
-            x[l->bias_id[i]] += (double)l->bias[i];
         for (int32_t i = l->ban_begin ? l->ban_begin[r] : 0, e = l->ban_begin ? l->ban_begin[r + 1] : 0; i < e; i++)
             x[l->ban_id[i]] = -INFINITY;
     }

@@ -26,4 +26,28 @@ int32_t ref_sample(const double *x, int64_t v, const mx_sample_row *row);
 /* All log-probabilities of one row, and the order of its tokens. */
 void ref_logprobs(double *lp, int32_t *order, const double *x, int64_t v);
 
+/* ---- learning: reference_learn.c; gradients are added to what is there, but for
+ * activations, gates and cross-entropy, which write ------------------------------- */
+
+void ref_product_back(double *dx, double *dw, double *db, const double *dy, const double *x, const double *w, int64_t n,
+                      int64_t c, int64_t o);
+void ref_embed_back(double *dtable, const double *dy, const int32_t *ids, int64_t n, int64_t c);
+void ref_norm_back(double *dx, double *dgain, double *dbias, const double *dy, const double *x, const double *gain,
+                   int64_t n, int64_t c, double eps);
+void ref_rms_norm_back(double *dx, double *dgain, const double *dy, const double *x, const double *gain, int64_t n,
+                       int64_t c, double eps);
+void ref_activate_back(double *dx, const double *dy, const double *x, int64_t n, mx_activation act);
+void ref_gated_back(double *dgu, const double *dy, const double *gu, int64_t n, int64_t f, mx_activation act);
+void ref_rope_back(double *dx, const int32_t *at, const float *freq, int64_t n, int heads, int64_t d, double magnitude,
+                   bool interleaved);
+void ref_philox(uint32_t out[4], const uint32_t counter[4], const uint32_t key[2]);
+void ref_dropout(double *y, const double *x, int64_t n, int64_t c, double rate, uint64_t seed);
+void ref_attention_packed(double *y, double *lse, const double *q, const double *k, const double *v, const int32_t *begin,
+                          int64_t spans, int64_t d, const mx_attention_shape *a);
+void ref_attention_packed_back(double *dq, double *dk, double *dv, const double *dy, const double *q, const double *k,
+                               const double *v, const int32_t *begin, int64_t spans, int64_t d, const mx_attention_shape *a);
+void ref_cross_entropy(double *loss, double *dlogits, const double *logits, const int32_t *target, int64_t n, int64_t v,
+                       double scale);
+void ref_adamw(double *p, double *m, double *v, const double *g, int64_t n, const mx_adamw_step *o);
+
 #endif

@@ -32,3 +32,8 @@ if(SYSTEM_PYTHON)
     set_tests_properties(test_server_python PROPERTIES ENVIRONMENT "TSAN_OPTIONS=ignore_noninstrumented_modules=1")
   endif()
 endif()
+
+# The program itself, as a person runs it.
+target_link_libraries(test_cli PRIVATE PkgConfig::JANSSON)
+add_dependencies(test_cli merx)
+set_tests_properties(test_cli PROPERTIES TIMEOUT 300)

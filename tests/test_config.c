@@ -298,7 +298,7 @@ static void pages(void)
     char *page = NULL;
     size_t len = 0;
     FILE *f = open_memstream(&page, &len);
-    mx_config_help(c, RUN, f, 60);
+    mx_config_help(c, RUN, 0, f, 60);
     fclose(f);
     CHECK_STR(page, "  -m, --model NAME=PATH      a model folder or file\n"
                     "                             (repeatable)\n"
@@ -312,7 +312,7 @@ static void pages(void)
     free(page);
     for (int width = 0; width < 200; width += 7) {
         f = open_memstream(&page, &len);
-        mx_config_help(c, SERVE, f, width);
+        mx_config_help(c, SERVE, 0, f, width);
         fclose(f);
         for (char *line = page, *next; *line; line = next) {
             next = strchr(line, '\n') + 1;

@@ -1,5 +1,5 @@
 /* test_decoder.c - the forward pass against transformers, on seeded random
- * weights (tests/golden/make_decoder_golden.py): logits, greedy continuation,
+ * weights (tests/golden/make_decoder_golden.py, make_gguf_golden.py): logits, greedy continuation,
  * and the same bits for any chunking, batch and number of threads. */
 #include "models/decoder.h"
 #include "tests/test.h"
@@ -49,14 +49,15 @@ static bool rig_open(rig *r, const char *name, int threads, mx_dtype dtype)
     mx_checkpoint *file = NULL;
     mx_decoder_config config;
     mx_device_options opt = {.cpu_threads = threads};
-    snprintf(path, sizeof path, MX_SOURCE_DIR "/tests/golden/decoder/%s", name);
+    bool gguf = strstr(name, "-gguf") != NULL;
+    snprintf(path, sizeof path, MX_SOURCE_DIR "/tests/golden/decoder/%s%s", name, gguf ? "/model.gguf" : "");
     if (!golden_open(&r->want, name)) return false;
     CHECK_OK(mx_devices_open(&r->devs, &r->n_devs, &opt, &err), err);
     CHECK(r->n_devs > MX_TEST_DEVICE);
     if (r->n_devs <= MX_TEST_DEVICE) return false;
     r->dev = &r->devs[MX_TEST_DEVICE];
     CHECK_OK(mx_checkpoint_open(&file, path, &err), err);
-    CHECK_OK(mx_decoder_config_folder(&config, path, &err), err);
+    CHECK_OK(gguf ? mx_decoder_config_gguf(&config, file, &err) : mx_decoder_config_folder(&config, path, &err), err);
     CHECK_OK(mx_decoder_open(&r->model, r->dev, file, &config, dtype, &err), err);
     if (err.code) return false;
     CHECK_OK(mx_kv_open(&r->kv, r->dev, config.layers, PAGES, PAGE, config.kv_heads, config.head_dim, MX_F32, false, &err), err);
@@ -130,7 +131,7 @@ static int32_t argmax(const float *x, int32_t n)
     return best;
 }
 
-static const char *const models[] = {"gpt2", "llama", "llama3", "qwen2"};
+static const char *const models[] = {"gpt2", "llama", "llama3", "qwen2", "llama-gguf", "gpt2-gguf"};
 
 static void logits_equal_transformers(void)
 {

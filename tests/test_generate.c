@@ -1,87 +1,7 @@
 /* test_generate.c - the generation engine on a small real network: greedy text
  * as transformers', the same tokens alone and in any company (chunks, shared
  * prefixes, candidates, preemption), stop rules, bans, errors, no page lost. */
-#include "models/generate.h"
-#include "tests/test.h"
-
-#include <sched.h>
-#include <stdatomic.h>
-
-#ifndef MX_TEST_DEVICE
-#define MX_TEST_DEVICE   0            /* tests/cudasim builds it for the simulated GPU */
-#define MX_TEST_REQUESTS 10
-#endif
-
-enum { PROMPT = 29, VOCAB = 131 };
-
-typedef struct rig { mx_device *devs; int n_devs; mx_scheduler *sched; mx_generator *gen; } rig;
-typedef struct request { mx_generation *g; atomic_int done; mx_error err; size_t streamed; } request;
-
-static int32_t golden_ids[PROMPT + 64];
-
-static bool rig_open(rig *r, const char *model, const mx_generator_options *opt)
-{
-    mx_error err = {0};
-    char path[512], *file = NULL;
-    size_t len;
-    mx_device_options dev = {.cpu_threads = 2};
-    *r = (rig){0};
-    snprintf(path, sizeof path, MX_SOURCE_DIR "/tests/golden/decoder/%s/golden.bin", model);
-    CHECK_OK(mx_read_file(path, 1 << 20, &file, &len, &err), err);
-    if (!file) return false;
-    memcpy(golden_ids, file + 8, PROMPT * sizeof(int32_t));
-    memcpy(golden_ids + PROMPT, file + 8 + 4 * PROMPT + 4 * PROMPT * VOCAB + 4, 64 * sizeof(int32_t));
-    free(file);
-    snprintf(path, sizeof path, MX_SOURCE_DIR "/tests/golden/decoder/%s", model);
-    CHECK_OK(mx_devices_open(&r->devs, &r->n_devs, &dev, &err), err);
-    CHECK_OK(mx_scheduler_open(&r->sched, r->devs, r->n_devs, NULL, &err), err);
-    CHECK_OK(mx_generator_open(&r->gen, "tiny", path, r->devs, MX_TEST_DEVICE, r->sched, NULL, opt, &err), err);
-    return !err.code;
-}
-
-static mx_generator_info rig_close(rig *r)
-{
-    mx_generator_info info = {0};
-    mx_scheduler_close(r->sched, 10000);
-    if (r->gen) {
-        mx_generator_info_get(r->gen, &info);
-        CHECK_MSG(info.kv_pages_free == info.kv_pages, "%d of %d pages are free", info.kv_pages_free, info.kv_pages);
-    }
-    mx_generator_close(r->gen);
-    mx_devices_close(r->devs, r->n_devs);
-    return info;
-}
-
-static void on_text(mx_generation *g, int index, const char *text, size_t len, const int32_t *ids, int n_ids,
-                    const mx_token_logprob *lp, int n_lp, mx_finish finish)
-{
-    (void)index, (void)text, (void)ids, (void)n_ids, (void)lp, (void)n_lp, (void)finish;
-    ((request *)mx_generation_user(g))->streamed += len;
-}
-
-static void on_done(mx_generation *g, const mx_error *err)
-{
-    request *q = mx_generation_user(g);
-    q->err = *err;
-    atomic_store(&q->done, 1);
-}
-
-static mx_status start(rig *r, request *q, const int32_t *ids, int n, const mx_sampling *p)
-{
-    mx_error err = {0};
-    mx_generation_calls calls = {on_text, on_done, q};
-    *q = (request){0};
-    mx_status st = mx_generation_open(&q->g, r->gen, ids, n, p, &calls, 0, &err);
-    if (!st) st = mx_generation_submit(q->g, &err);
-    CHECK_MSG(!st, "%s", err.text);
-    return st;
-}
-
-static void wait_for(request *q)
-{
-    while (!atomic_load(&q->done)) sched_yield();
-    CHECK_MSG(!q->err.code, "%s", q->err.text);
-}
+#include "tests/generate_rig.h"
 
 static mx_generator_options small(int32_t rows, size_t pages, bool share)
 {
@@ -105,8 +25,8 @@ static void greedy_as_transformers(void)
         p.temperature = 0;
         p.max_tokens = 64;
         p.ignore_eos = true;
-        if (rig_open(&r, models[m], &o) && !start(&r, &q, golden_ids, PROMPT, &p)) {
-            wait_for(&q);
+        if (rig_open(&r, models[m], &o) && !rig_start(&r, &q, golden_ids, PROMPT, &p)) {
+            rig_wait(&q);
             const mx_candidate *c = mx_generation_candidate(q.g, 0);
             CHECK(c->n_ids == 64 && c->finish == MX_FINISH_LENGTH && c->text_len == q.streamed);
             CHECK(c->n_ids == 64 && !memcmp(c->ids, golden_ids + PROMPT, sizeof(int32_t) * 64));
@@ -142,10 +62,10 @@ static int32_t play(const mx_generator_options *o, int together, bool keep, cons
     for (int first = 0; first < REQUESTS; first += together) {
         for (int i = first; i < first + together && i < REQUESTS; i++) {
             mx_sampling p = sampling_of(i);
-            start(&r, &q[i], golden_ids + i % 3, 12 + i, &p);
+            rig_start(&r, &q[i], golden_ids + i % 3, 12 + i, &p);
         }
         for (int i = first; i < first + together && i < REQUESTS; i++) {
-            wait_for(&q[i]);
+            rig_wait(&q[i]);
             for (int k = 0; k < mx_generation_count(q[i].g); k++) {
                 const mx_candidate *c = mx_generation_candidate(q[i].g, k);
                 size_t bytes = (size_t)c->n_ids * sizeof(int32_t);
@@ -181,8 +101,8 @@ static void stops_and_bans(void)
     p.seed = 5;
     p.max_tokens = 40;
     p.ignore_eos = true;
-    if (rig_open(&r, "llama", &o) && !start(&r, &q, golden_ids, 10, &p)) {
-        wait_for(&q);
+    if (rig_open(&r, "llama", &o) && !rig_start(&r, &q, golden_ids, 10, &p)) {
+        rig_wait(&q);
         char stop[3] = {0}, text[512];
         snprintf(text, sizeof text, "%s", mx_generation_candidate(q.g, 0)->text);
         mx_generation_close(q.g);
@@ -192,8 +112,8 @@ static void stops_and_bans(void)
         const char *list[] = {stop};
         p.stops = list;
         p.n_stops = 1;
-        start(&r, &q, golden_ids, 10, &p);
-        wait_for(&q);
+        rig_start(&r, &q, golden_ids, 10, &p);
+        rig_wait(&q);
         const mx_candidate *c = mx_generation_candidate(q.g, 0);
         CHECK(c->finish == MX_FINISH_STOP && c->stop && !strcmp(c->stop, stop) && q.streamed == c->text_len);
         CHECK_MSG(!strstr(c->text, stop) && !strncmp(c->text, text, c->text_len), "\"%s\" cut at \"%s\"", c->text, stop);
@@ -201,8 +121,8 @@ static void stops_and_bans(void)
         p.n_stops = 0;
         p.banned = list;
         p.n_banned = 1;
-        start(&r, &q, golden_ids, 10, &p);
-        wait_for(&q);
+        rig_start(&r, &q, golden_ids, 10, &p);
+        rig_wait(&q);
         CHECK(!strstr(mx_generation_candidate(q.g, 0)->text, stop) && mx_generation_candidate(q.g, 0)->n_ids == 40);
         mx_generation_close(q.g);
     }
@@ -219,7 +139,7 @@ static void cancelled_gives_pages_back(void)
             for (int i = 0; i < 8; i++) {
                 mx_sampling p = sampling_of(i);
                 p.max_tokens = 60;
-                start(&r, &q[i], golden_ids, 12 + i, &p);
+                rig_start(&r, &q[i], golden_ids, 12 + i, &p);
             }
             for (int i = 0; i < 8; i++) mx_generation_cancel(q[i].g);
             for (int i = 0; i < 8; i++) {
@@ -235,7 +155,7 @@ static void refuses(rig *r, int n_prompt, const mx_sampling *p, const char *fiel
 {
     mx_error err = {0};
     mx_generation *g = NULL;
-    mx_generation_calls calls = {NULL, on_done, NULL};
+    mx_generation_calls calls = {NULL, rig_on_done, NULL};
     CHECK(mx_generation_open(&g, r->gen, golden_ids, n_prompt, p, &calls, 0, &err) == MX_ERR_ARG);
     CHECK_MSG(strstr(err.text, field), "\"%s\" does not name %s", err.text, field);
     mx_generation_close(g);

@@ -105,6 +105,106 @@ static void wrong_logprobs(mx_stream *s, mx_tensor logprob, mx_tensor chosen, mx
     nudge(top_logprob);
 }
 
+/* ---- learning ------------------------------------------------------------------------ */
+
+static void wrong_product(mx_stream *s, mx_tensor y, mx_tensor x, mx_tensor w, mx_tensor b, mx_dtype as, bool add)
+{
+    REAL.product(s, y, x, w, (mx_tensor){0}, as, add);      /* the bias is forgotten */
+    (void)b;
+}
+
+static void wrong_product_back(mx_stream *s, mx_tensor dx, mx_tensor dw, mx_tensor db, mx_tensor dy, mx_tensor x, mx_tensor w,
+                               mx_dtype as, bool add)
+{
+    memset(dw.data, 0, sizeof(float));                      /* what was there is lost */
+    REAL.product_back(s, dx, dw, db, dy, x, w, as, add);
+}
+
+static void wrong_cast(mx_stream *s, mx_tensor y, mx_tensor x)
+{
+    REAL.cast(s, y, x);
+    ((uint16_t *)y.data)[0] ^= 1;
+}
+
+static void wrong_scale(mx_stream *s, mx_tensor y, mx_tensor x, float factor)
+{
+    REAL.scale(s, y, x, factor * 1.0001f);
+}
+
+/* The last of the rows with an id wins. */
+static void wrong_embed_back(mx_stream *s, mx_tensor dtable, mx_tensor dy, mx_tensor ids)
+{
+    for (int64_t r = 0; r < dy.rows; r++)
+        memcpy(element(dtable, ((int32_t *)ids.data)[r * ids.stride], 0), element(dy, r, 0), (size_t)dy.cols * sizeof(float));
+    (void)s;
+}
+
+static void wrong_norm_back(mx_stream *s, mx_tensor dx, mx_tensor dgain, mx_tensor dbias, mx_tensor dy, mx_tensor x, mx_tensor gain,
+                            float eps, bool add)
+{
+    REAL.rms_norm_back(s, dx, dgain, dy, x, gain, eps, add);        /* the mean's part is forgotten */
+    (void)dbias;
+}
+
+static void wrong_rms_norm_back(mx_stream *s, mx_tensor dx, mx_tensor dgain, mx_tensor dy, mx_tensor x, mx_tensor gain, float eps,
+                                bool add)
+{
+    REAL.rms_norm_back(s, dx, dgain, dy, x, gain, eps, !add);
+}
+
+static void wrong_activate_back(mx_stream *s, mx_tensor dx, mx_tensor dy, mx_tensor x, mx_activation act)
+{
+    REAL.activate_back(s, dx, dy, x, act == MX_ACT_GELU_TANH ? MX_ACT_GELU_ERF : act);
+}
+
+static void wrong_gated_back(mx_stream *s, mx_tensor dgu, mx_tensor dy, mx_tensor gu, mx_activation act)
+{
+    REAL.gated_back(s, dgu, dy, gu, act);
+    nudge(dgu);
+}
+
+static void wrong_rope_back(mx_stream *s, mx_tensor dx, mx_tensor positions, mx_tensor freq, float magnitude, int heads,
+                            bool interleaved)
+{
+    REAL.rope(s, dx, positions, freq, magnitude, heads, interleaved);       /* on, not back */
+}
+
+static void wrong_dropout(mx_stream *s, mx_tensor y, mx_tensor x, float rate, uint64_t seed)
+{
+    REAL.dropout(s, y, x, rate, seed + 1);
+}
+
+static void wrong_attention(mx_stream *s, mx_tensor y, mx_tensor lse, mx_tensor q, mx_tensor k, mx_tensor v, mx_tensor begin,
+                            mx_attention_shape a)
+{
+    a.causal = !a.causal;
+    REAL.attention(s, y, lse, q, k, v, begin, a);
+}
+
+static void wrong_attention_back(mx_stream *s, mx_tensor dq, mx_tensor dk, mx_tensor dv, mx_tensor dy, mx_tensor q, mx_tensor k,
+                                 mx_tensor v, mx_tensor y, mx_tensor lse, mx_tensor begin, mx_attention_shape a)
+{
+    REAL.attention_back(s, dq, dk, dv, dy, q, k, v, y, lse, begin, a);
+    nudge(dk);
+}
+
+static void wrong_cross_entropy(mx_stream *s, mx_tensor loss, mx_tensor logits, mx_tensor target, float scale, bool learn)
+{
+    REAL.cross_entropy(s, loss, logits, target, scale, !learn);
+}
+
+static void wrong_sum(mx_stream *s, mx_tensor sum, mx_tensor x, bool squares)
+{
+    REAL.sum(s, sum, x, !squares);
+}
+
+/* Decay through the gradient, as Adam had it before it was decoupled. */
+static void wrong_adamw(mx_stream *s, mx_tensor p, mx_tensor g, mx_tensor m, mx_tensor v, mx_adamw_step o)
+{
+    o.decay = 0;
+    REAL.adamw(s, p, g, m, v, o);
+}
+
 static void a_wrong_op_turns_the_suite_red(void)
 {
     mx_device *devs = NULL;
@@ -116,7 +216,7 @@ static void a_wrong_op_turns_the_suite_red(void)
 #define X(name)                                                                            \
     do {                                                                                   \
         mx_kernels planted = REAL;                                                         \
-        mx_case_env env = {&devs[0], &REAL, 7, NULL};                                      \
+        mx_case_env env = {&devs[0], &REAL, 7, NULL, 0};                                      \
         CHECK_MSG(mx_cases_test(&env, #name "(") == 0, "%s is right", #name);              \
         planted.name = wrong_##name;                                                       \
         env.kernels = &planted;                                                            \
@@ -127,11 +227,32 @@ static void a_wrong_op_turns_the_suite_red(void)
     mx_devices_close(devs, count);
 }
 
+/* `grad` too: a derivative of the reference that is a little off. */
+static void a_wrong_derivative_is_noticed(void)
+{
+    mx_device *devs = NULL;
+    mx_error err = {0};
+    mx_device_options opt = {.cpu_threads = 1};
+    int count = 0;
+    CHECK_OK(mx_devices_open(&devs, &count, &opt, &err), err);
+    if (!devs) return;
+    mx_case_env env = {&devs[0], &REAL, 7, NULL, 1e-3};
+    for (int i = 0; i < mx_cases_count; i++) {
+        char name[200];
+        mx_case_name(&mx_cases[i], name, sizeof name);
+        int wrong = mx_cases[i].perf ? -1 : mx_cases_grad(&env, name);
+        CHECK_MSG(wrong != 0, "%s: a wrong derivative passes", name);
+    }
+    mx_devices_close(devs, count);
+}
+
 /* No op at all is no success either. */
 static void a_filter_that_selects_nothing_is_an_error(void)
 {
     mx_case_env env = {0};
     CHECK(mx_cases_test(&env, "no such op") == -1);
+    CHECK(mx_cases_grad(&env, "no such op") == -1);
 }
 
-MX_TESTS(TEST(a_wrong_op_turns_the_suite_red), TEST(a_filter_that_selects_nothing_is_an_error))
+MX_TESTS(TEST(a_wrong_op_turns_the_suite_red), TEST(a_wrong_derivative_is_noticed),
+         TEST(a_filter_that_selects_nothing_is_an_error))

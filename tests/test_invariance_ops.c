@@ -4,7 +4,7 @@
  * other; then in batches, on 1, 2 and 3 threads, with rows apart, with other
  * chunks of the same sequence, and with its pages elsewhere.  All must be equal
  * as bytes. */
-#include "kernels/ops.h"
+#include "tests/cases.h"
 #include "tests/test.h"
 
 #define ROWS 131
@@ -268,6 +268,29 @@ static void a_draw_does_not_depend_on_the_batch(void)
     free(logits);
 }
 
+/* ---- threads ---------------------------------------------------------------------- */
+
+/* All cases, gradients too: what they write is equal as bytes on 1, 2 and 3 threads. */
+static void no_bit_depends_on_the_number_of_threads(void)
+{
+    uint64_t *alone = calloc((size_t)mx_cases_count, sizeof *alone), seed = test_random(&state);
+    for (int threads = 1; alone && threads <= 3; threads++) {
+        rig g;
+        if (!rig_open(&g, threads)) break;
+        mx_case_env env = {&g.devs[0], &mx_kernels_cpu, seed, stdout, 0};
+        for (int i = 0; i < mx_cases_count; i++) {
+            char name[200];
+            if (mx_cases[i].perf) continue;
+            uint64_t digest = mx_case_digest(&env, &mx_cases[i]);
+            if (threads == 1) alone[i] = digest;
+            mx_case_name(&mx_cases[i], name, sizeof name);
+            CHECK_MSG(digest && digest == alone[i], "%s: other bits on %d threads", name, threads);
+        }
+        rig_close(&g);
+    }
+    free(alone);
+}
+
 int main(int argc, char **argv)
 {
     static const test_entry tests[] = {
@@ -275,6 +298,7 @@ int main(int argc, char **argv)
         TEST(row_ops_do_not_depend_on_the_batch),
         TEST(attention_does_not_depend_on_chunks_pages_or_threads),
         TEST(a_draw_does_not_depend_on_the_batch),
+        TEST(no_bit_depends_on_the_number_of_threads),
     };
     const char *seed = getenv("MX_TEST_SEED");
     state = seed ? strtoull(seed, NULL, 0) : 20260117;

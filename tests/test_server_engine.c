@@ -10,14 +10,14 @@ typedef struct house {
     mx_client *client;
 } house;
 
-static bool house_open(house *h)
+static bool house_open(house *h, int queue)
 {
     mx_error err = {.text = ""};
     mx_generator_options g = mx_generator_defaults();
     mx_server_options o = mx_server_defaults();
     *h = (house){0};
     g.max_num_seqs = 16;
-    g.max_queued = 2000;
+    g.max_queued = queue;
     g.max_model_len = 96;
     o.listen = "127.0.0.1:0";
     CHECK_OK(mx_app_open(&h->app, NULL, &err), err);
@@ -71,7 +71,7 @@ static void ids_request(Merx__V1__GenerateRequest *q, Merx__V1__Sampling *s, int
 static void test_stream_equals_generate(void)
 {
     house h;
-    if (!house_open(&h)) return;
+    if (!house_open(&h, 2000)) return;
     Merx__V1__GenerateRequest q;
     Merx__V1__Sampling s;
     Merx__V1__GenerateResponse *r = NULL;
@@ -108,7 +108,7 @@ static void test_storm_leaves_every_page(void)
     storm s;
     Merx__V1__GenerateRequest q;
     Merx__V1__Sampling t;
-    if (!house_open(&h)) return;
+    if (!house_open(&h, 2000)) return;
     ids_request(&q, &t, 80);
     t.ignore_eos = true;
     packed p = pack(&q.base);
@@ -131,4 +131,92 @@ static void test_storm_leaves_every_page(void)
     house_close(&h);
 }
 
-MX_TESTS(TEST(test_stream_equals_generate), TEST(test_storm_leaves_every_page))
+/* ---- a crowd ------------------------------------------------------------------------ */
+
+enum { CLIENTS = 256, SEEDS = 8, CROWD_TOKENS = 24 };
+
+typedef struct crowd {
+    pthread_mutex_t lock;
+    pthread_cond_t  news;
+    int             left, ok, exhausted, other, wrong;
+    int32_t         alone[SEEDS][CROWD_TOKENS];      /* what each seed gives on an empty server */
+} crowd;
+
+typedef struct voice { crowd *of; int seed; } voice;
+
+static void voice_message(void *user, const uint8_t *msg, size_t len)
+{
+    const voice *v = user;
+    Merx__V1__GenerateResponse *r = merx__v1__generate_response__unpack(NULL, len, msg);
+    bool right = r && r->n_candidates == 1 && r->candidates[0]->n_ids == CROWD_TOKENS &&
+                 !memcmp(r->candidates[0]->ids, v->of->alone[v->seed], sizeof v->of->alone[0]);
+    pthread_mutex_lock(&v->of->lock);
+    v->of->wrong += !right;
+    pthread_mutex_unlock(&v->of->lock);
+    if (r) merx__v1__generate_response__free_unpacked(r, NULL);
+}
+
+static void voice_done(void *user, const mx_rpc_status *st)
+{
+    crowd *c = ((voice *)user)->of;
+    pthread_mutex_lock(&c->lock);
+    c->ok += st->code == MX_RPC_OK;
+    c->exhausted += st->code == MX_RPC_RESOURCE_EXHAUSTED && st->retry_ms;
+    c->other += st->code != MX_RPC_OK && (st->code != MX_RPC_RESOURCE_EXHAUSTED || !st->retry_ms);
+    c->left--;
+    pthread_cond_signal(&c->news);
+    pthread_mutex_unlock(&c->lock);
+}
+
+static void crowd_request(Merx__V1__GenerateRequest *q, Merx__V1__Sampling *s, int seed)
+{
+    ids_request(q, s, CROWD_TOKENS);
+    s->ignore_eos = true;
+    s->_seed_case = MERX__V1__SAMPLING___SEED_SEED;
+    s->seed = (uint64_t)seed;
+}
+
+/* Everybody is served or told to come again, and who is served gets what a lone
+ * caller gets: the same tokens in whatever company. */
+static void test_crowd_gets_the_same_texts(void)
+{
+    house h;
+    Merx__V1__GenerateRequest q;
+    Merx__V1__Sampling s;
+    mx_rpc_status st;
+    mx_error err;
+    static mx_client *clients[CLIENTS];
+    static voice voices[CLIENTS];
+    static crowd c;
+    if (!house_open(&h, 64)) return;
+    c = (crowd){.left = CLIENTS, .lock = PTHREAD_MUTEX_INITIALIZER, .news = PTHREAD_COND_INITIALIZER};
+    packed p[SEEDS];
+    for (int i = 0; i < SEEDS; i++) {
+        Merx__V1__GenerateResponse *r = NULL;
+        crowd_request(&q, &s, i);
+        p[i] = pack(&q.base);
+        CHECK(call(h.client, RPC("Generate"), &q, &merx__v1__generate_response__descriptor, &r, &st) == MX_RPC_OK);
+        CHECK(r && r->candidates[0]->n_ids == CROWD_TOKENS);
+        if (r && r->candidates[0]->n_ids == CROWD_TOKENS) memcpy(c.alone[i], r->candidates[0]->ids, sizeof c.alone[i]);
+        if (r) merx__v1__generate_response__free_unpacked(r, NULL);
+    }
+    CHECK(memcmp(c.alone[0], c.alone[1], sizeof c.alone[0]) != 0);
+    for (int i = 0; i < CLIENTS; i++) CHECK_OK(mx_client_open(&clients[i], mx_server_address(h.server), NULL, &err), err);
+    for (int i = 0; i < CLIENTS; i++) {
+        voices[i] = (voice){&c, i % SEEDS};
+        mx_client_calls calls = {.unary = true, .message = voice_message, .done = voice_done, .user = &voices[i]};
+        CHECK(!mx_client_start(clients[i], NULL, RPC("Generate"), p[i % SEEDS].data, p[i % SEEDS].len, 60000, &calls));
+    }
+    pthread_mutex_lock(&c.lock);
+    while (c.left) pthread_cond_wait(&c.news, &c.lock);
+    pthread_mutex_unlock(&c.lock);
+    printf("  %d clients on a queue of 64: %d OK, %d RESOURCE_EXHAUSTED\n", CLIENTS, c.ok, c.exhausted);
+    CHECK_MSG(c.other == 0 && c.wrong == 0, "%d of another status, %d other texts", c.other, c.wrong);
+    CHECK(c.ok >= 64 && c.ok + c.exhausted == CLIENTS);
+    CHECK(quiet(&h));
+    for (int i = 0; i < CLIENTS; i++) mx_client_close(clients[i]);
+    for (int i = 0; i < SEEDS; i++) free(p[i].data);
+    house_close(&h);
+}
+
+MX_TESTS(TEST(test_crowd_gets_the_same_texts), TEST(test_stream_equals_generate), TEST(test_storm_leaves_every_page))

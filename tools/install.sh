@@ -1,13 +1,13 @@
 #!/bin/sh
-# install.sh - the packages that building and testing Merx needs, on Debian and
-# Ubuntu.  Does nothing when they are all there; without root or sudo it says
+# install.sh [MORE...] - the packages that building and testing Merx needs, and
+# those that a target needs beside them, on Debian and Ubuntu.  Does nothing when they are all there; without root or sudo it says
 # what is missing.
 set -u
-packages="gcc g++ cmake ninja-build make pkg-config git libdnnl-dev libhwloc-dev libjansson-dev libpcre2-dev
+packages="gcc g++ cmake ninja-build make pkg-config git libdnnl-dev libhwloc-dev libjansson-dev libpcre2-dev libssl-dev
 libgrpc-dev protobuf-compiler libprotobuf-c-dev protobuf-c-compiler libprotobuf-dev python3 python3-grpcio python3-protobuf
 clang libclang-rt-dev python3-pip"
 missing=""
-for p in $packages; do
+for p in $packages "$@"; do
     dpkg-query -W -f='${Status}' "$p" 2>/dev/null | grep -q 'install ok installed' || missing="$missing $p"
 done
 [ -z "$missing" ] && exit 0

@@ -1,6 +1,8 @@
-/* embed.c - table rows by id, and rotary positions. */
+/* embed.c - table rows by id, and rotary positions; forward and backward. */
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/simd.h"
+
+#define BACK_COLUMNS 64        /* of a part that adds up rows */
 
 typedef struct embed_job {
     mx_tensor y, table, ids;
@@ -41,6 +43,33 @@ void mx_cpu_embed(mx_stream *s, mx_tensor y, mx_tensor table, mx_tensor ids, boo
     mx_cpu_rows(s, y.rows, y.cols, embed_rows, &j);
 }
 
+/* Columns c.. of every row, in the order of the rows: an id may come many times. */
+static void embed_back_part(void *ctx, int64_t part, int thread)
+{
+    (void)thread;
+    const embed_job *j = ctx;
+    int64_t c = part * BACK_COLUMNS, n = j->y.cols - c < BACK_COLUMNS ? j->y.cols - c : BACK_COLUMNS;
+    for (int64_t r = 0; r < j->y.rows; r++) {
+        const float *dy = mx_row(j->y, r) + c;
+        float *to = mx_row(j->table, *mx_row_i32(j->ids, r)) + c;
+#pragma omp simd
+        for (int64_t i = 0; i < n; i++) to[i] += dy[i];
+    }
+}
+
+void mx_cpu_embed_back(mx_stream *s, mx_tensor dtable, mx_tensor dy, mx_tensor ids)
+{
+    for (int64_t r = 0; r < dy.rows; r++) {
+        int32_t id = *mx_row_i32(ids, r);
+        if (id >= 0 && id < dtable.rows) continue;
+        mx_stream_fail(s, MX_ERR_ARG, "embed_back: id %d of row %lld is outside the table's %lld rows", id, (long long)r,
+                       (long long)dtable.rows);
+        return;
+    }
+    embed_job j = {dy, dtable, ids, true};
+    mx_pool_run(s->dev->pool, (dy.cols + BACK_COLUMNS - 1) / BACK_COLUMNS, embed_back_part, &j);
+}
+
 /* ---- rotary positions ------------------------------------------------------- */
 
 /* cos and sin of a float in double, to under 1e-14: reduction to +-pi/4 by
@@ -66,7 +95,7 @@ static inline void cos_sin(double x, double *c, double *s)
 
 typedef struct rope_job {
     mx_tensor x, at, freq;
-    float magnitude;
+    float magnitude, direction;      /* -1: back */
     int heads;
     bool interleaved;
 } rope_job;
@@ -110,7 +139,7 @@ static void rope_rows(const void *ctx, int64_t first, int64_t last)
                 double cd, sd;
                 cos_sin((double)(at * freq[b + i]), &cd, &sd);
                 c[i] = (float)cd * j->magnitude;
-                s[i] = (float)sd * j->magnitude;
+                s[i] = (float)sd * j->magnitude * j->direction;
             }
             rope_block(j, mx_row(j->x, r), b, n, c, s);
         }
@@ -120,6 +149,13 @@ static void rope_rows(const void *ctx, int64_t first, int64_t last)
 void mx_cpu_rope(mx_stream *s, mx_tensor x, mx_tensor positions, mx_tensor freq, float magnitude, int heads,
                  bool interleaved)
 {
-    rope_job j = {x, positions, freq, magnitude, heads, interleaved};
+    rope_job j = {x, positions, freq, magnitude, 1, heads, interleaved};
     mx_cpu_rows(s, x.rows, 2 * x.cols, rope_rows, &j);
+}
+
+/* The transpose of a rotation is the rotation back. */
+void mx_cpu_rope_back(mx_stream *s, mx_tensor dx, mx_tensor positions, mx_tensor freq, float magnitude, int heads, bool interleaved)
+{
+    rope_job j = {dx, positions, freq, magnitude, -1, heads, interleaved};
+    mx_cpu_rows(s, dx.rows, 2 * dx.cols, rope_rows, &j);
 }

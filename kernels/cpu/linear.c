@@ -5,26 +5,48 @@
  * bit of the result does, because every output is one chain (gemm.h).  bf16
  * and int8 convert the activations of their block on the way, into a buffer on
  * the stack: that costs one operation for every 64 multiplications or more,
- * and needs no memory shared between threads. */
+ * and needs no memory shared between threads.
+ *
+ * Our own tiles are as fast as oneDNN's where both use vectors, and keep the
+ * invariance rule on every processor (oneDNN without AVX-512 takes a gemm whose
+ * sums depend on the number of rows).  oneDNN multiplies where the processor
+ * has a matrix unit, AMX, that our tiles do not use; then always in blocks of
+ * the same number of rows, the last one filled up, so that rule holds there
+ * too.  MX_ONEDNN says when: 0 never, 1 with AMX, 2 wherever it has a blocked
+ * kernel (that is how this path is tested without AMX). */
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/gemm.h"
 #include "kernels/cpu/simd.h"
 
+#include <stdatomic.h>
 #include <stdlib.h>
+
+#ifndef MX_ONEDNN
+#define MX_ONEDNN 0
+#endif
+#if MX_ONEDNN
+#include <oneapi/dnnl/dnnl.h>
+#endif
 
 #define BLOCK_ROWS 48               /* rows of a part                                        */
 #define GROUP      4                /* panels of a part, at most                             */
 #define L1_BYTES   32768            /* of a panel that several row tiles of a part read again */
 #define STAGE      49152            /* bytes of converted activations                        */
 
+typedef struct unit unit;
+
 typedef struct packed {
     mx_buffer memory;               /* panels, each panel_bytes long                         */
     size_t    panel_bytes;
-    int64_t   panels, cols, padded; /* padded: cols rounded up to 16                         */
+    int64_t   panels, cols, padded; /* padded: cols rounded up to 64 bytes                   */
     mx_dtype  dtype;
     float    *scale;                /* int8, of panels * 64 channels; behind the panels      */
     int32_t  *sums;                 /* int8: MX_INT8_BIAS times the sum of a channel         */
+    unit     *unit;                 /* oneDNN's part, or NULL: our own tiles                 */
 } packed;
+
+static unit *unit_open(const packed *p, int threads);
+static void  unit_close(unit *u);
 
 /* ---- packing ---------------------------------------------------------------- */
 
@@ -109,7 +131,8 @@ mx_status mx_cpu_weight_open(mx_weight *w, mx_device *d, const mx_row_source *pa
     if (!p) return mx_fail(err, MX_ERR_NO_MEMORY, "weight: no memory for its description");
     p->dtype = as;
     p->cols = w->cols;
-    p->padded = (w->cols + 15) / 16 * 16;
+    int64_t line = (int64_t)(64 / mx_dtype_size(as));
+    p->padded = (w->cols + line - 1) / line * line;
     p->panels = (w->rows + MX_PANEL - 1) / MX_PANEL;
     p->panel_bytes = (size_t)p->padded * MX_PANEL * mx_dtype_size(as);
     extra = as == MX_I8 ? (size_t)p->panels * MX_PANEL * (sizeof *p->scale + sizeof *p->sums) : 0;
@@ -129,6 +152,7 @@ mx_status mx_cpu_weight_open(mx_weight *w, mx_device *d, const mx_row_source *pa
     p->sums = (int32_t *)(p->scale + p->panels * MX_PANEL);
     j.p = p;
     mx_pool_run(d->pool, p->panels, pack_part, &j);
+    p->unit = unit_open(p, mx_pool_threads(d->pool));
     w->bytes = size;
     w->impl = p;
 done:
@@ -144,6 +168,7 @@ void mx_cpu_weight_close(mx_weight *w)
 {
     packed *p = w->impl;
     if (!p) return;
+    unit_close(p->unit);
     mx_buffer_close(&p->memory);
     free(p);
 }
@@ -156,6 +181,7 @@ typedef struct linear_job {
     mx_activation act;
     bool          add;
     int64_t       block_rows, blocks, group;      /* a part: block_rows rows, `group` panels */
+    atomic_int    failed;                         /* oneDNN's status                         */
 } linear_job;
 
 typedef union sums {
@@ -286,9 +312,231 @@ static void linear_part(void *ctx, int64_t part, int thread)
     finish(j, row, rows, panel, panels, row_scales, &c);
 }
 
+/* ---- oneDNN --------------------------------------------------------------------- */
+
+#if MX_ONEDNN
+
+#define UNIT_ROWS  32                 /* two tiles of AMX                          */
+#define UNIT_GROUP 2                  /* panels                                    */
+#define UNIT_STAGE ((size_t)1 << 20)  /* bytes of a block of activations, on the stack */
+
+/* Debian's oneDNN runs its own loops on OpenMP; ours are the pool's. */
+void omp_set_num_threads(int n);
+
+/* What one thread needs to run a product; the primitive itself is shared. */
+typedef struct lane {
+    dnnl_stream_t stream;
+    dnnl_memory_t x, w, y, scratch;
+} lane;
+
+typedef struct product {
+    dnnl_primitive_t primitive;
+    lane            *lanes;
+} product;
+
+struct unit {
+    dnnl_engine_t engine;
+    int           threads;
+    product       wide, last;         /* UNIT_GROUP panels; what is left of them   */
+};
+
+static const struct { dnnl_data_type_t x, y; dnnl_format_tag_t w; } unit_types[MX_DTYPE_COUNT] = {
+    [MX_F32] = {dnnl_f32, dnnl_f32, dnnl_BA16a64b},
+    [MX_BF16] = {dnnl_bf16, dnnl_f32, dnnl_BA16a64b2a},
+    [MX_I8] = {dnnl_u8, dnnl_s32, dnnl_BA16a64b4a},
+};
+
+static void product_close(product *p, int threads)
+{
+    for (int t = 0; p->lanes && t < threads; t++) {
+        lane *l = &p->lanes[t];
+        if (l->scratch) dnnl_memory_destroy(l->scratch);
+        if (l->y) dnnl_memory_destroy(l->y);
+        if (l->w) dnnl_memory_destroy(l->w);
+        if (l->x) dnnl_memory_destroy(l->x);
+        if (l->stream) dnnl_stream_destroy(l->stream);
+    }
+    free(p->lanes);
+    if (p->primitive) dnnl_primitive_destroy(p->primitive);
+}
+
+static void unit_close(unit *u)
+{
+    if (!u) return;
+    product_close(&u->last, u->threads);
+    product_close(&u->wide, u->threads);
+    if (u->engine) dnnl_engine_destroy(u->engine);
+    free(u);
+}
+
+/* oneDNN 3 made the descriptors opaque. */
+#if DNNL_VERSION_MAJOR >= 3
+typedef const_dnnl_memory_desc_t shape;
+static dnnl_status_t describe(dnnl_memory_desc_t *md, int64_t rows, int64_t cols, dnnl_data_type_t t, dnnl_format_tag_t tag)
+{
+    return dnnl_memory_desc_create_with_tag(md, 2, (dnnl_dims_t){rows, cols}, t, tag);
+}
+static void forget(dnnl_memory_desc_t *md)
+{
+    if (*md) dnnl_memory_desc_destroy(*md);
+}
+static dnnl_status_t plan(dnnl_primitive_desc_t *pd, unit *u, dnnl_memory_desc_t md[3], const_dnnl_primitive_attr_t attr)
+{
+    return dnnl_matmul_primitive_desc_create(pd, u->engine, md[0], md[1], NULL, md[2], attr);
+}
+#else
+typedef const dnnl_memory_desc_t *shape;
+static dnnl_status_t describe(dnnl_memory_desc_t *md, int64_t rows, int64_t cols, dnnl_data_type_t t, dnnl_format_tag_t tag)
+{
+    return dnnl_memory_desc_init_by_tag(md, 2, (dnnl_dims_t){rows, cols}, t, tag);
+}
+static void forget(dnnl_memory_desc_t *md)
+{
+    (void)md;
+}
+static dnnl_status_t plan(dnnl_primitive_desc_t *pd, unit *u, dnnl_memory_desc_t md[3], const_dnnl_primitive_attr_t attr)
+{
+    dnnl_matmul_desc_t d;
+    dnnl_status_t st = dnnl_matmul_desc_init(&d, &md[0], &md[1], NULL, &md[2]);
+    return st ? st : dnnl_primitive_desc_create(pd, &d, attr, u->engine, NULL);
+}
+#endif
+
+static bool lane_open(lane *l, unit *u, const_dnnl_primitive_desc_t pd)
+{
+    shape scratch = dnnl_primitive_desc_query_md(pd, dnnl_query_scratchpad_md, 0);
+    return !dnnl_stream_create(&l->stream, u->engine, dnnl_stream_default_flags) &&
+           !dnnl_memory_create(&l->x, dnnl_primitive_desc_query_md(pd, dnnl_query_src_md, 0), u->engine, DNNL_MEMORY_NONE) &&
+           !dnnl_memory_create(&l->w, dnnl_primitive_desc_query_md(pd, dnnl_query_weights_md, 0), u->engine, DNNL_MEMORY_NONE) &&
+           !dnnl_memory_create(&l->y, dnnl_primitive_desc_query_md(pd, dnnl_query_dst_md, 0), u->engine, DNNL_MEMORY_NONE) &&
+           !dnnl_memory_create(&l->scratch, scratch, u->engine, DNNL_MEMORY_ALLOCATE);
+}
+
+/* False when oneDNN has no blocked kernel that reads our panels. */
+static bool product_open(product *out, unit *u, const packed *p, int64_t panels)
+{
+    dnnl_memory_desc_t md[3] = {0};
+    dnnl_primitive_desc_t pd = NULL;
+    dnnl_primitive_attr_t attr = NULL;
+    const char *name = "";
+    dnnl_data_type_t wt = p->dtype == MX_I8 ? dnnl_s8 : unit_types[p->dtype].x;
+    bool ok = !describe(&md[0], UNIT_ROWS, p->padded, unit_types[p->dtype].x, dnnl_ab) &&
+              !describe(&md[1], p->padded, panels * MX_PANEL, wt, unit_types[p->dtype].w) &&
+              !describe(&md[2], UNIT_ROWS, panels * MX_PANEL, unit_types[p->dtype].y, dnnl_ab) &&
+              !dnnl_primitive_attr_create(&attr) &&
+              !dnnl_primitive_attr_set_scratchpad_mode(attr, dnnl_scratchpad_mode_user) && !plan(&pd, u, md, attr) &&
+              !dnnl_primitive_desc_query(pd, dnnl_query_impl_info_str, 0, (void *)&name) && strncmp(name, "brg", 3) == 0 &&
+              !dnnl_primitive_create(&out->primitive, pd);
+    if (ok) out->lanes = calloc((size_t)u->threads, sizeof *out->lanes);
+    ok = ok && out->lanes;
+    for (int t = 0; ok && t < u->threads; t++) ok = lane_open(&out->lanes[t], u, pd);
+    if (pd) dnnl_primitive_desc_destroy(pd);
+    if (attr) dnnl_primitive_attr_destroy(attr);
+    for (int i = 0; i < 3; i++) forget(&md[i]);
+    return ok;
+}
+
+/* NULL, which is no error, when our own tiles are to do it. */
+static unit *unit_open(const packed *p, int threads)
+{
+    int amx = dnnl_cpu_isa_avx512_core_amx;
+    bool wanted = MX_ONEDNN == 2 || (p->dtype != MX_F32 && ((int)dnnl_get_effective_cpu_isa() & amx) == amx);
+    if (!wanted || (p->dtype == MX_I8 && !MX_INT8_BIAS)) return NULL;
+    if ((size_t)p->padded * UNIT_ROWS * mx_dtype_size(p->dtype) > UNIT_STAGE) return NULL;
+    unit *u = calloc(1, sizeof *u);
+    if (!u) return NULL;
+    u->threads = threads;
+    omp_set_num_threads(1);
+    int64_t left = p->panels % UNIT_GROUP;
+    if (dnnl_engine_create(&u->engine, dnnl_cpu, 0) || (p->panels >= UNIT_GROUP && !product_open(&u->wide, u, p, UNIT_GROUP)) ||
+        (left && !product_open(&u->last, u, p, left))) {
+        unit_close(u);
+        return NULL;
+    }
+    return u;
+}
+
+static void stage_unit(const linear_job *j, void *stage, int64_t row, int64_t rows, float *row_scales)
+{
+    const packed *p = j->p;
+    size_t line = (size_t)p->padded * mx_dtype_size(p->dtype);
+    memset((char *)stage + (size_t)rows * line, 0, (size_t)(UNIT_ROWS - rows) * line);
+    for (int64_t r = 0; r < rows; r++) {
+        const float *x = mx_row(j->x, row + r);
+        char *to = (char *)stage + (size_t)r * line;
+        if (p->dtype == MX_I8) {
+            row_scales[r] = row_scale(x, p->cols);
+            stage_i8((uint8_t *)to, x, p->cols, p->padded, row_scales[r]);
+            continue;
+        }
+        size_t used = (size_t)p->cols * mx_dtype_size(p->dtype);
+        memset(to + used, 0, line - used);
+        if (p->dtype == MX_F32) memcpy(to, x, used);
+        else
+            for (int64_t k = 0; k < p->cols; k++) ((uint16_t *)(void *)to)[k] = mx_f32_to_bf16(x[k]);
+    }
+}
+
+static void unit_part(void *ctx, int64_t part, int thread)
+{
+    linear_job *j = ctx;
+    const packed *p = j->p;
+    int64_t row = part % j->blocks * UNIT_ROWS, panel = part / j->blocks * UNIT_GROUP;
+    int64_t rows = j->x.rows - row < UNIT_ROWS ? j->x.rows - row : UNIT_ROWS;
+    int64_t panels = p->panels - panel < UNIT_GROUP ? p->panels - panel : UNIT_GROUP;
+    const product *q = panels == UNIT_GROUP ? &p->unit->wide : &p->unit->last;
+    const lane *l = &q->lanes[thread];
+    float row_scales[UNIT_ROWS];
+    _Alignas(64) char stage[UNIT_STAGE];
+    _Alignas(64) sums c;
+    stage_unit(j, stage, row, rows, row_scales);
+    omp_set_num_threads(1);
+    dnnl_exec_arg_t args[] = {
+        {DNNL_ARG_SRC, l->x}, {DNNL_ARG_WEIGHTS, l->w}, {DNNL_ARG_DST, l->y}, {DNNL_ARG_SCRATCHPAD, l->scratch}};
+    int st = dnnl_memory_set_data_handle(l->x, stage);
+    if (!st) st = dnnl_memory_set_data_handle(l->w, (char *)p->memory.base + (size_t)panel * p->panel_bytes);
+    if (!st) st = dnnl_memory_set_data_handle(l->y, &c);
+    if (!st) st = dnnl_primitive_execute(q->primitive, l->stream, 4, args);
+    if (!st) st = dnnl_stream_wait(l->stream);
+    if (st) atomic_store(&j->failed, st);
+    else finish(j, row, rows, panel, panels, row_scales, &c);
+}
+
+static void unit_linear(mx_stream *s, linear_job *j)
+{
+    j->blocks = (j->x.rows + UNIT_ROWS - 1) / UNIT_ROWS;
+    mx_pool_run(s->dev->pool, (j->p->panels + UNIT_GROUP - 1) / UNIT_GROUP * j->blocks, unit_part, j);
+    int st = atomic_load(&j->failed);
+    if (st) mx_stream_fail(s, MX_ERR_DEVICE, "linear: oneDNN failed with status %d", st);
+}
+
+#else
+
+static unit *unit_open(const packed *p, int threads)
+{
+    (void)p, (void)threads;
+    return NULL;
+}
+
+static void unit_close(unit *u)
+{
+    (void)u;
+}
+
+static void unit_linear(mx_stream *s, linear_job *j)
+{
+    (void)s, (void)j;
+}
+
+#endif
+
 void mx_cpu_linear(mx_stream *s, mx_tensor y, mx_tensor x, const mx_weight *w, mx_tensor b, mx_activation act, bool add)
 {
     linear_job j = {.y = y, .x = x, .b = b, .p = w->impl, .act = act, .add = add};
+    if (j.p->unit) {
+        unit_linear(s, &j);
+        return;
+    }
     int64_t blocks = (x.rows + BLOCK_ROWS - 1) / BLOCK_ROWS, threads = mx_pool_threads(s->dev->pool);
     /* equal blocks of whole tiles */
     j.block_rows = ((x.rows + blocks - 1) / blocks + MX_TILE_ROWS - 1) / MX_TILE_ROWS * MX_TILE_ROWS;

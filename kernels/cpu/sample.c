@@ -12,7 +12,7 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 
-/* ---- penalties, biases, bans --------------------------------------------------- */
+/* ---- biases, penalties, bans --------------------------------------------------- */
 
 typedef struct process_job {
     mx_tensor logits;
@@ -44,12 +44,12 @@ static void process_part(void *ctx, int64_t r, int thread)
     const mx_logit_lists *l = j->lists;
     float *x = mx_row(j->logits, r);
     int64_t v = j->logits.cols;
-    if (l->seen_begin) penalise(j, x, r);
     if (l->bias_begin)
         for (int32_t i = l->bias_begin[r]; i < l->bias_begin[r + 1]; i++) {
             if (l->bias_id[i] >= 0 && l->bias_id[i] < v) x[l->bias_id[i]] += l->bias[i];
             else atomic_store(&j->outside, r);
         }
+    if (l->seen_begin) penalise(j, x, r);
     if (l->ban_begin)
         for (int32_t i = l->ban_begin[r]; i < l->ban_begin[r + 1]; i++) {
             if (l->ban_id[i] >= 0 && l->ban_id[i] < v) x[l->ban_id[i]] = -INFINITY;

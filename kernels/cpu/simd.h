@@ -40,6 +40,8 @@ MX_INLINE vf vf_fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
 MX_INLINE vf vf_max(vf a, vf b) { return _mm512_max_ps(a, b); }
 MX_INLINE vf vf_min(vf a, vf b) { return _mm512_min_ps(a, b); }
 MX_INLINE vf vf_abs(vf a) { return _mm512_abs_ps(a); }
+/* x > 0 ? a : b */
+MX_INLINE vf vf_positive(vf x, vf a, vf b) { return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_GT_OQ), b, a); }
 MX_INLINE vf vf_round(vf a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 
 MX_INLINE vf vf_load_n(const float *p, int n) { return _mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1u), p); }
@@ -108,6 +110,12 @@ MX_INLINE vf vf_div(vf x, vf y) { return (vf){_mm256_div_ps(x.a, y.a), _mm256_di
 MX_INLINE vf vf_fma(vf x, vf y, vf z) { return (vf){_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)}; }
 MX_INLINE vf vf_max(vf x, vf y) { return (vf){_mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b)}; }
 MX_INLINE vf vf_min(vf x, vf y) { return (vf){_mm256_min_ps(x.a, y.a), _mm256_min_ps(x.b, y.b)}; }
+MX_INLINE vf vf_positive(vf x, vf a, vf b)
+{
+    __m256 z = _mm256_setzero_ps();
+    return (vf){_mm256_blendv_ps(b.a, a.a, _mm256_cmp_ps(x.a, z, _CMP_GT_OQ)),
+                _mm256_blendv_ps(b.b, a.b, _mm256_cmp_ps(x.b, z, _CMP_GT_OQ))};
+}
 MX_INLINE vf vf_abs(vf x)
 {
     __m256 sign = _mm256_set1_ps(-0.0f);
@@ -209,6 +217,7 @@ MX_INLINE vf vf_fma(vf a, vf b, vf c) { VF_EACH(fmaf(a.f[l], b.f[l], c.f[l])); }
 MX_INLINE vf vf_max(vf a, vf b) { VF_EACH(a.f[l] > b.f[l] ? a.f[l] : b.f[l]); }
 MX_INLINE vf vf_min(vf a, vf b) { VF_EACH(a.f[l] < b.f[l] ? a.f[l] : b.f[l]); }
 MX_INLINE vf vf_abs(vf a) { VF_EACH(fabsf(a.f[l])); }
+MX_INLINE vf vf_positive(vf x, vf a, vf b) { VF_EACH(x.f[l] > 0 ? a.f[l] : b.f[l]); }
 MX_INLINE vf vf_round(vf a) { VF_EACH(nearbyintf(a.f[l])); }
 MX_INLINE vf vf_load_n(const float *p, int n) { VF_EACH(l < n ? p[l] : 0.0f); }
 MX_INLINE void vf_store_n(float *p, vf a, int n) { memcpy(p, a.f, (size_t)n * sizeof *p); }

@@ -1,0 +1,129 @@
+/* cli_help.c - the commands, and what a person reads about them. */
+#include "server/cli_parts.h"
+#include "server/settings.h"
+
+#include "runtime/config_table.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define WIDEST 100                      /* columns; longer lines are hard to read */
+
+const mx_cli_command mx_cli_commands[] = {
+    {"serve", MX_CMD_SERVE, mx_cli_serve, "", "Serve models over gRPC.",
+     "Listens on loopback unless --listen says otherwise. SIGTERM and Ctrl-C let running calls finish.",
+     "  merx serve --model path/to/model\n"
+     "  merx serve --model copy=models/smollm2 --model mail=models/mail.gguf --listen 0.0.0.0:50051\n"
+     "  MERX_MAX_NUM_SEQS=16 merx serve --config merx.conf\n"},
+    {"generate", MX_CMD_GENERATE, mx_cli_generate, " PROMPT | -i ROWS -o ANSWERS", "Write a text, or thousands, here and now.",
+     "A prompt is text in quotes, or - for standard input. A row of --input is\n"
+     "{\"prompt\": \"...\"} or {\"messages\": [{\"role\": \"user\", \"content\": \"...\"}]}, with an \"id\" and any\n"
+     "sampling field of its own; its answer has the same id. Broken off, even by kill -9, the same\n"
+     "command goes on where it stood.",
+     "  merx generate -m path/to/model \"Write one sentence that sells light running shoes.\"\n"
+     "  merx generate -m path/to/model --system \"You write copy.\" --temperature 0.7 --n 3 \"Sunscreen:\"\n"
+     "  merx generate -m path/to/model -i products.jsonl -o copy.jsonl --seed 7\n"
+     "  cat brief.txt | merx generate -m path/to/model --json - | jq -r .text\n"},
+    {"client", MX_CMD_CLIENT, mx_cli_client, " PROMPT", "Ask a running server; print the answer as it comes.",
+     "A prompt is text in quotes, or - for standard input.",
+     "  merx client \"Write one sentence that sells light running shoes.\"\n"
+     "  merx client --server unix:/run/merx.sock --model copy --max-tokens 40 --json \"Sunscreen:\"\n"},
+    {"info", MX_CMD_INFO, mx_cli_info, "", "Show the machine, the memory a model takes and how many texts fit.", NULL,
+     "  merx info\n"
+     "  merx info --model path/to/model --dtype bf16 --json\n"},
+    {"train", MX_CMD_TRAIN, mx_cli_train, " lm", "Train a language model, or an adapter to one.",
+     "The folder has config.json, a tokenizer and, unless --from-scratch, weights. Data is .jsonl, .txt\n"
+     "or shards of merx tokenize. Checkpoints open in transformers; the same command goes on from the\n"
+     "newest one, bit for bit. Under mpirun the processes share every batch.",
+     "  merx train lm -m gpt2 -d copy.jsonl --eval-data held-out.jsonl --run runs/copy --epochs 3 --eval-every 100\n"
+     "  merx train lm -m smollm2 -d chats.jsonl --run runs/brand --lora-rank 8 --lr 2e-4\n"
+     "  merx train lm -m small --from-scratch -d corpus-*.safetensors --packing blocks --run runs/small --steps 20000\n"
+     "  mpirun -n 4 merx train lm -m gpt2 -d copy.jsonl --run runs/copy\n"},
+    {"tokenize", MX_CMD_TOKENIZE, mx_cli_tokenize, "", "Turn text into shards of token ids, once, for many runs.", NULL,
+     "  merx tokenize -m gpt2 -d corpus.jsonl -o data/corpus\n"},
+    {"merge", MX_CMD_MERGE, mx_cli_merge, "", "Make one model of a base and its adapter.", NULL,
+     "  merx merge -m smollm2 --adapter runs/brand/checkpoint-00000400 -o models/brand\n"},
+    {0},
+};
+
+const mx_cli_command *mx_cli_find(const char *name)
+{
+    for (const mx_cli_command *k = mx_cli_commands; k->name; k++)
+        if (!strcmp(k->name, name)) return k;
+    return NULL;
+}
+
+const char *mx_cli_nearest(const char *name)
+{
+    const char *best = NULL;
+    int least = 1 + (int)strlen(name) / 3;
+    for (const mx_cli_command *k = mx_cli_commands; k->name; k++) {
+        int d = mx_edit_distance(name, k->name);
+        if (d > least || (best && d == least)) continue;
+        best = k->name;
+        least = d;
+    }
+    return best;
+}
+
+/* Bold where it can be: a terminal, and nobody asked for none (no-color.org). */
+static void title(FILE *out, const cli_term *t, const char *text)
+{
+    const char *none = getenv("NO_COLOR");
+    bool bold = !t->plain && !(none && *none);
+    fprintf(out, "%s%s%s\n", bold ? "\033[1m" : "", text, bold ? "\033[0m" : "");
+}
+
+static int columns_of(const cli_term *t)
+{
+    return t->width < WIDEST ? t->width : WIDEST;
+}
+
+void mx_cli_help(const mx_config *c, FILE *out)
+{
+    (void)c;
+    cli_term t = cli_term_of(out);
+    fputs("merx - generates text for marketing platforms: a server, a client, batches\n\n", out);
+    title(out, &t, "Examples");
+    fputs("  merx generate -m path/to/model \"Write one sentence that sells light running shoes.\"\n"
+          "  merx generate -m path/to/model -i products.jsonl -o copy.jsonl\n"
+          "  merx serve -m path/to/model\n"
+          "  merx client \"Write one sentence that sells light running shoes.\"\n\n", out);
+    title(out, &t, "Commands");
+    for (const mx_cli_command *k = mx_cli_commands; k->name; k++) fprintf(out, "  %-9s %s\n", k->name, k->help);
+    fputs("\nA model is a Hugging Face folder or a .gguf file.\n"
+          "merx help COMMAND shows the settings of one. Each is a flag (--max-num-seqs 8), an environment\n"
+          "variable (MERX_MAX_NUM_SEQS=8) and a line of a --config file (max-num-seqs = 8); a flag counts\n"
+          "more than the environment, and that more than the file.\n\n", out);
+    title(out, &t, "Exit status");
+    fputs("  0 done   1 failed, or a row of a batch could not be answered   2 wrong command or setting\n"
+          "  130 stopped by Ctrl-C or SIGTERM (serve: 0, after its calls have finished)\n", out);
+}
+
+void mx_cli_help_command(const mx_config *c, const mx_cli_command *k, FILE *out)
+{
+    cli_term t = cli_term_of(out);
+    fprintf(out, "merx %s [settings]%s\n%s\n", k->name, k->args, k->help);
+    if (k->more) fprintf(out, "\n%s\n", k->more);
+    fputc('\n', out);
+    title(out, &t, "Examples");
+    fputs(k->examples, out);
+    for (const mx_setting_group *g = mx_setting_groups; g->title; g++) {
+        bool any = false;
+        for (int i = 0; i < mx_settings_count; i++) any |= (mx_settings[i].commands & k->bit) && (mx_settings[i].commands & g->bit);
+        if (!any) continue;
+        fputc('\n', out);
+        title(out, &t, g->title);
+        mx_config_help(c, k->bit, g->bit, out, columns_of(&t));
+    }
+}
+
+void mx_cli_help_markdown(const mx_config *c, FILE *out)
+{
+    fputs("# Settings\n\n"
+          "Written by `merx help --markdown` from the table in `server/settings.c`; a test compares the two.\n\n"
+          "Each setting is a flag, an environment variable and a line `name = value` of a `--config` file.\n"
+          "The flag wins over the environment, the environment over the file, the file over the default.\n"
+          "Whole numbers may end in k, m or g (1024, 1024^2, 1024^3).\n\n", out);
+    mx_config_markdown(c, mx_command_names, out);
+}
