@@ -10,6 +10,10 @@
 #include <cublasLt.h>
 #include <dlfcn.h>
 
+/* The device's library, opened at the first call; NULL: there is none.  (linear.cu) */
+struct lt_library;
+struct lt_library *mx_cuda_blaslt(mx_device *d);
+
 #define LT_CALLS(X)                                                                                                         \
     X(Create) X(Destroy) X(Matmul) X(MatmulAlgoGetHeuristic) X(MatmulDescCreate) X(MatmulDescDestroy)                       \
     X(MatmulDescSetAttribute) X(MatrixLayoutCreate) X(MatrixLayoutDestroy) X(MatmulPreferenceCreate)                        \
@@ -37,6 +41,7 @@ static inline bool lt_symbols(lt_library *l, void *from)
 static inline void lt_close(void *p)
 {
     lt_library *l = (lt_library *)p;
+    if (!l) return;
     if (l->handle) l->Destroy(l->handle);
     if (l->file) dlclose(l->file);
     free(l);

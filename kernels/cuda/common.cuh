@@ -214,6 +214,7 @@ static __device__ __forceinline__ float mx_activated(float x, mx_activation act)
     case MX_ACT_GELU_ERF: return 0.5f * x * erfcf(x * -0.70710678f);
     case MX_ACT_SILU: return x / (1.0f + expf(-x));
     case MX_ACT_RELU: return x < 0.0f ? 0.0f : x;          /* NaN stays NaN */
+    case MX_ACT_TANH: return tanhf(x);
     default: return x;
     }
 }

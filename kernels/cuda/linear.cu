@@ -409,15 +409,22 @@ static bool gelu_is_exact(lt_library *l, mx_stream *s)
 static lt_library *library_of(mx_device *d, mx_stream *s)
 {
     mx_cuda_library *slot = mx_cuda_library_of(d);
-    if (slot->impl || slot->close) return (lt_library *)slot->impl;
+    if (slot->close) return (lt_library *)slot->impl;       /* it was looked for already */
     lt_library *l = lt_open();
-    slot->close = lt_close;
-    if (!l) {
-        slot->close = NULL;
-        return NULL;
-    }
+    if (l) l->gelu = gelu_is_exact(l, s);
     slot->impl = l;
-    l->gelu = gelu_is_exact(l, s);
+    slot->close = lt_close;
+    return l;
+}
+
+struct lt_library *mx_cuda_blaslt(mx_device *d)
+{
+    mx_cuda_library *slot = mx_cuda_library_of(d);
+    if (slot->close) return (lt_library *)slot->impl;
+    mx_stream *s = mx_cuda_loader(d, NULL);
+    if (!s) return NULL;
+    lt_library *l = library_of(d, s);
+    mx_cuda_loader_done(d);
     return l;
 }
 
