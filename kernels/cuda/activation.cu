@@ -24,19 +24,19 @@ static __global__ void gated_kernel(mx_tensor y, mx_tensor gu, mx_activation act
     }
 }
 
-/* d act / dx */
+/* 1 / (1 + e^-x) */
+static __device__ __forceinline__ float logistic(float x) { return 1.0f / (1.0f + expf(-x)); }
+
+/* d act / dx; 1 - logistic(x) is logistic(-x), where the difference would cancel */
 static __device__ float slope(float x, mx_activation act)
 {
     switch (act) {
-    case MX_ACT_GELU_TANH: {               /* with s = 1 / (1 + e^-2u): s + x s (1 - s) 2u' */
-        float u = x * fmaf(x * x, 0.044715f, 1.0f), s = 1.0f / (1.0f + expf(u * -1.5957691216057308f));
-        return s + x * s * (1.0f - s) * 1.5957691216057308f * fmaf(x * x, 0.134145f, 1.0f);
+    case MX_ACT_GELU_TANH: {               /* x logistic(v): logistic(v) + x logistic(v) logistic(-v) v' */
+        float v = x * fmaf(x * x, 0.044715f, 1.0f) * 1.5957691216057308f;
+        return logistic(v) + x * logistic(v) * logistic(-v) * 1.5957691216057308f * fmaf(x * x, 0.134145f, 1.0f);
     }
     case MX_ACT_GELU_ERF: return 0.5f * erfcf(x * -0.70710678f) + x * expf(-0.5f * x * x) * 0.39894228f;
-    case MX_ACT_SILU: {
-        float s = 1.0f / (1.0f + expf(-x));
-        return s + x * s * (1.0f - s);
-    }
+    case MX_ACT_SILU: return logistic(x) + x * logistic(x) * logistic(-x);
     case MX_ACT_RELU: return x > 0.0f ? 1.0f : 0.0f;
     case MX_ACT_TANH: {
         float t = tanhf(x);

@@ -43,6 +43,8 @@ static __global__ void process_kernel(mx_tensor logits, const mx_sample_row *row
     int64_t r = blockIdx.x, v = logits.cols;
     float *x = mx_row(logits, r), repetition = rows[r].repetition_penalty, presence = rows[r].presence_penalty,
           frequency = rows[r].frequency_penalty;
+    if (l.bias_begin) add_biases(x, v, l, r, fault);
+    __syncthreads();
     if (l.seen_begin && (repetition != 1 || presence != 0 || frequency != 0))
         for (int32_t i = l.seen_begin[r] + (int32_t)threadIdx.x; i < l.seen_begin[r + 1]; i += (int32_t)blockDim.x) {
             int32_t id = l.seen_id[i], count = l.seen_count[i];
@@ -52,8 +54,6 @@ static __global__ void process_kernel(mx_tensor logits, const mx_sample_row *row
             if (count > 0) z -= presence + frequency * (float)count;
             x[id] = z;
         }
-    __syncthreads();
-    if (l.bias_begin) add_biases(x, v, l, r, fault);
     __syncthreads();
     if (l.ban_begin) {
         int32_t end = l.ban_begin[r + 1];
