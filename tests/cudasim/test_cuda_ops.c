@@ -300,6 +300,28 @@ static void a_draw_does_not_depend_on_the_batch(void)
     free(logits);
 }
 
+/* The first id past a table, and -1: told, and nothing outside is touched. */
+static void ids_outside_are_told(void)
+{
+    mx_stream s;
+    mx_error err = {0};
+    float rows[6] = {1, 2, 3, 4, 5, 6};
+    CHECK_OK(mx_stream_open(&s, gpu(), 1 << 16, &err), err);
+    mx_tensor table = mx_stream_upload(&s, MX_F32, 2, 3, rows), y = mx_stream_tensor(&s, MX_F32, 1, 3);
+    for (int32_t id = -1; id <= 2; id++) {
+        mx_embed(&s, y, table, mx_stream_upload(&s, MX_I32, 1, 1, &id), false);
+        CHECK((mx_stream_sync(&s, &err) == MX_OK) == (id >= 0 && id < 2));
+        mx_embed_back(&s, table, y, mx_stream_upload(&s, MX_I32, 1, 1, &id));
+        CHECK((mx_stream_sync(&s, &err) == MX_OK) == (id >= 0 && id < 2));
+    }
+    int32_t target = 3;
+    mx_cross_entropy(&s, mx_tensor_cols(y, 0, 1), mx_tensor_rows(table, 0, 1), mx_stream_upload(&s, MX_I32, 1, 1, &target), 1, true);
+    CHECK(mx_stream_sync(&s, &err) == MX_ERR_ARG && strstr(err.text, "target 3"));
+    mx_stream_close(&s);
+    char text[512];
+    CHECK_MSG(!cudasim_errors(text, sizeof text), "%s", text);
+}
+
 static void closing(void)
 {
     mx_devices_close(devs, n_devs);
@@ -312,7 +334,8 @@ int main(int argc, char **argv)
     static const test_entry tests[] = {
         TEST(every_op_is_there), TEST(cases_hold), TEST(cases_hold_in_any_order_of_threads),
         TEST(products_hold_without_the_library), TEST(rows_do_not_depend_on_the_batch),
-        TEST(attention_does_not_depend_on_chunks_or_pages), TEST(a_draw_does_not_depend_on_the_batch), TEST(closing),
+        TEST(attention_does_not_depend_on_chunks_or_pages), TEST(a_draw_does_not_depend_on_the_batch),
+        TEST(ids_outside_are_told), TEST(closing),
     };
     cudasim_set_abort(0);
     return test_main(tests, sizeof tests / sizeof *tests, argc, argv);
