@@ -125,7 +125,7 @@ def run_build(build_dir, root, build, mutant, work):
     link = link_line.replace(" " + out + " ", f" {work}/mutant.o ", 1)
     link = re.sub(r"-o tests/cudasim/test_cuda_ops_\w+", f"-o {work}/test", link)
     subprocess.run(link, shell=True, cwd=build_dir, check=True, capture_output=True)
-    tests = ["cases_hold", "products_hold"]
+    tests = ["cases_hold", "products_hold", "nothing_past"]
     if "INVARIANT" in ops:
         tests.append("attention_does")
     if ops == "FAULTS":

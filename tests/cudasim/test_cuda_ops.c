@@ -31,15 +31,33 @@ static bool selected(const mx_case *c)
     return (c->o < 10000 || c->n < 4) && c->c < 1100;
 }
 
+/* Widths that leave one element to the last group of four, rows that lie one after the other. */
+static const mx_case more[] = {
+    {.op = "norm", .n = 5, .c = 65, .bias = true}, {.op = "norm", .n = 3, .c = 261}, {.op = "rms_norm", .n = 3, .c = 65},
+    {.op = "add", .n = 3, .c = 65}, {.op = "activate", .n = 3, .c = 65, .act = MX_ACT_SILU},
+    {.op = "gated", .n = 3, .c = 65, .act = MX_ACT_SILU}, {.op = "norm_back", .n = 9, .c = 65, .bias = true},
+    {.op = "embed", .n = 5, .c = 65, .o = 7}, {.op = "linear", .n = 17, .c = 65, .o = 65, .type = MX_I8},
+    {.op = "linear", .n = 70, .c = 65, .o = 65, .type = MX_I8, .bias = true}, {.op = "cross_entropy", .n = 40, .o = 9, .flag = true},
+    {.op = "attention_paged", .n = 5, .heads = 2, .groups = 1, .c = 64, .page = 16, .context = 600},
+    {.op = "attention_paged", .n = 3, .heads = 9, .groups = 1, .c = 200, .page = 16, .context = 97, .type = MX_BF16},
+};
+enum { MORE = sizeof more / sizeof *more };
+
+static const mx_case *case_at(int i)
+{
+    return i < mx_cases_count ? &mx_cases[i] : &more[i - mx_cases_count];
+}
+
 static void run_cases(uint64_t seed)
 {
     mx_case_env env = {.dev = gpu(), .kernels = &mx_kernels_cuda, .seed = seed, .out = stdout};
     int ran = 0;
-    for (int i = 0; i < mx_cases_count && env.dev; i++) {
-        if (!selected(&mx_cases[i])) continue;
+    for (int i = 0; i < mx_cases_count + MORE && env.dev; i++) {
+        const mx_case *c = case_at(i);
+        if (!selected(c)) continue;
         char name[200], text[1024];
-        mx_case_name(&mx_cases[i], name, sizeof name);
-        CHECK_MSG(mx_case_test(&env, &mx_cases[i]), "%s", name);
+        mx_case_name(c, name, sizeof name);
+        CHECK_MSG(mx_case_test(&env, c), "%s", name);
         CHECK_MSG(!cudasim_errors(text, sizeof text), "%s: %s", name, text);
         ran++;
     }
@@ -300,6 +318,61 @@ static void a_draw_does_not_depend_on_the_batch(void)
     free(logits);
 }
 
+/* ---- tensors that end where their memory ends --------------------------------------------------- */
+
+typedef struct exact {
+    mx_stream s;
+    mx_buffer b[24];
+    int       n;
+} exact;
+
+/* Contiguous, filled with 0.1, 0.2 ...; `ids`: 0, 1, 2 .. below 3. */
+static mx_tensor tight(exact *e, mx_dtype type, int64_t rows, int64_t cols)
+{
+    mx_error err = {0};
+    size_t n = (size_t)(rows * cols);
+    mx_buffer *b = &e->b[e->n++];
+    CHECK_OK(mx_buffer_open(b, gpu(), n * 4, &err), err);
+    for (size_t i = 0; i < n; i++) {
+        float f = 0.1f * (float)(i % 17);
+        int32_t id = (int32_t)i % 3;
+        e->s.dev->ops->upload(&e->s, (char *)b->base + 4 * i, type == MX_F32 ? (void *)&f : (void *)&id, 4);
+    }
+    return mx_tensor_of(b->base, type, rows, cols);
+}
+
+static void nothing_past_the_end_is_touched(void)
+{
+    enum { R = 5, C = 67, O = 35 };
+    exact e = {0};
+    mx_error err = {0};
+    char text[512];
+    mx_tensor none = {0};
+    mx_attention_shape shape = {1, 1, 0.1f, true, 0};
+    CHECK_OK(mx_stream_open(&e.s, gpu(), 1 << 16, &err), err);
+    mx_stream *s = &e.s;
+    mx_tensor x = tight(&e, MX_F32, R, C), y = tight(&e, MX_F32, R, C), g = tight(&e, MX_F32, 1, C), h = tight(&e, MX_F32, 1, C);
+    mx_tensor two = tight(&e, MX_F32, R, 2 * C), wide = tight(&e, MX_F32, R, 2 * C), ids = tight(&e, MX_I32, R, 1), w = tight(&e, MX_F32, O, C);
+    mx_tensor o = tight(&e, MX_F32, R, O), ob = tight(&e, MX_F32, 1, O), dw = tight(&e, MX_F32, O, C), loss = tight(&e, MX_F32, R, 1);
+    mx_tensor begin = tight(&e, MX_I32, 2, 1), top = tight(&e, MX_I32, R, 3), dq = tight(&e, MX_F32, R, C), dk = tight(&e, MX_F32, R, C);
+    mx_tensor dv = tight(&e, MX_F32, R, C), sum = tight(&e, MX_I32, 1, 2);
+    int32_t spans[2] = {0, R};
+    s->dev->ops->upload(s, begin.data, spans, sizeof spans);
+    mx_norm(s, y, x, g, h, 1e-5f), mx_rms_norm(s, y, x, g, 1e-5f), mx_add(s, y, x, x), mx_activate(s, y, x, MX_ACT_SILU);
+    mx_gated(s, y, two, MX_ACT_SILU), mx_embed(s, y, x, ids, false), mx_scale(s, y, x, 2), mx_cast(s, y, x), mx_dropout(s, y, x, 0.5f, 7);
+    mx_norm_back(s, y, g, h, x, x, g, 1e-5f, true), mx_rms_norm_back(s, y, g, x, x, g, 1e-5f, false), mx_activate_back(s, y, x, x, MX_ACT_SILU);
+    mx_gated_back(s, wide, x, two, MX_ACT_SILU), mx_embed_back(s, y, x, ids), mx_sum(s, sum, x, true);
+    mx_product(s, o, x, w, ob, MX_F32, false), mx_product(s, o, x, w, ob, MX_BF16, false);
+    mx_product_back(s, y, dw, ob, o, x, w, MX_F32, false), mx_product_back(s, y, dw, ob, o, x, w, MX_BF16, true);
+    mx_attention(s, y, loss, x, x, x, begin, shape), mx_attention_back(s, dq, dk, dv, x, x, x, x, y, loss, begin, shape);
+    mx_logprobs(s, loss, ids, top, none, x), mx_cross_entropy(s, loss, x, ids, 1, true);
+    mx_adamw(s, g, h, tight(&e, MX_F32, 1, C), tight(&e, MX_F32, 1, C), (mx_adamw_step){1e-3f, 0.9f, 0.95f, 1e-8f, 0.1f, 0.1f, 0.05f, 1});
+    CHECK_OK(mx_stream_sync(s, &err), err);
+    CHECK_MSG(!cudasim_errors(text, sizeof text), "%s", text);
+    for (int i = 0; i < e.n; i++) mx_buffer_close(&e.b[i]);
+    mx_stream_close(s);
+}
+
 /* The first id past a table, and -1: told, and nothing outside is touched. */
 static void ids_outside_are_told(void)
 {
@@ -335,7 +408,7 @@ int main(int argc, char **argv)
         TEST(every_op_is_there), TEST(cases_hold), TEST(cases_hold_in_any_order_of_threads),
         TEST(products_hold_without_the_library), TEST(rows_do_not_depend_on_the_batch),
         TEST(attention_does_not_depend_on_chunks_or_pages), TEST(a_draw_does_not_depend_on_the_batch),
-        TEST(ids_outside_are_told), TEST(closing),
+        TEST(nothing_past_the_end_is_touched), TEST(ids_outside_are_told), TEST(closing),
     };
     cudasim_set_abort(0);
     return test_main(tests, sizeof tests / sizeof *tests, argc, argv);
