@@ -38,6 +38,7 @@ static const mx_case more[] = {
     {.op = "gated", .n = 3, .c = 65, .act = MX_ACT_SILU}, {.op = "norm_back", .n = 9, .c = 65, .bias = true},
     {.op = "embed", .n = 5, .c = 65, .o = 7}, {.op = "linear", .n = 17, .c = 65, .o = 65, .type = MX_I8},
     {.op = "linear", .n = 70, .c = 65, .o = 65, .type = MX_I8, .bias = true}, {.op = "cross_entropy", .n = 40, .o = 9, .flag = true},
+    {.op = "embed_back", .n = 600, .c = 33, .o = 3},
     {.op = "attention_paged", .n = 5, .heads = 2, .groups = 1, .c = 64, .page = 16, .context = 600},
     {.op = "attention_paged", .n = 3, .heads = 9, .groups = 1, .c = 200, .page = 16, .context = 97, .type = MX_BF16},
 };
