@@ -67,6 +67,26 @@ void mx_devices_close(mx_device *devs, int count)
     free(devs);
 }
 
+mx_status mx_device_find(const mx_device *devs, int count, const char *name, int *index, mx_error *err)
+{
+    bool any = !strcmp(name, "auto"), gpu = any || !strncmp(name, "cuda", 4);
+    char *end = NULL;
+    long wanted = 0;
+    if (!any && gpu && name[4]) {
+        wanted = name[4] == ':' ? strtol(name + 5, &end, 10) : -1;
+        if (wanted < 0 || end == name + 5 || *end) gpu = false;
+    }
+    for (int i = 0; i < count; i++) {
+        if (devs[i].kind != (gpu ? MX_CUDA : MX_CPU) || (gpu && devs[i].index != wanted)) continue;
+        if (!gpu && strcmp(name, "cpu") != 0) break;
+        *index = i;
+        return MX_OK;
+    }
+    *index = 0;
+    return any ? MX_OK : mx_fail(err, MX_ERR_ARG, "device \"%.60s\": write auto, cpu or cuda:N; this machine has %d GPUs that can be used",
+                                 name, count - 1);
+}
+
 mx_status mx_buffer_open(mx_buffer *b, mx_device *d, size_t size, mx_error *err)
 {
     *b = (mx_buffer){.dev = d};

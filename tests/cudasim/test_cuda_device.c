@@ -20,12 +20,23 @@ static void table(void)
     CHECK(n_devs == 2 && d->kind == MX_CUDA && d->index == 0 && d->memory > 0 && !d->pool);
     CHECK_STR(d->name, "cudasim cuda:0");
     CHECK_STR(d->pci, "0000:65:00.0");
+    static const struct { const char *name; int index; } names[] = {
+        {"auto", 1}, {"cpu", 0}, {"cuda", 1}, {"cuda:0", 1}, {"cuda:1", -1}, {"cuda:", -1}, {"cuda:x", -1}, {"cudax", -1}, {"gpu", -1}, {"", -1},
+    };
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        int at = -1;
+        mx_error why = {0};
+        bool ok = !mx_device_find(devs, n_devs, names[i].name, &at, &why);
+        CHECK_MSG(ok == (names[i].index >= 0) && (!ok || at == names[i].index), "device \"%s\": %d, %s", names[i].name, at, why.text);
+    }
     cudasim_set_devices(0);                              /* no driver: the CPU alone */
     mx_device *others = NULL;
     int n = 0;
     mx_error err = {0};
     CHECK_OK(mx_devices_open(&others, &n, &(mx_device_options){.cpu_threads = 1}, &err), err);
     CHECK(n == 1 && others->kind == MX_CPU);
+    int at = -1;
+    CHECK(!mx_device_find(others, n, "auto", &at, &err) && at == 0 && mx_device_find(others, n, "cuda", &at, &err) == MX_ERR_ARG);
     mx_devices_close(others, n);
     cudasim_set_devices(1);
 }

@@ -40,6 +40,7 @@ static const mx_case more[] = {
     {.op = "linear", .n = 70, .c = 65, .o = 65, .type = MX_I8, .bias = true}, {.op = "cross_entropy", .n = 40, .o = 9, .flag = true},
     {.op = "embed_back", .n = 600, .c = 33, .o = 3},
     {.op = "attention_paged", .n = 5, .heads = 2, .groups = 1, .c = 64, .page = 16, .context = 600},
+    {.op = "attention_paged", .n = 40, .heads = 4, .groups = 4, .c = 16, .page = 16, .context = 600, .flag = true},
     {.op = "attention_paged", .n = 3, .heads = 9, .groups = 1, .c = 200, .page = 16, .context = 97, .type = MX_BF16},
 };
 enum { MORE = sizeof more / sizeof *more };
