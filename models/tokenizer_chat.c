@@ -1,114 +1,351 @@
-/* tokenizer_chat.c - conversations as ids, for the families Merx knows by their template's landmarks. */
+/* tokenizer_chat.c - conversations in the form that a model was trained on.
+ *
+ * A model carries its form as a Jinja template.  Merx runs no Jinja: it knows
+ * three families by their landmarks and reads from the template's text what
+ * differs within a family (default system message, BOS, trimming, date lines).
+ * A family's markers go out as ids and what people wrote as plain text, so that
+ * nobody can forge a turn. */
 #include "models/tokenizer_internal.h"
 
-#include <stdio.h>
 #include <stdlib.h>
-
-mx_chat_family mx_tokenizer_chat_family(const mx_tokenizer *t)
-{
-    const char *c = t->chat_template;
-    if (!c) return MX_CHAT_NONE;
-    if (strstr(c, "<|im_start|>")) return mx_tokenizer_find(t, "<|im_start|>") >= 0 ? MX_CHAT_CHATML : MX_CHAT_NONE;
-    if (strstr(c, "<|start_header_id|>")) return mx_tokenizer_find(t, "<|start_header_id|>") >= 0 ? MX_CHAT_LLAMA3 : MX_CHAT_NONE;
-    return strstr(c, "[INST]") ? MX_CHAT_LLAMA2 : MX_CHAT_NONE;
-}
+#include <time.h>
 
 const char *mx_chat_family_name(mx_chat_family f)
 {
-    static const char *const names[] = {"none", "chatml", "llama2", "llama3"};
-    return (unsigned)f < sizeof names / sizeof *names ? names[f] : "?";
+    switch (f) {
+    case MX_CHAT_CHATML: return "chatml";
+    case MX_CHAT_LLAMA2: return "llama2";
+    case MX_CHAT_LLAMA3: return "llama3";
+    default: return "none";
+    }
 }
 
-static mx_status special(const mx_tokenizer *t, const char *token, mx_ids *out, mx_error *err)
+mx_chat_family mx_tokenizer_chat_family(const mx_tokenizer *t)
 {
-    int32_t id = mx_tokenizer_find(t, token);
-    if (id < 0) return mx_fail(err, MX_ERR_STATE, "the chat template uses %s, which the vocabulary lacks", token);
-    return mx_ids_push(out, id) ? mx_fail(err, MX_ERR_NO_MEMORY, "ids") : MX_OK;
+    return t->chat;
 }
 
-/* a, b and c are one text to the split pattern, as in the rendered template; special tokens in it are plain text. */
-static mx_status joined(const mx_tokenizer *t, const char *a, const char *b, const char *c, size_t n_c, mx_ids *out, mx_error *err)
+/* ---- reading the template ---- */
+
+/* A Jinja string's text up to stop (or its closing quote), escapes undone, malloc'ed; NULL: it is not constant up to
+ * there, or out of memory. */
+static char *constant(const char *s, char quote, const char *stop)
 {
-    size_t n_a = strlen(a), n_b = strlen(b), len;
-    if (!mx_add_size(n_a + n_b, n_c, &len) || !mx_add_size(len, 1, &len)) return mx_fail(err, MX_ERR_ARG, "message too long");
-    char *text = malloc(len);
-    if (!text) return mx_fail(err, MX_ERR_NO_MEMORY, "a message of %zu bytes", len);
-    memcpy(text, a, n_a);
-    memcpy(text + n_a, b, n_b);
-    if (n_c) memcpy(text + n_a + n_b, c, n_c);
-    mx_status st = mx_tokenizer_encode(t, text, len - 1, false, false, out, err);
-    free(text);
-    return st;
+    const char *end = strstr(s, stop);
+    if (!end) return NULL;
+    char *out = malloc((size_t)(end - s) + 1);
+    size_t n = 0;
+    if (!out) return NULL;
+    for (; s < end; s++) {
+        if (*s == quote) {
+            free(out);
+            return NULL;
+        }
+        if (*s == '\\' && s + 1 < end) {
+            s++;
+            out[n++] = *s == 'n' ? '\n' : *s == 't' ? '\t' : *s == 'r' ? '\r' : *s;
+        } else {
+            out[n++] = *s;
+        }
+    }
+    out[n] = 0;
+    return out;
 }
 
-/* The system message that a ChatML template brings when the conversation has none: the text between its
- * "<|im_start|>system" and the next "<|im_end|>", when that is a literal. */
-static const char *default_system(const mx_tokenizer *t, size_t *len)
+/* After marker, skip `\n` as Jinja writes it or a newline; NULL: something else stands there. */
+static const char *after_newline(const char *s)
 {
-    const char *mark = "<|im_start|>system", *at = strstr(t->chat_template, mark);
-    if (!at) return NULL;
-    at += strlen(mark);
-    at += *at == '\n' ? 1 : !strncmp(at, "\\n", 2) ? 2 : 0;
-    const char *end = strstr(at, "<|im_end|>");
-    if (!end || memchr(at, '\'', (size_t)(end - at)) || memchr(at, '{', (size_t)(end - at))) return NULL;
-    *len = (size_t)(end - at);
-    return at;
+    if (*s == '\n') return s + 1;
+    return s[0] == '\\' && s[1] == 'n' ? s + 2 : NULL;
 }
 
-static mx_status chatml_turn(const mx_tokenizer *t, const char *role, const char *content, size_t len, mx_ids *out, mx_error *err)
+/* The constant system message of a ChatML template: '<|im_start|>system\nYou are ...<|im_end|>'. */
+static char *default_system(const char *text)
 {
-    MX_TRY(special(t, "<|im_start|>", out, err));
-    MX_TRY(joined(t, role, "\n", content, len, out, err));
-    MX_TRY(special(t, "<|im_end|>", out, err));
-    return joined(t, "\n", "", "", 0, out, err);
+    static const char head[] = "<|im_start|>system";
+    for (const char *p = text; (p = strstr(p, head)); p++) {
+        const char *body = after_newline(p + sizeof head - 1);
+        if (p == text || !body) continue;
+        char *found = constant(body, p[-1], "<|im_end|>");
+        if (found) return found;
+    }
+    return NULL;
 }
 
-static mx_status chatml(const mx_tokenizer *t, const mx_chat_message *m, int n, mx_ids *out, mx_error *err)
+/* True when a message's content goes through trim or strip(). */
+static bool trims(const char *text)
 {
-    size_t len;
-    const char *system = strcmp(m[0].role, "system") ? default_system(t, &len) : NULL;
-    if (system) MX_TRY(chatml_turn(t, "system", system, len, out, err));
-    for (int i = 0; i < n; i++) MX_TRY(chatml_turn(t, m[i].role, m[i].content, strlen(m[i].content), out, err));
-    MX_TRY(special(t, "<|im_start|>", out, err));
-    return joined(t, "assistant\n", "", "", 0, out, err);
+    for (const char *p = text; (p = strstr(p, "content")); ) {
+        p += strlen("content");
+        const char *q = p + strspn(p, "'\"]) \t");
+        if (!strncmp(q, ".strip()", 8)) return true;
+        if (*q == '|' && !strncmp(q + 1 + strspn(q + 1, " \t"), "trim", 4)) return true;
+    }
+    return false;
 }
 
-static mx_status llama3_header(const mx_tokenizer *t, const char *role, mx_ids *out, mx_error *err)
+/* Llama 3.1 and later put date lines before every system message. */
+static mx_status read_dates(mx_tokenizer *t)
 {
-    MX_TRY(special(t, "<|start_header_id|>", out, err));
-    MX_TRY(joined(t, role, "", "", 0, out, err));
-    return special(t, "<|end_header_id|>", out, err);
+    static const char head[] = "Cutting Knowledge Date", set[] = "date_string = ";
+    const char *p = strstr(t->template_text, head), *d = t->template_text;
+    if (!p || p == t->template_text) return MX_OK;
+    t->chat_system_head = constant(p, p[-1], "\\n");
+    if (!t->chat_system_head) return MX_OK;
+    t->chat_system_always = true;
+    bool today = strstr(t->template_text, "strftime_now") != NULL;
+    while (!today && !t->chat_date && (d = strstr(d, set))) {
+        d += sizeof set - 1;
+        if (*d == '"' || *d == '\'') t->chat_date = constant(d + 1, 0, (char[]){*d, 0});
+    }
+    if (!t->chat_date) t->chat_date = strdup("");
+    return t->chat_date ? MX_OK : MX_ERR_NO_MEMORY;
 }
 
-static mx_status llama3(const mx_tokenizer *t, const mx_chat_message *m, int n, mx_ids *out, mx_error *err)
+mx_status mx_tokenizer_set_template(mx_tokenizer *t, const char *text, size_t n)
 {
-    if (strstr(t->chat_template, "Cutting Knowledge Date"))
-        return mx_fail(err, MX_ERR_STATE, "this Llama 3 template writes dates into the system message, which Merx does not; use a plain prompt");
-    MX_TRY(special(t, "<|begin_of_text|>", out, err));
+    free(t->template_text);
+    t->template_text = malloc(n + 1);
+    if (!t->template_text) return MX_ERR_NO_MEMORY;
+    memcpy(t->template_text, text, n);
+    t->template_text[n] = 0;
+    text = t->template_text;
+    t->chat_bos = strstr(text, "bos_token") != NULL;
+    t->chat_trim = trims(text);
+    if (strstr(text, "<|im_start|>")) {
+        t->chat = MX_CHAT_CHATML;
+        t->chat_system = default_system(text);
+    } else if (strstr(text, "<|start_header_id|>")) {
+        t->chat = MX_CHAT_LLAMA3;
+        return read_dates(t);
+    } else if (strstr(text, "[INST]") && strstr(text, "<<SYS>>")) {
+        t->chat = MX_CHAT_LLAMA2;
+    }
+    return MX_OK;
+}
+
+/* ---- writing a conversation ---- */
+
+typedef struct writer {
+    const mx_tokenizer *t;
+    mx_ids   *out;
+    mx_error *err;
+    int32_t   before;              /* ids that were there already */
+    char     *text;                /* not yet encoded             */
+    size_t    n, room;
+    mx_status st;                  /* sticky                      */
+} writer;
+
+static void put(writer *w, const char *s, size_t n)
+{
+    size_t need, room;
+    if (w->st) return;
+    if (!mx_add_size(w->n, n, &need) || !mx_add_size(need, need / 2 + 64, &room)) {
+        w->st = mx_fail(w->err, MX_ERR_NO_MEMORY, "no memory for the conversation");
+        return;
+    }
+    if (need > w->room) {
+        char *text = realloc(w->text, room);
+        if (!text) {
+            w->st = mx_fail(w->err, MX_ERR_NO_MEMORY, "no memory for the conversation");
+            return;
+        }
+        w->text = text;
+        w->room = room;
+    }
+    memcpy(w->text + w->n, s, n);
+    w->n = need;
+}
+
+static void say(writer *w, const char *s)
+{
+    put(w, s, strlen(s));
+}
+
+static void flush(writer *w)
+{
+    if (w->st || !w->n) return;
+    w->st = mx_tokenizer_encode_part(w->t, w->text, w->n, w->out->count == w->before, false, w->out, w->err);
+    w->n = 0;
+}
+
+static void token(writer *w, int32_t id)
+{
+    flush(w);
+    if (!w->st && mx_ids_push(w->out, id)) w->st = mx_fail(w->err, MX_ERR_NO_MEMORY, "no memory for the conversation");
+}
+
+/* A marker of the template: its id where it is an added token, else its text. */
+static void mark(writer *w, const char *name)
+{
+    int32_t id = mx_tokenizer_find(w->t, name);
+    if (id >= 0 && (w->t->vocab.token[id].flags & MX_TOKEN_ADDED)) token(w, id);
+    else say(w, name);
+}
+
+static bool trimmed(uint32_t c)                /* Python's str.strip() */
+{
+    return mx_is_space(c) || (c >= 0x1c && c <= 0x1f);
+}
+
+static void trim(const char **s, size_t *n)
+{
+    uint32_t c;
+    bool cut;
+    int len;
+    while (*n && (len = mx_utf8_next(*s, *n, &c, &cut)) > 0 && trimmed(c)) {
+        *s += len;
+        *n -= (size_t)len;
+    }
+    while (*n) {
+        size_t at = *n - 1;
+        while (at > 0 && *n - at < 4 && ((uint8_t)(*s)[at] & 0xc0) == 0x80) at--;
+        if (mx_utf8_next(*s + at, *n - at, &c, &cut) != (int)(*n - at) || !trimmed(c)) break;
+        *n = at;
+    }
+}
+
+static void content(writer *w, const char *s)
+{
+    size_t n = strlen(s);
+    if (w->t->chat_trim) trim(&s, &n);
+    put(w, s, n);
+}
+
+static bool is_role(const mx_chat_message *m, const char *role)
+{
+    return !strcmp(m->role, role);
+}
+
+static void chatml_turn(writer *w, const char *role, const char *text, bool constant_text)
+{
+    mark(w, "<|im_start|>");
+    say(w, role);
+    say(w, "\n");
+    if (constant_text) say(w, text);
+    else content(w, text);
+    mark(w, "<|im_end|>");
+    say(w, "\n");
+}
+
+static void chatml(writer *w, const mx_chat_message *m, int n)
+{
+    if (w->t->chat_bos && w->t->bos >= 0) token(w, w->t->bos);
+    if (w->t->chat_system && !is_role(&m[0], "system")) chatml_turn(w, "system", w->t->chat_system, true);
+    for (int i = 0; i < n; i++) chatml_turn(w, m[i].role, m[i].content, false);
+    mark(w, "<|im_start|>");
+    say(w, "assistant\n");
+}
+
+static void llama3_head(writer *w, const char *role)
+{
+    mark(w, "<|start_header_id|>");
+    say(w, role);
+    mark(w, "<|end_header_id|>");
+    say(w, "\n\n");
+}
+
+static void llama3_dates(writer *w)
+{
+    static const char *const months[] = {"Jan", "Feb", "Mar", "Apr", "May", "Jun",
+                                         "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"};
+    char today[32] = "";
+    time_t now = time(NULL);
+    struct tm tm;
+    if (localtime_r(&now, &tm))
+        snprintf(today, sizeof today, "%02d %s %d", tm.tm_mday, months[tm.tm_mon % 12], tm.tm_year + 1900);
+    say(w, w->t->chat_system_head);
+    say(w, "\nToday Date: ");
+    say(w, *w->t->chat_date ? w->t->chat_date : today);
+    say(w, "\n\n");
+}
+
+static void llama3(writer *w, const mx_chat_message *m, int n)
+{
+    if (w->t->chat_bos && w->t->bos >= 0) token(w, w->t->bos);
+    if (w->t->chat_system_always) {
+        llama3_head(w, "system");
+        llama3_dates(w);
+        if (is_role(&m[0], "system")) {
+            content(w, m[0].content);
+            m++, n--;
+        }
+        mark(w, "<|eot_id|>");
+    }
     for (int i = 0; i < n; i++) {
-        const char *c = m[i].content;                     /* the template trims */
-        size_t len = strlen(c);
-        while (len && strchr(" \t\r\n", c[len - 1])) len--;
-        while (len && strchr(" \t\r\n", *c)) c++, len--;
-        MX_TRY(llama3_header(t, m[i].role, out, err));
-        MX_TRY(joined(t, "\n\n", "", c, len, out, err));
-        MX_TRY(special(t, "<|eot_id|>", out, err));
+        llama3_head(w, m[i].role);
+        content(w, m[i].content);
+        mark(w, "<|eot_id|>");
     }
-    MX_TRY(llama3_header(t, "assistant", out, err));
-    return joined(t, "\n\n", "", "", 0, out, err);
+    llama3_head(w, "assistant");
 }
 
-mx_status mx_tokenizer_chat(const mx_tokenizer *t, const mx_chat_message *m, int n, mx_ids *out, mx_error *err)
+/* A user's turn of Llama 2: the system message stands inside the first one, and the template strips the whole. */
+static void llama2_user(writer *w, const char *system, const char *text)
 {
-    if (n < 1) return mx_fail(err, MX_ERR_ARG, "chat.messages is empty");
+    if (w->t->chat_bos && w->t->bos >= 0) token(w, w->t->bos);
+    say(w, "[INST] ");
+    size_t start = w->n;
+    if (system) {
+        say(w, "<<SYS>>\n");
+        say(w, system);
+        say(w, "\n<</SYS>>\n\n");
+    }
+    say(w, text);
+    if (w->st) return;
+    const char *s = w->text + start;
+    size_t n = w->n - start;
+    if (w->t->chat_trim) trim(&s, &n);
+    memmove(w->text + start, s, n);
+    w->n = start + n;
+    say(w, " [/INST]");
+}
+
+static void llama2(writer *w, const mx_chat_message *m, int n)
+{
+    const char *system = NULL;
+    if (is_role(&m[0], "system")) {
+        system = m[0].content;
+        m++, n--;
+    }
+    if (!n) w->st = mx_fail(w->err, MX_ERR_ARG, "messages: a system message alone; the model needs a user's turn");
+    for (int i = 0; i < n && !w->st; i++) {
+        if (!is_role(&m[i], i % 2 ? "assistant" : "user")) {
+            w->st = mx_fail(w->err, MX_ERR_ARG, "messages: the model's template wants user and assistant in turns, user "
+                                                "first; \"%.40s\" stands at %d", m[i].role, i + (system != NULL));
+            return;
+        }
+        if (i % 2 == 0) {
+            llama2_user(w, i ? NULL : system, m[i].content);
+        } else {
+            say(w, " ");
+            content(w, m[i].content);
+            say(w, " ");
+            if (w->t->eos >= 0) token(w, w->t->eos);
+        }
+    }
+}
+
+mx_status mx_tokenizer_chat(const mx_tokenizer *t, const mx_chat_message *messages, int n, mx_ids *out, mx_error *err)
+{
+    writer w = {.t = t, .out = out, .err = err, .before = out->count};
+    if (t->chat == MX_CHAT_NONE)
+        return mx_fail(err, MX_ERR_STATE, "the model has no chat template that Merx knows; give it a plain prompt");
+    if (n < 1) return mx_fail(err, MX_ERR_ARG, "messages: empty");
     for (int i = 0; i < n; i++) {
-        const char *r = m[i].role;
-        if (strcmp(r, "system") && strcmp(r, "user") && strcmp(r, "assistant"))
-            return mx_fail(err, MX_ERR_ARG, "chat.messages[%d].role is \"%.40s\"; it must be system, user or assistant", i, r);
+        const mx_chat_message *m = &messages[i];
+        if (!m->role || (!is_role(m, "system") && !is_role(m, "user") && !is_role(m, "assistant")))
+            return mx_fail(err, MX_ERR_ARG, "messages[%d].role: \"%.40s\" is not system, user or assistant", i,
+                           m->role ? m->role : "");
+        if (!m->content) return mx_fail(err, MX_ERR_ARG, "messages[%d].content: missing", i);
     }
-    switch (mx_tokenizer_chat_family(t)) {
-    case MX_CHAT_CHATML: return chatml(t, m, n, out, err);
-    case MX_CHAT_LLAMA3: return llama3(t, m, n, out, err);
-    default: return mx_fail(err, MX_ERR_STATE, "this model has no chat template that Merx knows; use a plain prompt");
+    switch (t->chat) {
+    case MX_CHAT_CHATML: chatml(&w, messages, n); break;
+    case MX_CHAT_LLAMA3: llama3(&w, messages, n); break;
+    default: llama2(&w, messages, n); break;
     }
+    flush(&w);
+    free(w.text);
+    if (w.st) out->count = w.before;
+    return w.st;
 }

@@ -105,6 +105,8 @@ mx_status mx_trainer_open(mx_trainer **out, const char *run, const mx_learner *l
     mx_status st;
     *out = NULL;
     MX_TRY(check_options(opt, err));
+    if (opt->batch < mx_comm_size(comm))
+        return mx_fail(err, MX_ERR_ARG, "batch is %d; each of %d processes needs a sequence", opt->batch, mx_comm_size(comm));
     if (strlen(run) >= MX_PATH) return mx_fail(err, MX_ERR_ARG, "out: the path is longer than %d bytes", MX_PATH - 1);
     mx_trainer *t = calloc(1, sizeof *t);
     if (!t) return mx_fail(err, MX_ERR_NO_MEMORY, "a trainer");
@@ -233,7 +235,11 @@ static mx_status gradients(mx_trainer *t, totals *sum, mx_error *err)
     if (mx_comm_size(t->comm) > 1) MX_TRY(mx_comm_reduce_begin(t->comm, p->grad.base, p->count, err));
     mx_status st = pass_over(t, t->train, from + first, from + last, true, sum, err);
     if (mx_comm_size(t->comm) > 1) {
-        if (first == last) mx_comm_reduce_ready(t->comm, 0, p->count);
+        if (st) {                     /* the others wait for sums that will not come */
+            mx_log(MX_LOG_ERROR, "train", "process %d ends the run: %s", mx_comm_rank(t->comm), err ? err->text : mx_status_name(st));
+            mx_comm_give_up(t->comm);
+            return st;
+        }
         MX_TRY(mx_comm_reduce_wait(t->comm, err));
     }
     MX_TRY(st);

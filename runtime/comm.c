@@ -7,10 +7,6 @@
 
 #define GRAIN 16              /* elements: a shard begins at a cache line */
 
-#ifdef MX_WITH_MPI
-extern const mx_comm_ops mx_comm_mpi;     /* comm_mpi.c */
-#endif
-
 struct mx_comm {
     const mx_comm_ops *ops;   /* NULL: alone */
     void *impl;
@@ -119,6 +115,11 @@ mx_status mx_comm_barrier(mx_comm *c, mx_error *err)
 {
     double nothing = 0;
     return mx_comm_sum_doubles(c, &nothing, 1, err);
+}
+
+void mx_comm_give_up(mx_comm *c)
+{
+    if (!alone(c)) c->ops->give_up(c->impl);
 }
 
 mx_status mx_comm_agree(mx_comm *c, mx_status own, mx_error *err)

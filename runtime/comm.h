@@ -48,6 +48,9 @@ mx_status mx_comm_barrier(mx_comm *c, mx_error *err);
  * that failed.  err holds this process's own words on the way in. */
 mx_status mx_comm_agree(mx_comm *c, mx_status own, mx_error *err);
 
+/* This process cannot go on in the middle of a sum: end the run everywhere. */
+void      mx_comm_give_up(mx_comm *c);
+
 /* What a transport provides (comm_mpi.c); NULL table: one process. */
 typedef struct mx_comm_ops {
     mx_status (*open)(void **impl, int *rank, int *size, mx_error *err);
@@ -58,6 +61,9 @@ typedef struct mx_comm_ops {
     mx_status (*gather)(void *impl, float *data, size_t count, mx_error *err);
     mx_status (*sum_doubles)(void *impl, double *x, size_t n, mx_error *err);
     mx_status (*broadcast)(void *impl, void *data, size_t bytes, int root, mx_error *err);
+    void      (*give_up)(void *impl);
 } mx_comm_ops;
+
+extern const mx_comm_ops mx_comm_mpi;      /* comm_mpi.c, when MPI was found */
 
 #endif

@@ -43,6 +43,9 @@ const mx_cli_command mx_cli_commands[] = {
      "  merx tokenize -m gpt2 -d corpus.jsonl -o data/corpus\n"},
     {"merge", MX_CMD_MERGE, mx_cli_merge, "", "Make one model of a base and its adapter.", NULL,
      "  merx merge -m smollm2 --adapter runs/brand/checkpoint-00000400 -o models/brand\n"},
+    {"plot", MX_CMD_PLOT, mx_cli_plot, " METRICS.jsonl ...", "Draw the curves of training runs as an SVG.", NULL,
+     "  merx plot runs/copy/metrics.jsonl -o loss.svg --title \"Copy, GPT-2\"\n"
+     "  merx plot runs/a/metrics.jsonl runs/b/metrics.jsonl -o compare.svg --log-x\n"},
     {0},
 };
 

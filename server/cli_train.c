@@ -1,9 +1,10 @@
-/* cli_train.c - merx train lm, merx tokenize, merx merge. */
+/* cli_train.c - merx train lm, merx tokenize, merx merge, merx plot. */
 #include "server/cli_parts.h"
 
 #include "models/lm.h"
 #include "runtime/log.h"
 #include "runtime/topology.h"
+#include "server/plot.h"
 
 #include <errno.h>
 #include <signal.h>
@@ -336,5 +337,24 @@ int mx_cli_merge(mx_config *c, int n, char **rest)
     mx_status st = mx_devices_open(&devices, &n_devices, &o, &err);
     if (!st) st = mx_lm_merge(devices, models[0], adapter, out, &err);
     if (devices) mx_devices_close(devices, n_devices);
+    return st ? cli_failed(&err) : CLI_OK;
+}
+
+/* ---- merx plot ----------------------------------------------------------------------------------- */
+
+int mx_cli_plot(mx_config *c, int n, char **rest)
+{
+    mx_error err = {0};
+    const char *path = mx_config_string(c, "output");
+    bool file = strcmp(path, "-") != 0;
+    mx_plot_options o = {.title = mx_config_string(c, "title"), .width = (int)mx_config_int(c, "width"), .height = (int)mx_config_int(c, "height"),
+                         .log_x = mx_config_bool(c, "log-x"), .log_y = mx_config_bool(c, "log-y")};
+    if (!n) return cli_usage("plot what? merx plot runs/copy/metrics.jsonl -o loss.svg");
+    FILE *out = file ? fopen(path, "w") : stdout;
+    if (!out) return mx_fail(&err, MX_ERR_IO, "%s: %s", path, strerror(errno)), cli_failed(&err);
+    mx_status st = mx_plot(out, (const char *const *)rest, n, &o, &err);
+    bool bad = ferror(out) != 0;
+    if (file) bad |= fclose(out) != 0;
+    if (!st && bad) st = mx_fail(&err, MX_ERR_IO, "%s: cannot be written: %s", path, strerror(errno));
     return st ? cli_failed(&err) : CLI_OK;
 }

@@ -6,13 +6,13 @@
 
 #define TEXT MX_DECIDES_TEXT
 
-const char *const mx_command_names[] = {"serve", "generate", "client", "info", "train", "tokenize", "merge", NULL};
+const char *const mx_command_names[] = {"serve", "generate", "client", "info", "train", "tokenize", "merge", "plot", NULL};
 
 const mx_setting_group mx_setting_groups[] = {
     {MX_GROUP_BATCH, "Batches"},         {MX_GROUP_SERVER, "Server"},  {MX_GROUP_MODEL, "Model and memory"},
     {MX_GROUP_PROMPT, "Prompt"},         {MX_GROUP_LENGTH, "Length"},  {MX_GROUP_SAMPLE, "Choice of words"},
     {MX_GROUP_DATA, "Data"},             {MX_GROUP_RUN, "Run"},        {MX_GROUP_LEARN, "Learning"},
-    {MX_GROUP_ADAPTER, "Adapter (LoRA)"}, {MX_GROUP_OUTPUT, "Output and log"}, {0, NULL},
+    {MX_GROUP_ADAPTER, "Adapter (LoRA)"}, {MX_GROUP_PLOT, "Picture"}, {MX_GROUP_OUTPUT, "Output and log"}, {0, NULL},
 };
 
 const mx_setting mx_settings[] = {
@@ -61,8 +61,8 @@ const mx_setting mx_settings[] = {
     /* batch */
     {"input", 'i', MX_SET_STRING, NULL, 0, 0, NULL, MX_CMD_GENERATE | MX_GROUP_BATCH, "FILE",
      "Rows of JSON, each a prompt; - is standard input."},
-    {"output", 'o', MX_SET_STRING, "-", 0, 0, NULL, MX_CMD_GENERATE | MX_CMD_TOKENIZE | MX_CMD_MERGE | MX_GROUP_BATCH, "FILE",
-     "Where the rows of answers go, in the order of the input. A run that was broken off goes on where it stood. For tokenize: how the shards' names begin; for merge: the new folder."},
+    {"output", 'o', MX_SET_STRING, "-", 0, 0, NULL, MX_CMD_GENERATE | MX_CMD_TOKENIZE | MX_CMD_MERGE | MX_CMD_PLOT | MX_GROUP_BATCH, "FILE",
+     "Where the rows of answers go, in the order of the input. A run that was broken off goes on where it stood. For tokenize: how the shards' names begin; for merge: the new folder; for plot: the .svg."},
     {"overwrite", 0, MX_SET_BOOL, "false", 0, 0, NULL, MX_CMD_GENERATE | MX_GROUP_BATCH, NULL,
      "Begin anew where the output already has rows."},
     {"strict", 0, MX_SET_BOOL, "false", 0, 0, NULL, MX_CMD_GENERATE | MX_GROUP_BATCH, NULL,
@@ -204,6 +204,13 @@ const mx_setting mx_settings[] = {
     {"lora-targets", 0, MX_SET_LIST, NULL, 0, 0, NULL, MX_CMD_TRAIN | MX_GROUP_ADAPTER, "NAME",
      "Products that get one: q_proj, v_proj ... or all; q_proj and v_proj (GPT-2: c_attn) when not given."},
 
+    /* picture */
+    {"title", 0, MX_SET_STRING, NULL, 0, 0, NULL, MX_CMD_PLOT | MX_GROUP_PLOT, "TEXT", "A line above the curves."},
+    {"width", 0, MX_SET_INT, "900", 200, 10000, NULL, MX_CMD_PLOT | MX_GROUP_PLOT, "PIXELS", "Width of the picture."},
+    {"height", 0, MX_SET_INT, "560", 200, 10000, NULL, MX_CMD_PLOT | MX_GROUP_PLOT, "PIXELS", "Height of the picture."},
+    {"log-x", 0, MX_SET_BOOL, "false", 0, 0, NULL, MX_CMD_PLOT | MX_GROUP_PLOT, NULL, "Steps on a logarithmic axis."},
+    {"log-y", 0, MX_SET_BOOL, "false", 0, 0, NULL, MX_CMD_PLOT | MX_GROUP_PLOT, NULL, "Losses on a logarithmic axis."},
+
     /* output */
     {"logprobs", 0, MX_SET_INT, NULL, 0, 20, NULL, MX_CMD_SAMPLE | TEXT | MX_GROUP_OUTPUT, "K",
      "Log probabilities of the tokens and their K best alternatives; with --json, --stream-json or -o."},
@@ -213,9 +220,9 @@ const mx_setting mx_settings[] = {
      "Print a line of JSON for each piece, as it comes."},
     {"quiet", 'q', MX_SET_BOOL, "false", 0, 0, NULL, MX_CMD_SAMPLE | MX_CMD_DATA | MX_GROUP_OUTPUT, NULL,
      "No progress, no figures."},
-    {"log-level", 0, MX_SET_CHOICE, NULL, 0, 0, "debug|info|warn|error|off", MX_CMD_ALL | MX_GROUP_OUTPUT, NULL,
+    {"log-level", 0, MX_SET_CHOICE, NULL, 0, 0, "debug|info|warn|error|off", MX_CMD_ANY | MX_GROUP_OUTPUT, NULL,
      "Least important line to log; info for serve, warn for the others."},
-    {"config", 0, MX_SET_STRING, NULL, 0, 0, NULL, MX_CMD_ALL | MX_GROUP_OUTPUT, "FILE",
+    {"config", 0, MX_SET_STRING, NULL, 0, 0, NULL, MX_CMD_ANY | MX_GROUP_OUTPUT, "FILE",
      "Read settings from FILE: lines name = value."},
 };
 const int mx_settings_count = sizeof mx_settings / sizeof *mx_settings;

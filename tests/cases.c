@@ -326,7 +326,7 @@ bool mx_case_measure(const mx_case_env *env, const mx_case *c, double budget_s, 
             goto done;
         }
         times[n] = (double)(mx_now_ns(&mx_clock_monotonic) - from) * 1e-9 / together;
-        total += times[n];
+        total += times[n] * together;
     }
     qsort(times, (size_t)n, sizeof *times, by_time);
     out->seconds = times[n / 2];

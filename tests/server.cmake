@@ -34,6 +34,10 @@ if(SYSTEM_PYTHON)
 endif()
 
 # The program itself, as a person runs it.
+if(SYSTEM_PYTHON)
+  add_test(NAME test_train_run COMMAND ${SYSTEM_PYTHON} ${CMAKE_CURRENT_SOURCE_DIR}/test_train_run.py $<TARGET_FILE:merx> ${PROJECT_SOURCE_DIR})
+  set_tests_properties(test_train_run PROPERTIES TIMEOUT 600)
+endif()
 target_link_libraries(test_cli PRIVATE PkgConfig::JANSSON)
 add_dependencies(test_cli merx)
 set_tests_properties(test_cli PROPERTIES TIMEOUT 300)
