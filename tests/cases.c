@@ -9,7 +9,7 @@
 
 #define GUARD 80                    /* elements before the first row and after the last */
 #define GAP   3                     /* elements between rows: strides > cols            */
-#define SENTINEL 0xa5ffa5ffu        /* a NaN in f32, f16 and bf16                       */
+#define SENTINEL 0x7fff7fffu        /* a NaN in f32, f16 and bf16                       */
 
 /* ---- names ------------------------------------------------------------------- */
 

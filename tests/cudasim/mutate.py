@@ -61,11 +61,11 @@ MUTANTS = [
     ("sample", 0, "h->mass[b] = 0, h->count[b] = 0;\n        __syncthreads();", "h->mass[b] = 0, h->count[b] = 0;", "no barrier after clearing", "sample"),
     ("sample", 0, "at = before + (unsigned)__popc(lanes & ((2u << threadIdx.x % 32) - 1));", "at = before + (unsigned)__popc(lanes & ((1u << threadIdx.x % 32) - 1));", "off by one among equals", "sample"),
     ("sample", 0, "        if (before + own > limit) break;", "        if (before + own >= limit) break;", "limit off by one", "sample"),
-    ("sample", 0, "            while (j < i && l.ban_id[j] != id) j++;\n            if (j == i) x[id] = -INFINITY;", "            x[id] = -INFINITY;", "two threads write one logit", "logits_process"),
+    ("sample", 0, "            if (j < i) continue;\n            float sum = x[id];", "            float sum = x[id];", "two threads write one logit", "logits_process"),
     ("product", 0, "        __syncthreads();\n        for (int k = 0; k < 16; k++)", "        for (int k = 0; k < 16; k++)", "no barrier after tiles are brought", "product"),
     ("product", 0, "j0 + jb < out.cols && k0 + kb < k_all ?", "k0 + kb < k_all ?", "missing bound on columns", "product"),
     ("optim", 0, "last = min(first + RUN, x.cols);", "last = first + RUN;", "part past the end of a row", "sum"),
-    ("loss", 0, "    __syncthreads();                    /* x[t] is read */", "", "(equivalent: the sum's barriers already order it)", "cross_entropy"),
+    ("loss", 0, "    __syncthreads();                    /* x[t] is read */", "", "no barrier before logits become gradients", "cross_entropy"),
     ("loss", 0, "if (t >= i && t < i + 4) e[t - i] -= scale;", "if (t > i && t < i + 4) e[t - i] -= scale;", "target in the first of four forgotten", "cross_entropy"),
 ]
 
