@@ -73,7 +73,9 @@ def transformers_worker():
     import torch
     from transformers import AutoModelForCausalLM
     torch.set_num_threads(a.threads)
-    m = AutoModelForCausalLM.from_pretrained(a.model, dtype={"f32": torch.float32, "bf16": torch.bfloat16}[a.dtype]).eval()
+    at, name = os.path.split(a.model)
+    where = {"pretrained_model_name_or_path": at, "gguf_file": name} if name.endswith(".gguf") else {"pretrained_model_name_or_path": a.model}
+    m = AutoModelForCausalLM.from_pretrained(**where, dtype={"f32": torch.float32, "bf16": torch.bfloat16}[a.dtype]).eval()
     x = torch.tensor(prompts(a.batch, m.config.vocab_size))
     def run():
         start = time.perf_counter()
@@ -100,17 +102,6 @@ if a.worker:
     sys.exit()
 
 # ---- models ----------------------------------------------------------------------------
-
-def hf_folder():
-    """SmolLM2's numbers as a Hugging Face folder in f32, for transformers."""
-    out = os.path.join(a.scratch, "smollm2-hf")
-    if not os.path.exists(out):
-        import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-        at, name = os.path.split(os.path.abspath(a.model))
-        AutoModelForCausalLM.from_pretrained(at, gguf_file=name, dtype=torch.float32).save_pretrained(out)
-        AutoTokenizer.from_pretrained(at, gguf_file=name).save_pretrained(out)
-    return out
 
 def gguf_as(kind):
     """The same numbers as a GGUF of one type for all matrices."""
@@ -179,7 +170,7 @@ for dtype in a.dtypes.split(","):
         if dtype != "bf16": programs["ctranslate2"] = lambda b, d=dtype: peer("ctranslate2", ct2_folder(d), d, b)
     else:
         programs = {"merx": lambda b, d=dtype: merx(gguf_as("f32"), d, b), "llama.cpp": lambda b, d=dtype: peer("llama.cpp", gguf_as(d), d, b)}
-        if dtype != "int8": programs["transformers"] = lambda b, d=dtype: peer("transformers", hf_folder(), d, b)
+        if dtype != "int8": programs["transformers"] = lambda b, d=dtype: peer("transformers", gguf_as("f32"), d, b)
     for batch in map(int, a.batches.split(",")):
         times = {p: [] for p in programs}
         for _ in range(a.repeats):
