@@ -203,6 +203,22 @@ static void take_rows(mx_generator *g, int32_t k)
     }
 }
 
+/* The lists where the device reads them; they are host memory already when that is the CPU. */
+static mx_logit_lists place_lists(mx_stream *s, const gen_pack *p, int32_t n)
+{
+    mx_logit_lists l = {p->list_begin, p->list_id, p->list_count, p->bias_begin, p->bias_id, p->bias, p->ban_begin, p->ban_id};
+    if (s->dev->kind == MX_CPU) return l;
+    l.seen_begin = mx_stream_upload(s, MX_I32, n + 1, 1, p->list_begin).data;
+    l.seen_id = mx_stream_upload(s, MX_I32, p->n_seen, 1, p->list_id).data;
+    l.seen_count = mx_stream_upload(s, MX_I32, p->n_seen, 1, p->list_count).data;
+    l.bias_begin = mx_stream_upload(s, MX_I32, n + 1, 1, p->bias_begin).data;
+    l.bias_id = mx_stream_upload(s, MX_I32, p->n_bias, 1, p->bias_id).data;
+    l.bias = mx_stream_upload(s, MX_F32, p->n_bias, 1, p->bias).data;
+    l.ban_begin = mx_stream_upload(s, MX_I32, n + 1, 1, p->ban_begin).data;
+    l.ban_id = mx_stream_upload(s, MX_I32, p->n_ban, 1, p->ban_id).data;
+    return l;
+}
+
 mx_status gen_choose(mx_generator *g, mx_stream *s, mx_tensor logits, mx_error *err)
 {
     gen_pack *p = &g->pack;
@@ -224,8 +240,10 @@ mx_status gen_choose(mx_generator *g, mx_stream *s, mx_tensor logits, mx_error *
         raw = mx_stream_tensor(s, MX_F32, n, logits.cols);
         mx_embed(s, raw, logits, mx_stream_upload(s, MX_I32, n, 1, p->chosen), false);
     }
-    mx_logit_lists lists = {p->list_begin, p->list_id, p->list_count, p->bias_begin, p->bias_id, p->bias, p->ban_begin, p->ban_id};
-    if (process) mx_logits_process(s, logits, p->row, &lists);
+    if (process) {
+        mx_logit_lists lists = place_lists(s, p, n);
+        mx_logits_process(s, logits, p->row, &lists);
+    }
     mx_sample(s, ids, logits, p->row);
     s->dev->ops->download(s, p->chosen, ids.data, (size_t)n * sizeof *p->chosen);
     MX_TRY(mx_stream_sync(s, err));

@@ -74,8 +74,19 @@ static mx_status load_vector(mx_decoder *m, const char *pattern, int layer, cons
 {
     const mx_blob *b = NULL;
     MX_TRY(want(m, pattern, layer, suffix, 1, into.cols, &b, err));
-    mx_blob_read(b, 0, 1, into.data);
+    mx_blob_read(b, 0, 1, m->vector_stage + ((float *)into.data - (float *)m->vectors.base));
     return MX_OK;
+}
+
+/* To the device: the whole of a host image, in one go. */
+static mx_status send(mx_device *dev, void *dst, const void *host, size_t n, mx_error *err)
+{
+    mx_stream s;
+    MX_TRY(mx_stream_open(&s, dev, 0, err));
+    dev->ops->upload(&s, dst, host, n);
+    mx_status st = mx_stream_sync(&s, err);
+    mx_stream_close(&s);
+    return st;
 }
 
 /* A linear layer whose rows are stacked from up to three tensors. */
@@ -149,14 +160,21 @@ static mx_status load_table(mx_decoder *m, const mx_blob *b, mx_buffer *memory, 
         *table = mx_tensor_of((void *)(uintptr_t)b->data, plain[b->dtype], b->rows, b->cols);
         return MX_OK;
     }
+    bool as_it_is = b->dtype <= MX_FILE_BF16;
+    mx_dtype type = as_it_is ? plain[b->dtype] : MX_F32;
     size_t n;
-    if (!mx_mul_size((size_t)b->rows, (size_t)b->cols * sizeof(float), &n))
+    if (!mx_mul_size((size_t)b->rows, (size_t)b->cols * mx_dtype_size(type), &n))
         return mx_fail(err, MX_ERR_FORMAT, "%s: tensor %s: size overflows", b->file, b->name);
     MX_TRY(mx_buffer_open(memory, m->dev, n, err));
-    mx_blob_read(b, 0, b->rows, memory->base);
     m->weight_bytes += n;
-    *table = mx_tensor_of(memory->base, MX_F32, b->rows, b->cols);
-    return MX_OK;
+    *table = mx_tensor_of(memory->base, type, b->rows, b->cols);
+    if (as_it_is) return send(m->dev, memory->base, b->data, n, err);
+    float *rows = malloc(n);
+    if (!rows) return mx_fail(err, MX_ERR_NO_MEMORY, "%s: tensor %s: no %zu bytes to load it with", b->file, b->name, n);
+    mx_blob_read(b, 0, b->rows, rows);
+    mx_status st = send(m->dev, memory->base, rows, n, err);
+    free(rows);
+    return st;
 }
 
 static mx_status load_tables(mx_decoder *m, mx_error *err)
@@ -183,8 +201,8 @@ static mx_status load_tables(mx_decoder *m, mx_error *err)
 
     MX_TRY(load_norm(m, t->final_norm, 0, &m->final_gain, &m->final_bias, err));
     m->rope_freq = vector_room(m, c->head_dim / 2);
-    memcpy(m->rope_freq.data, c->rope_freq, (size_t)(c->head_dim / 2) * sizeof(float));
-    return MX_OK;
+    memcpy(m->vector_stage + ((float *)m->rope_freq.data - (float *)m->vectors.base), c->rope_freq, (size_t)(c->head_dim / 2) * sizeof(float));
+    return send(m->dev, m->vectors.base, m->vector_stage, m->vectors.size, err);
 }
 
 mx_status mx_decoder_open(mx_decoder *m, mx_device *dev, mx_checkpoint *file, const mx_decoder_config *config,
@@ -195,12 +213,15 @@ mx_status mx_decoder_open(mx_decoder *m, mx_device *dev, mx_checkpoint *file, co
     MX_TRY_GOTO(st, mx_buffer_open(&m->vectors, dev, vector_floats(config) * sizeof(float), err), fail);
     m->weight_bytes = m->vectors.size;
     m->layer = calloc((size_t)config->layers, sizeof *m->layer);
-    if (!m->layer) {
+    m->vector_stage = calloc(1, m->vectors.size);
+    if (!m->layer || !m->vector_stage) {
         st = mx_fail(err, MX_ERR_NO_MEMORY, "%d layers", config->layers);
         goto fail;
     }
     for (int l = 0; l < config->layers; l++) MX_TRY_GOTO(st, load_layer(m, l, err), fail);
     MX_TRY_GOTO(st, load_tables(m, err), fail);
+    free(m->vector_stage);
+    m->vector_stage = NULL;
     return MX_OK;
 fail:
     mx_decoder_close(m);
@@ -217,6 +238,7 @@ void mx_decoder_close(mx_decoder *m)
         mx_weight_close(&m->layer[l].qkv);
     }
     free(m->layer);
+    free(m->vector_stage);
     mx_buffer_close(&m->position_memory);
     mx_buffer_close(&m->token_memory);
     mx_buffer_close(&m->vectors);

@@ -21,6 +21,7 @@ typedef struct mx_decoder {
     mx_checkpoint     *file;             /* owned: tables may point into it                      */
     mx_buffer          vectors;          /* gains and biases, f32                                */
     size_t             vectors_used;     /* floats                                               */
+    float             *vector_stage;     /* host image of them, while loading                    */
     mx_buffer          token_memory, position_memory;   /* when a table could not stay in the file */
     mx_tensor          tokens, positions;               /* [V,C], [max_positions,C]              */
     mx_tensor          rope_freq;                       /* [1,D/2]                               */

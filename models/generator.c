@@ -131,8 +131,13 @@ static size_t turn_scratch(const mx_generator *g)
     size_t  forward = mx_decoder_scratch(&g->model, p->max_rows, p->max_seqs, cols, p->max_logits);
     size_t  choose = mx_stream_tensor_bytes(MX_F32, p->max_logits, g->model.config.vocab) +
                      2 * mx_stream_tensor_bytes(MX_F32, p->max_logits, (1 + MX_DECODER_MAX_EOS) * 16) +
-                     5 * mx_stream_tensor_bytes(MX_I32, p->max_logits, 1);
+                     12 * mx_stream_tensor_bytes(MX_I32, p->max_logits, 1);
     size_t total;
+    if (g->dev->kind != MX_CPU) {        /* the lists of choosing: seen ids and counts, biases, bans */
+        int32_t ids = g->opt.max_model_len < g->model.config.vocab ? g->opt.max_model_len : g->model.config.vocab;
+        choose += 4 * mx_stream_tensor_bytes(MX_I32, p->max_logits, ids) +
+                  mx_stream_tensor_bytes(MX_I32, p->max_logits, g->model.config.vocab);
+    }
     return forward && mx_add_size(forward, choose, &total) ? total : 0;
 }
 

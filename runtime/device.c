@@ -2,6 +2,10 @@
 #include "runtime/device.h"
 
 #include "runtime/device_cpu.h"
+#ifdef MX_WITH_CUDA
+#include "runtime/device_cuda.h"
+#include "runtime/log.h"
+#endif
 
 #include <stdarg.h>
 #include <stdio.h>
@@ -10,11 +14,42 @@
 
 #define SCRATCH_ALIGN 64      /* bytes: a cache line, and the widest vector */
 
+#ifdef MX_WITH_CUDA
+static int gpu_count(void)
+{
+    return mx_device_cuda_count();
+}
+
+/* A GPU that cannot be opened is left out: the machine serves with the rest. */
+static int gpus_open(mx_device *devs, int n)
+{
+    int opened = 0;
+    for (int i = 0; i < n; i++) {
+        mx_error err = {0};
+        if (mx_device_cuda_open(&devs[opened], i, &err)) mx_log(MX_LOG_WARN, "device", "%s", err.text);
+        else opened++;
+    }
+    return opened;
+}
+#else
+static int gpu_count(void)
+{
+    return 0;
+}
+
+static int gpus_open(mx_device *devs, int n)
+{
+    (void)devs, (void)n;
+    return 0;
+}
+#endif
+
 mx_status mx_devices_open(mx_device **out, int *count, const mx_device_options *opt, mx_error *err)
 {
     *out = NULL;
     *count = 0;
-    mx_device *devs = calloc(1, sizeof *devs);
+    int gpus = gpu_count();
+    mx_device *devs = calloc(1 + (size_t)gpus, sizeof *devs);
     if (!devs) return mx_fail(err, MX_ERR_NO_MEMORY, "device table: out of memory");
     mx_status st = mx_device_cpu_open(&devs[0], opt, err);
     if (st) {
@@ -22,7 +57,7 @@ mx_status mx_devices_open(mx_device **out, int *count, const mx_device_options *
         return st;
     }
     *out = devs;
-    *count = 1;
+    *count = 1 + gpus_open(devs + 1, gpus);
     return MX_OK;
 }
 
@@ -30,6 +65,26 @@ void mx_devices_close(mx_device *devs, int count)
 {
     for (int i = 0; i < count; i++) devs[i].ops->close(&devs[i]);
     free(devs);
+}
+
+mx_status mx_device_find(const mx_device *devs, int count, const char *name, int *index, mx_error *err)
+{
+    bool any = !strcmp(name, "auto"), gpu = any || !strncmp(name, "cuda", 4);
+    char *end = NULL;
+    long wanted = 0;
+    if (!any && gpu && name[4]) {
+        wanted = name[4] == ':' ? strtol(name + 5, &end, 10) : -1;
+        if (wanted < 0 || end == name + 5 || *end) gpu = false;
+    }
+    for (int i = 0; i < count; i++) {
+        if (devs[i].kind != (gpu ? MX_CUDA : MX_CPU) || (gpu && devs[i].index != wanted)) continue;
+        if (!gpu && strcmp(name, "cpu") != 0) break;
+        *index = i;
+        return MX_OK;
+    }
+    *index = 0;
+    return any ? MX_OK : mx_fail(err, MX_ERR_ARG, "device \"%.60s\": write auto, cpu or cuda:N; this machine has %d GPUs that can be used",
+                                 name, count - 1);
 }
 
 mx_status mx_buffer_open(mx_buffer *b, mx_device *d, size_t size, mx_error *err)

@@ -17,6 +17,7 @@ mx_status mx_app_open(mx_app *app, mx_config *config, mx_error *err)
     mx_status st;
     MX_TRY_GOTO(st, mx_topology_open(&app->topology, NULL, err), fail);
     MX_TRY_GOTO(st, mx_devices_open(&app->devices, &app->n_devices, &opt, err), fail);
+    if (config) MX_TRY_GOTO(st, mx_device_find(app->devices, app->n_devices, mx_config_string(config, "device"), &app->device, err), fail);
     MX_TRY_GOTO(st, mx_metrics_open(&app->metrics, err), fail);
     MX_TRY_GOTO(st, mx_scheduler_open(&app->scheduler, app->devices, app->n_devices, NULL, err), fail);
     atomic_store(&app->state, MX_APP_STARTING);
@@ -56,7 +57,7 @@ mx_status mx_app_load(mx_app *app, const char *spec, const mx_generator_options 
     mx_generator **grown = realloc(app->models, ((size_t)app->n_models + 1) * sizeof(mx_generator *));
     if (!grown) return mx_fail(err, MX_ERR_NO_MEMORY, "model %s", name);
     app->models = grown;
-    MX_TRY(mx_generator_open(&app->models[app->n_models], name, path, app->devices, 0, app->scheduler, app->metrics, opt, err));
+    MX_TRY(mx_generator_open(&app->models[app->n_models], name, path, app->devices, app->device, app->scheduler, app->metrics, opt, err));
     mx_generator_info info;
     mx_generator_info_get(app->models[app->n_models++], &info);
     mx_log(MX_LOG_INFO, "model", "%s: %s, %.1f M parameters, %s in the file, %s in memory (%.0f MiB), KV cache %d pages of %d tokens (%.0f MiB), loaded in %.2f s",

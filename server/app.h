@@ -18,6 +18,7 @@ typedef struct mx_app {
     mx_topology   *topology;
     mx_device     *devices;
     int            n_devices;
+    int            device;        /* which of them models run on */
     mx_scheduler  *scheduler;
     mx_metrics    *metrics;
     mx_generator **models;        /* the first is the default */

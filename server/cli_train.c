@@ -126,7 +126,9 @@ static mx_status open_model(run *r, mx_error *err)
     MX_TRY(lora_targets(c, &model, &o.lora.targets, err));
     if (mx_tokenizer_vocab(r->tokenizer) > model.vocab)
         return mx_fail(err, MX_ERR_ARG, "model: its tokenizer has %d ids, its config says vocab_size %d", mx_tokenizer_vocab(r->tokenizer), model.vocab);
-    return mx_lm_open(&r->lm, r->devices, models[0], &o, err);
+    int device;
+    MX_TRY(mx_device_find(r->devices, r->n_devices, mx_config_string(c, "device"), &device, err));
+    return mx_lm_open(&r->lm, &r->devices[device], models[0], &o, err);
 }
 
 static mx_status open_batches(run *r, mx_error *err)

@@ -85,7 +85,7 @@ static void describe(const mx_app *app, const mx_generator *g, Merx__V1__Model *
     if (info.quantization) m->quantization = (char *)(uintptr_t)info.quantization;
     m->max_model_len = info.max_model_len;
     m->chat_template = (char *)(uintptr_t)mx_chat_family_name(info.chat);
-    m->device = app->n_devices ? app->devices[0].name : (char *)(uintptr_t) "";
+    m->device = app->n_devices ? app->devices[app->device].name : (char *)(uintptr_t) "";
     m->weight_bytes = (int64_t)info.weight_bytes;
     m->kv_bytes = (int64_t)info.kv_bytes;
     m->kv_bytes_per_token = (int64_t)info.kv_bytes_per_token;

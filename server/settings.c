@@ -37,6 +37,8 @@ const mx_setting mx_settings[] = {
      "Requests that wait; beyond it RESOURCE_EXHAUSTED."},
     {"prefix-caching", 0, MX_SET_BOOL, "true", 0, 0, NULL, MX_CMD_MODEL | MX_GROUP_MODEL, NULL,
      "Share the KV pages of equal beginnings."},
+    {"device", 0, MX_SET_STRING, "auto", 0, 0, NULL, MX_CMD_MODEL | MX_CMD_TRAIN | MX_GROUP_MODEL, "NAME",
+     "Where models run: auto (a GPU if there is one), cpu, or cuda:N."},
     {"threads", 't', MX_SET_INT, "0", 0, 1024, NULL, MX_CMD_MODEL | MX_CMD_TRAIN | MX_CMD_MERGE | MX_GROUP_MODEL, "N",
      "Threads of the CPU device; 0 is one per core."},
     {"bind", 0, MX_SET_BOOL, "true", 0, 0, NULL, MX_CMD_MODEL | MX_CMD_TRAIN | MX_GROUP_MODEL, NULL,

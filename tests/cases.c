@@ -9,7 +9,7 @@
 
 #define GUARD 80                    /* elements before the first row and after the last */
 #define GAP   3                     /* elements between rows: strides > cols            */
-#define SENTINEL 0xa5ffa5ffu        /* a NaN in f32, f16 and bf16                       */
+#define SENTINEL 0x7fff7fffu        /* a NaN in f32, f16 and bf16                       */
 
 /* ---- names ------------------------------------------------------------------- */
 
@@ -315,18 +315,18 @@ bool mx_case_measure(const mx_case_env *env, const mx_case *c, double budget_s, 
     double *times = malloc(MOST * sizeof *times);
     mx_error err = {0};
     bool ok = op && io && times && begin(io, env, c, op);
-    int n = 0;
+    int n = 0, together = env->dev->kind == MX_CPU ? 1 : 20;     /* a GPU is asked twenty things before it is waited for */
     if (!ok) goto done;
     for (double total = 0; n < MOST && (n < LEAST || total < budget_s); n++) {
         uint64_t from = mx_now_ns(&mx_clock_monotonic);
-        op->call(io);
+        for (int k = 0; k < together; k++) op->call(io);
         ok = !mx_stream_sync(&io->s, &err);
         if (!ok) {
             case_fail(io, "%s", err.text);
             goto done;
         }
-        times[n] = (double)(mx_now_ns(&mx_clock_monotonic) - from) * 1e-9;
-        total += times[n];
+        times[n] = (double)(mx_now_ns(&mx_clock_monotonic) - from) * 1e-9 / together;
+        total += times[n] * together;
     }
     qsort(times, (size_t)n, sizeof *times, by_time);
     out->seconds = times[n / 2];

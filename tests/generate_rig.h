@@ -9,6 +9,11 @@
 #include <sched.h>
 #include <stdatomic.h>
 
+#ifndef MX_TEST_DEVICE
+#define MX_TEST_DEVICE   0            /* tests/cudasim builds the tests for the simulated GPU */
+#define MX_TEST_REQUESTS 10
+#endif
+
 enum { PROMPT = 29, VOCAB = 131, GREEDY = 64 };
 
 typedef struct rig {
@@ -58,7 +63,7 @@ static inline bool rig_open_at(rig *r, const char *model, const char *folder, co
     }
     CHECK_OK(mx_devices_open(&r->devs, &r->n_devs, &dev, &err), err);
     CHECK_OK(mx_scheduler_open(&r->sched, r->devs, r->n_devs, NULL, &err), err);
-    CHECK_OK(mx_generator_open(&r->gen, "tiny", folder, r->devs, 0, r->sched, NULL, opt, &err), err);
+    CHECK_OK(mx_generator_open(&r->gen, "tiny", folder, r->devs, MX_TEST_DEVICE, r->sched, NULL, opt, &err), err);
     return !err.code;
 }
 

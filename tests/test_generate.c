@@ -36,7 +36,7 @@ static void greedy_as_transformers(void)
     }
 }
 
-enum { REQUESTS = 10, CANDIDATES = 3, LONGEST = 40 };
+enum { REQUESTS = MX_TEST_REQUESTS, CANDIDATES = 3, LONGEST = 40 };
 static int32_t alone[REQUESTS][CANDIDATES][LONGEST];
 
 static mx_sampling sampling_of(int i)
@@ -85,7 +85,7 @@ static void same_tokens_in_any_company(void)
     play(&plain, 1, true, "alone");
     for (int share = 0; share < 2; share++)
         for (int rows = 3; rows <= 64; rows = rows * 2 + 1) {
-            mx_generator_options wide = small(rows < CANDIDATES ? CANDIDATES : rows, 400, share), tight = small(rows, 48, share);
+            mx_generator_options wide = small(rows < CANDIDATES ? CANDIDATES : rows, 400, share), tight = small(rows, REQUESTS > 5 ? 48 : 24, share);
             CHECK(play(&wide, REQUESTS, false, "together") == 0);
             CHECK_MSG(play(&tight, REQUESTS, false, "few pages") > 0, "nothing was preempted: rows %d", rows);
         }
@@ -135,7 +135,7 @@ static void cancelled_gives_pages_back(void)
     rig r;
     request q[8];
     if (rig_open(&r, "llama", &o))
-        for (int round = 0; round < 50; round++) {
+        for (int round = 0; round < 5 * MX_TEST_REQUESTS; round++) {
             for (int i = 0; i < 8; i++) {
                 mx_sampling p = sampling_of(i);
                 p.max_tokens = 60;

@@ -1,0 +1,360 @@
+/* device_cuda.cu - one GPU: memory from the driver's pool, streams with pinned staging. */
+#include "runtime/device_cuda.h"
+
+#include <cuda_runtime.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#define SEGMENTS 4
+#define SEGMENT  ((size_t)1 << 20)      /* bytes of pinned memory an upload fills before the next is taken */
+#define BACK     ((size_t)1 << 20)      /* bytes that downloads may use between two syncs                  */
+#define PENDING  64                     /* downloads between two syncs, before one waits                   */
+
+typedef struct cuda_device {
+    int             ordinal, processors;
+    cudaStream_t    memory;             /* allocations, in order with one another */
+    pthread_mutex_t loading;
+    mx_stream       loader;
+    mx_cuda_library library;
+} cuda_device;
+
+typedef struct cuda_stream {
+    cudaStream_t   q;
+    char          *ring, *back;         /* pinned */
+    size_t         at, back_at;
+    int            segment;
+    cudaEvent_t    passed[SEGMENTS];    /* the copies out of a segment are done */
+    bool           busy[SEGMENTS];
+    struct { void *host; const char *from; size_t n; } pending[PENDING];
+    int            n_pending;
+    void          *work;
+    size_t         work_size;
+    mx_cuda_fault *fault;               /* pinned */
+} cuda_stream;
+
+static cuda_device *device_of(const mx_device *d) { return (cuda_device *)d->impl; }
+static cuda_stream *stream_of(const mx_stream *s) { return (cuda_stream *)s->impl; }
+
+static mx_status fail(mx_error *err, const mx_device *d, const char *what, cudaError_t e)
+{
+    cudaGetLastError();                 /* what is not sticky is forgotten */
+    return mx_fail(err, e == cudaErrorMemoryAllocation ? MX_ERR_NO_MEMORY : MX_ERR_DEVICE, "%s: %s: %s", d->name, what,
+                   cudaGetErrorString(e));
+}
+
+/* ---- memory ---------------------------------------------------------------------------- */
+
+static mx_status cuda_alloc(mx_device *d, size_t size, void **out, mx_error *err)
+{
+    cuda_device *c = device_of(d);
+    *out = NULL;
+    cudaError_t e = cudaSetDevice(c->ordinal);
+    if (e == cudaSuccess) e = cudaMallocAsync(out, size, c->memory);
+    if (e != cudaSuccess) {
+        char what[64];
+        snprintf(what, sizeof what, "%zu bytes", size);
+        *out = NULL;
+        return fail(err, d, what, e);
+    }
+    e = cudaMemsetAsync(*out, 0, size, c->memory);
+    if (e == cudaSuccess) e = cudaStreamSynchronize(c->memory);
+    if (e == cudaSuccess) return MX_OK;
+    cudaFreeAsync(*out, c->memory);
+    *out = NULL;
+    return fail(err, d, "clearing memory", e);
+}
+
+/* Streams may still work on it: they are waited for, as cudaFree() would. */
+static void cuda_release(mx_device *d, void *base, size_t size)
+{
+    (void)size;
+    cuda_device *c = device_of(d);
+    cudaSetDevice(c->ordinal);
+    cudaDeviceSynchronize();
+    cudaFreeAsync(base, c->memory);
+    cudaGetLastError();
+}
+
+/* ---- streams ----------------------------------------------------------------------------- */
+
+static void cuda_stream_close(mx_stream *s)
+{
+    cuda_stream *t = stream_of(s);
+    if (!t) return;
+    cudaSetDevice(device_of(s->dev)->ordinal);
+    if (t->q) cudaStreamSynchronize(t->q);
+    if (t->work) cudaFreeAsync(t->work, t->q);
+    for (int i = 0; i < SEGMENTS; i++)
+        if (t->passed[i]) cudaEventDestroy(t->passed[i]);
+    if (t->q) {
+        cudaStreamSynchronize(t->q);
+        cudaStreamDestroy(t->q);
+    }
+    cudaFreeHost(t->fault);
+    cudaFreeHost(t->back);
+    cudaFreeHost(t->ring);
+    cudaGetLastError();
+    free(t);
+    s->impl = NULL;
+}
+
+static mx_status cuda_stream_open(mx_device *d, mx_stream *s, mx_error *err)
+{
+    cuda_stream *t = (cuda_stream *)calloc(1, sizeof *t);
+    if (!t) return mx_fail(err, MX_ERR_NO_MEMORY, "%s: a stream", d->name);
+    s->impl = t;
+    cudaError_t e = cudaSetDevice(device_of(d)->ordinal);
+    if (e == cudaSuccess) e = cudaStreamCreateWithFlags(&t->q, cudaStreamNonBlocking);
+    if (e == cudaSuccess) e = cudaHostAlloc((void **)&t->ring, SEGMENTS * SEGMENT, cudaHostAllocDefault);
+    if (e == cudaSuccess) e = cudaHostAlloc((void **)&t->back, BACK, cudaHostAllocDefault);
+    if (e == cudaSuccess) e = cudaHostAlloc((void **)&t->fault, sizeof *t->fault, cudaHostAllocMapped);
+    for (int i = 0; i < SEGMENTS && e == cudaSuccess; i++) e = cudaEventCreateWithFlags(&t->passed[i], cudaEventDisableTiming);
+    if (e == cudaSuccess) {
+        *t->fault = (mx_cuda_fault){0, 0, 0};
+        return MX_OK;
+    }
+    cuda_stream_close(s);
+    return fail(err, d, "opening a stream", e);
+}
+
+bool mx_cuda_ok(mx_stream *s, int error, const char *op)
+{
+    if (error == cudaSuccess) return true;
+    mx_stream_fail(s, error == cudaErrorMemoryAllocation ? MX_ERR_NO_MEMORY : MX_ERR_DEVICE, "%s: %s: %s", op, s->dev->name,
+                   cudaGetErrorString((cudaError_t)error));
+    return false;
+}
+
+void *mx_cuda_queue(mx_stream *s)
+{
+    cudaSetDevice(device_of(s->dev)->ordinal);
+    return stream_of(s)->q;
+}
+
+mx_cuda_fault *mx_cuda_faults(mx_stream *s) { return stream_of(s)->fault; }
+int mx_cuda_processors(const mx_device *d) { return device_of(d)->processors; }
+mx_cuda_library *mx_cuda_library_of(mx_device *d) { return &device_of(d)->library; }
+
+void *mx_cuda_work(mx_stream *s, size_t size)
+{
+    cuda_stream *t = stream_of(s);
+    if (size <= t->work_size) return t->work;
+    cudaStream_t q = (cudaStream_t)mx_cuda_queue(s);
+    size_t more = t->work_size + t->work_size / 2;          /* grows seldom */
+    if (more < size) more = size;
+    more = (more + 0xffff) & ~(size_t)0xffff;
+    if (t->work) cudaFreeAsync(t->work, q);                  /* in order: what still uses it comes before */
+    t->work = NULL;
+    t->work_size = 0;
+    if (!mx_cuda_ok(s, cudaMallocAsync(&t->work, more, q), "work memory")) {
+        cudaGetLastError();
+        t->work = NULL;
+        return NULL;
+    }
+    t->work_size = more;
+    return t->work;
+}
+
+/* ---- uploads: through the ring -------------------------------------------------------------- */
+
+/* The next segment, once the copies that still read it are done. */
+static cudaError_t next_segment(cuda_stream *t)
+{
+    cudaError_t e = cudaEventRecord(t->passed[t->segment], t->q);
+    t->busy[t->segment] = true;
+    t->segment = (t->segment + 1) % SEGMENTS;
+    t->at = 0;
+    if (e == cudaSuccess && t->busy[t->segment]) e = cudaEventSynchronize(t->passed[t->segment]);
+    t->busy[t->segment] = false;
+    return e;
+}
+
+static void cuda_upload(mx_stream *s, void *dst, const void *host, size_t n)
+{
+    if (s->error.code || !n) return;
+    cuda_stream *t = stream_of(s);
+    cudaError_t e = cudaSetDevice(device_of(s->dev)->ordinal);
+    for (size_t done = 0; done < n && e == cudaSuccess;) {
+        size_t room = SEGMENT - t->at, part = n - done < room ? n - done : room;
+        if (!room) {
+            e = next_segment(t);
+            continue;
+        }
+        char *from = t->ring + (size_t)t->segment * SEGMENT + t->at;
+        memcpy(from, (const char *)host + done, part);
+        e = cudaMemcpyAsync((char *)dst + done, from, part, cudaMemcpyHostToDevice, t->q);
+        t->at += (part + 15) & ~(size_t)15;
+        done += part;
+    }
+    mx_cuda_ok(s, e, "upload");
+}
+
+/* ---- downloads: to pinned memory, handed over at the sync -------------------------------------- */
+
+static cudaError_t deliver(cuda_stream *t)
+{
+    cudaError_t e = cudaStreamSynchronize(t->q);
+    for (int i = 0; i < t->n_pending && e == cudaSuccess; i++) memcpy(t->pending[i].host, t->pending[i].from, t->pending[i].n);
+    t->n_pending = 0;
+    t->back_at = 0;
+    return e;
+}
+
+static void cuda_download(mx_stream *s, void *host, const void *src, size_t n)
+{
+    if (s->error.code) return;
+    cuda_stream *t = stream_of(s);
+    cudaError_t e = cudaSetDevice(device_of(s->dev)->ordinal);
+    for (size_t done = 0; done < n && e == cudaSuccess;) {
+        size_t room = BACK - t->back_at, part = n - done < room ? n - done : room;
+        if (!room || t->n_pending == PENDING) {
+            e = deliver(t);
+            continue;
+        }
+        char *to = t->back + t->back_at;
+        e = cudaMemcpyAsync(to, (const char *)src + done, part, cudaMemcpyDeviceToHost, t->q);
+        t->pending[t->n_pending].host = (char *)host + done;
+        t->pending[t->n_pending].from = to;
+        t->pending[t->n_pending++].n = part;
+        t->back_at += (part + 15) & ~(size_t)15;
+        done += part;
+    }
+    mx_cuda_ok(s, e, "download");
+}
+
+static void cuda_clear(mx_stream *s, void *dst, size_t n)
+{
+    if (s->error.code || !n) return;
+    mx_cuda_ok(s, cudaMemsetAsync(dst, 0, n, (cudaStream_t)mx_cuda_queue(s)), "clear");
+}
+
+/* ---- the end of a turn ---------------------------------------------------------------------------- */
+
+static mx_status fault_text(const mx_cuda_fault *f, mx_error *err)
+{
+    static const char *const words[MX_CUDA_FAULTS] = {
+        "", "embed: id %d of row %lld is outside the table", "kv_write: slot %d of row %lld is outside the cache",
+        "page %d of row %lld is outside the cache", "attention_paged: %d of row %lld: no such sequence or position",
+        "logits_process: id %d of row %lld is outside the vocabulary", "cross_entropy: target %d of row %lld is outside the classes",
+    };
+    if (f->kind <= MX_CUDA_FINE || f->kind >= MX_CUDA_FAULTS) return mx_fail(err, MX_ERR_DEVICE, "fault record overwritten");
+    char text[160];
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wformat-nonliteral"
+    snprintf(text, sizeof text, words[f->kind], f->value, (long long)f->row);
+#pragma GCC diagnostic pop
+    return mx_fail(err, MX_ERR_ARG, "%s", text);
+}
+
+static mx_status cuda_sync(mx_stream *s, mx_error *err)
+{
+    cuda_stream *t = stream_of(s);
+    mx_status st = MX_OK;
+    cudaError_t e = cudaSetDevice(device_of(s->dev)->ordinal);
+    if (e == cudaSuccess) e = cudaStreamSynchronize(t->q);
+    if (e == cudaSuccess && t->fault->kind) {
+        st = fault_text(t->fault, err);
+        *t->fault = (mx_cuda_fault){0, 0, 0};
+        t->n_pending = 0;                       /* results of a turn that failed */
+        t->back_at = 0;
+    } else if (e == cudaSuccess) {
+        e = deliver(t);
+    }
+    for (int i = 0; i < SEGMENTS; i++) t->busy[i] = false;
+    t->at = 0;
+    if (e == cudaSuccess) return st;
+    t->n_pending = 0;
+    t->back_at = 0;
+    return fail(err, s->dev, "waiting for the device", e);
+}
+
+static void cuda_enter(mx_device *d)
+{
+    cudaSetDevice(device_of(d)->ordinal);
+}
+
+/* ---- the device --------------------------------------------------------------------------------------- */
+
+mx_stream *mx_cuda_loader(mx_device *d, mx_error *err)
+{
+    cuda_device *c = device_of(d);
+    pthread_mutex_lock(&c->loading);
+    if (c->loader.dev || !mx_stream_open(&c->loader, d, 0, err)) return &c->loader;
+    pthread_mutex_unlock(&c->loading);
+    return NULL;
+}
+
+void mx_cuda_loader_done(mx_device *d)
+{
+    pthread_mutex_unlock(&device_of(d)->loading);
+}
+
+static void cuda_close(mx_device *d)
+{
+    cuda_device *c = device_of(d);
+    if (!c) return;
+    cudaSetDevice(c->ordinal);
+    if (c->library.close) c->library.close(c->library.impl);
+    mx_stream_close(&c->loader);
+    if (c->memory) {
+        cudaStreamSynchronize(c->memory);
+        cudaStreamDestroy(c->memory);
+    }
+    cudaGetLastError();
+    pthread_mutex_destroy(&c->loading);
+    free(c);
+    memset(d, 0, sizeof *d);
+}
+
+static const mx_device_ops cuda_ops = {
+    cuda_alloc, cuda_release, cuda_stream_open, cuda_stream_close, cuda_upload, cuda_download, cuda_clear, cuda_sync,
+    cuda_enter, cuda_close,
+};
+
+int mx_device_cuda_count(void)
+{
+    int n = 0;
+    if (cudaGetDeviceCount(&n) != cudaSuccess) n = 0;
+    cudaGetLastError();
+    return n;
+}
+
+/* Freed memory stays in the pool: a server's allocations come and go with models, not with turns. */
+static cudaError_t keep_pool(int ordinal)
+{
+    cudaMemPool_t pool;
+    uint64_t all = UINT64_MAX;
+    cudaError_t e = cudaDeviceGetDefaultMemPool(&pool, ordinal);
+    return e == cudaSuccess ? cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &all) : e;
+}
+
+mx_status mx_device_cuda_open(mx_device *d, int index, mx_error *err)
+{
+    memset(d, 0, sizeof *d);
+    d->ops = &cuda_ops;
+    d->kind = MX_CUDA;
+    d->index = index;
+    snprintf(d->name, sizeof d->name, "cuda:%d", index);
+    cuda_device *c = (cuda_device *)calloc(1, sizeof *c);
+    if (!c) return mx_fail(err, MX_ERR_NO_MEMORY, "%s: out of memory", d->name);
+    d->impl = c;
+    c->ordinal = index;
+    pthread_mutex_init(&c->loading, NULL);
+    cudaDeviceProp prop;
+    size_t unused;
+    cudaError_t e = cudaSetDevice(index);
+    if (e == cudaSuccess) e = cudaGetDeviceProperties(&prop, index);
+    if (e == cudaSuccess) e = cudaMemGetInfo(&unused, &d->memory);
+    if (e == cudaSuccess) e = cudaDeviceGetPCIBusId(d->pci, sizeof d->pci, index);
+    if (e == cudaSuccess) e = keep_pool(index);
+    if (e == cudaSuccess) e = cudaStreamCreateWithFlags(&c->memory, cudaStreamNonBlocking);
+    if (e != cudaSuccess) {
+        mx_status st = fail(err, d, "opening the device", e);
+        cuda_close(d);
+        return st;
+    }
+    c->processors = prop.multiProcessorCount;
+    snprintf(d->name, sizeof d->name, "%.50s cuda:%d", prop.name, index);
+    return MX_OK;
+}

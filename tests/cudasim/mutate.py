@@ -1,0 +1,184 @@
+#!/usr/bin/env python3
+"""mutate.py BUILD_DIR [-o TABLE] [FILTER] - do the tests notice a bug?
+
+Plants one bug at a time in a copy of a .cu file, compiles it as each build of the
+simulator does (compile_commands.json of BUILD_DIR, where test_cuda_ops_plain,
+_asan and _check are built), links, runs the tests of its ops, and says who
+noticed.  The .cu files themselves are never touched.  Exits 1 when fewer than
+`WANTED` of the mutants are killed, or one cannot be planted any more."""
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+
+BUILDS = ["plain", "asan", "check"]
+WANTED = 30
+
+# file, the line (once in the file, or the n-th of several), what becomes of it, what kind of bug, ops whose cases run
+MUTANTS = [
+    ("common", 0, "    if (vec && i + 4 <= n) return *(const float4 *)(p + i);", "    if (vec) return *(const float4 *)(p + i);", "vector read past the end of a row", "norm"),
+    ("common", 0, "for (int o = 16; o > 0; o >>= 1) v += __shfl_xor_sync(MX_FULL, v, o);", "for (int o = 16; o > 1; o >>= 1) v += __shfl_xor_sync(MX_FULL, v, o);", "reduction one step short", "norm"),
+    ("common", 0, "    __syncthreads();\n    float sum = 0;", "    float sum = 0;", "no barrier before a block's parts are read", "norm"),
+    ("common", 0, "    for (unsigned w = 1; w < blockDim.x / 32; w++) most", "    for (unsigned w = 1; w < blockDim.x / 32 - 1; w++) most", "last warp forgotten in a maximum", "sample"),
+    ("norm", 0, "b = i + 1 < n ? v.y - mean : 0", "b = v.y - mean", "elements past the end counted", "norm"),
+    ("norm", 0, "MX_EACH_FOUR(i, y.cols) {", "MX_EACH_FOUR(i, y.cols - 1) {", "last column forgotten", "add"),
+    ("norm", 0, "    gains[ty][tx] = gain;\n    biases[ty][tx] = bias;\n    __syncthreads();", "    gains[ty][tx] = gain;\n    biases[ty][tx] = bias;", "no barrier before sums are added", "norm_back"),
+    ("norm", 0, "r < last && c < a.x.cols; r += 8", "r < last; r += 8", "missing bound on columns", "norm_back"),
+    ("embed", 0, "if (id < 0 || id >= table.rows) {", "if (id < 0 || id > table.rows) {", "bound of a table off by one", "FAULTS"),
+    ("embed", 0, "*v = b * c + a * s;", "*v = b * c - a * s;", "wrong sign", "rope"),
+    ("embed", 0, "        if (mine) same[at] = (int32_t)r;\n        __syncthreads();", "        if (mine) same[at] = (int32_t)r;", "no barrier after a list is made", "embed_back"),
+    ("embed", 0, "            to[i] = sum;\n        }\n        __syncthreads();", "            to[i] = sum;\n        }", "no barrier before a list is made again", "embed_back"),
+    ("embed", 0, "    if (__syncthreads_or(earlier)) return;", "    if (earlier) return;", "threads leave before a barrier", "embed_back"),
+    ("attention", 0, "s->place[warp][lane] = t >= lo && t < hi ?", "s->place[warp][lane] = t >= lo && t <= hi ?", "position past the end read", "attention_paged"),
+    ("attention", 0, "        s->place[warp][lane] = t >= lo && t < hi ? place_of(a, seq, group, t, row) : -1;\n        __syncwarp();", "        s->place[warp][lane] = t >= lo && t < hi ? place_of(a, seq, group, t, row) : -1;", "no __syncwarp after places are written", "attention_paged"),
+    ("attention", 0, "        __syncwarp();\n        take_values", "        take_values", "no __syncwarp before weights are read", "attention_paged"),
+    ("attention", 0, "        __syncwarp();                   /* the keys are read", "        /* the keys are read", "no __syncwarp before keys are overwritten", "attention_paged"),
+    ("attention", 0, "        __pipeline_wait_prior(0);", "        __pipeline_wait_prior(1);", "wait for cp.async too weak", "attention_paged"),
+    ("attention", 0, "        __syncthreads();                /* nobody reads keys any more */", "", "no barrier before keys become parts", "attention_paged"),
+    ("attention", 0, "        __syncthreads();\n        fold_warps", "        fold_warps", "no barrier before parts are folded", "attention_paged"),
+    ("attention", 0, "        __syncthreads();                /* the parts are read */", "", "no barrier before parts are overwritten", "attention_paged"),
+    ("attention", 0, "return SLICE * (int)sizeof(T) + 16;", "return SLICE * (int)sizeof(T) - 16;", "rows of shared memory overlap", "attention_paged"),
+    ("attention", 0, "*end = position + 1;", "*end = position;", "a row does not see itself", "attention_paged"),
+    ("attention", 0, "float x = t >= s->begin[i] && t < s->end[i] ?", "float x = t >= s->begin[i] ?", "mask without an end", "attention_paged"),
+    ("attention", 0, "for (int split = begin / SPLIT; split * SPLIT < end; split++) {", "for (int split = begin / SPLIT; split * SPLIT <= end; split++) {", "one split too many", "attention_paged INVARIANT"),
+    ("attention", 0, "int64_t from = place[t];", "int64_t from = place[lane];", "wrong index", "attention_paged"),
+    ("attention", 0, "bool apart = a.splits > 1 &&", "bool apart = a.q.rows < 2 && a.splits > 1 &&", "(equivalent: only how work is cut)", "attention_paged INVARIANT"),
+    ("attention_learn", 0, "            bring(v, a.pitch, a.v, t0, min(t0 + TILE, w.y), group * a.d, a.d);\n            __syncthreads();\n            float s[4], most = m;", "            bring(v, a.pitch, a.v, t0, min(t0 + TILE, w.y), group * a.d, a.d);\n            float s[4], most = m;", "no barrier after a tile is brought", "attention"),
+    ("attention_learn", 0, "            float s[4], dp[4];\n            dots(q", "            __syncwarp(0x0000ffffu);\n            float s[4], dp[4];\n            dots(q", "warp call with a mask that lacks callers", "attention_back"),
+    ("attention_learn", 0, "bool sees = here && row >= side->seen[t].x && row < side->seen[t].y;", "bool sees = here && row >= side->seen[t].x;", "a key seen by queries before it", "attention_back"),
+    ("attention_learn", 0, "                if (threadIdx.x < TILE) {", "                if (threadIdx.x < TILE - 1) {", "last of a tile not written", "attention_back"),
+    ("attention_learn", 0, "float *q = shared, *k = q + TILE * a.pitch, *v = k + TILE * a.pitch, *p = v", "float *q = shared, *k = q + TILE * a.pitch, *v = k + (TILE - 1) * a.pitch, *p = v", "shared arrays overlap by a row", "attention"),
+    ("linear", 0, "bool in = r0 + i < rows;", "bool in = r0 + i <= rows;", "row past the end read", "linear"),
+    ("linear", 0, "        __pipeline_wait_prior(1);", "        __pipeline_wait_prior(2);", "wait for cp.async too weak", "linear"),
+    ("linear", 0, "        __pipeline_wait_prior(1);\n        __syncthreads();", "        __pipeline_wait_prior(1);", "no barrier after a stage arrived", "linear"),
+    ("linear", 0, "mx_mma_s8(sum[i][j], fx[i], fw[j], sum[i][j]);\n        }\n        __syncthreads();", "mx_mma_s8(sum[i][j], fx[i], fw[j], sum[i][j]);\n        }", "no barrier before a stage is overwritten", "linear"),
+    ("linear", 0, "+ g + e % 2 * 8) * I8_PITCH", "+ g + e / 2 * 8) * I8_PITCH", "fragment rows mixed up", "linear"),
+    ("linear", 0, "if (r < a.y.rows && o < a.y.cols) int8_finish", "if (r < a.y.rows) int8_finish", "missing bound on columns", "linear"),
+    ("linear", 0, "for (int e = 0; e < LT_EPILOGUES && w->lt; e++)", "for (int e = 0; e < 1 && w->lt; e++)", "algorithms that were never chosen", "linear"),
+    ("sample", 0, "            atomicAdd(&h->mass[b], mass_of(key, w.max));", "            h->mass[b] += mass_of(key, w.max);", "sum without an atomic", "sample"),
+    ("sample", 0, "h->mass[b] = 0, h->count[b] = 0;\n        __syncthreads();", "h->mass[b] = 0, h->count[b] = 0;", "no barrier after clearing", "sample"),
+    ("sample", 0, "at = before + (unsigned)__popc(lanes & ((2u << threadIdx.x % 32) - 1));", "at = before + (unsigned)__popc(lanes & ((1u << threadIdx.x % 32) - 1));", "off by one among equals", "sample"),
+    ("sample", 0, "        if (before + own > limit) break;", "        if (before + own >= limit) break;", "limit off by one", "sample"),
+    ("sample", 0, "            if (j < i) continue;\n            float sum = x[id];", "            float sum = x[id];", "two threads write one logit", "logits_process"),
+    ("product", 0, "        __syncthreads();\n        for (int k = 0; k < 16; k++)", "        for (int k = 0; k < 16; k++)", "no barrier after tiles are brought", "product"),
+    ("product", 0, "j0 + jb < out.cols && k0 + kb < k_all ?", "k0 + kb < k_all ?", "missing bound on columns", "product"),
+    ("optim", 0, "last = min(first + RUN, x.cols);", "last = first + RUN;", "part past the end of a row", "sum"),
+    ("loss", 0, "    __syncthreads();                    /* x[t] is read */", "", "no barrier before logits become gradients", "cross_entropy"),
+    ("loss", 0, "if (t >= i && t < i + 4) e[t - i] -= scale;", "if (t > i && t < i + 4) e[t - i] -= scale;", "target in the first of four forgotten", "cross_entropy"),
+]
+
+
+def commands(build_dir, build, source):
+    """How `source` is compiled in this build, and how test_cuda_ops of the build is linked."""
+    entries = json.load(open(os.path.join(build_dir, "compile_commands.json")))
+    own = [e for e in entries if e["file"].endswith(source) and f"cudasim_kernels_{build}.dir" in e["command"]]
+    linked = subprocess.run(["ninja", "-C", build_dir, "-t", "commands", f"tests/cudasim/test_cuda_ops_{build}"],
+                            capture_output=True, text=True, check=True).stdout.strip().splitlines()[-1]
+    return own[0]["command"], linked
+
+
+
+def plant(root, mutant):
+    """The mutated text of the file, or None when the line is not there (once)."""
+    name, _, old, new, _, _ = mutant
+    path = os.path.join(root, "kernels/cuda", "common.cuh" if name == "common" else name + ".cu")
+    text = open(path).read()
+    if text.count(old) < 1:
+        return None, 0
+    at = text.index(old)
+    return text[:at] + new + text[at + len(old):], text.count("\n", 0, at) + 1
+
+
+def verdict(r):
+    text = r.stdout + r.stderr
+    for pattern, word in [(r"RACE", "race"), (r"OUT OF BOUNDS", "bounds"), (r"never written", "uninitialised"), (r"AddressSanitizer: ([a-z-]+)", "asan"),
+                          (r"runtime error", "ubsan"), (r"divergent", "divergent"), (r"never completes|is not in its mask|with mask", "warp"),
+                          (r"HOST POINTER|host variable", "pointer"), (r"misaligned", "misaligned")]:
+        if re.search(pattern, text):
+            return word
+    return "result" if r.returncode > 0 else "crash"
+
+
+def run_build(build_dir, root, build, mutant, work):
+    name, _, _, _, _, ops = mutant
+    text, _ = plant(root, mutant)
+    if name == "common":                                   # a header: its copy comes first, compiled into the file of the op
+        source = {"norm": "norm.cu", "sample": "sample.cu"}[ops]
+        os.makedirs(f"{work}/kernels/cuda", exist_ok=True)
+        open(f"{work}/kernels/cuda/common.cuh", "w").write(text)
+        body = open(os.path.join(root, "kernels/cuda", source)).read()
+    else:
+        source, body = name + ".cu", text
+        if os.path.exists(f"{work}/kernels/cuda/common.cuh"):
+            os.remove(f"{work}/kernels/cuda/common.cuh")
+    open(f"{work}/{source}", "w").write(body)
+    compile_line, link_line = commands(build_dir, build, "kernels/cuda/" + source)
+    args = shlex.split(compile_line)
+    out = args[args.index("-o") + 1]
+    args[args.index("-o") + 1] = f"{work}/mutant.o"
+    args[args.index("-c") + 1] = f"{work}/{source}"
+    args.insert(1, f"-I{work}")
+    if subprocess.run(args, cwd=build_dir, capture_output=True).returncode:
+        return "compile"
+    link = link_line.replace(" " + out + " ", f" {work}/mutant.o ", 1)
+    link = re.sub(r"-o tests/cudasim/test_cuda_ops_\w+", f"-o {work}/test", link)
+    subprocess.run(link, shell=True, cwd=build_dir, check=True, capture_output=True)
+    tests = ["cases_hold", "products_hold", "nothing_past"]
+    if "INVARIANT" in ops:
+        tests.append("attention_does")
+    if ops == "FAULTS":
+        tests = ["outside"]
+    env = dict(os.environ, MX_TEST_CASES=ops, UBSAN_OPTIONS="halt_on_error=1")
+    for t in tests:
+        try:
+            r = subprocess.run([f"{work}/test", t], capture_output=True, text=True, env=env, timeout=120, errors="replace")
+        except subprocess.TimeoutExpired:
+            return "timeout"
+        if r.returncode and ", 0 failed" not in r.stdout:
+            return verdict(r)
+    return "-"
+
+
+def main():
+    args = sys.argv[1:]
+    table = args[args.index("-o") + 1] if "-o" in args else None
+    if table:
+        del args[args.index("-o"):args.index("-o") + 2]
+    build_dir, wanted = os.path.abspath(args[0]), args[1] if len(args) > 1 else ""
+    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    work = os.path.join(build_dir, "mutants")
+    os.makedirs(work, exist_ok=True)
+    rows, killed, lost = [], {b: 0 for b in BUILDS}, 0
+    equivalent = 0
+    for m in MUTANTS:
+        if wanted and wanted not in m[0] + m[4]:
+            continue
+        text, line = plant(root, m)
+        if text is None:
+            print(f"{m[0]}: \"{m[2][:60]}\" is not there any more", flush=True)
+            lost += 1
+            continue
+        found = {b: run_build(build_dir, root, b, m, work) for b in BUILDS}
+        dead = any(v not in ("-", "compile") for v in found.values())
+        equivalent += m[4].startswith("(equivalent")
+        for b in BUILDS:
+            killed[b] += found[b] not in ("-", "compile")
+        file = "common.cuh" if m[0] == "common" else m[0] + ".cu"
+        rows.append((f"{file}:{line}", m[4], found, dead))
+        print(f"{file}:{line}".ljust(26), m[4].ljust(50), *(found[b].ljust(14) for b in BUILDS), "" if dead else "SURVIVES", flush=True)
+    dead = sum(r[3] for r in rows)
+    summary = f"{dead} of {len(rows)} mutants killed ({equivalent} are equivalent); by build: " + ", ".join(f"{b} {killed[b]}" for b in BUILDS)
+    print(summary)
+    if table:
+        with open(table, "w") as f:
+            f.write("# Planted bugs in the CUDA kernels, and who notices\n\n`tests/cudasim/mutate.py BUILD_DIR -o FILE` wrote this table.\n\n" + summary + ".\n\n")
+            f.write("| where | bug | plain | ASan + UBSan | checker |\n|---|---|---|---|---|\n")
+            for where, what, found, ok in rows:
+                f.write(f"| {where} | {what} | " + " | ".join(found[b] for b in BUILDS) + " |" + ("" if ok else " survives") + "\n")
+    return lost > 0 or (not wanted and dead < WANTED)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
