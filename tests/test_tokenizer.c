@@ -200,7 +200,8 @@ static void round_trips(const char *folder, bool gguf, uint64_t seed)
         size_t n = random_text(&state, text, MOST), len = 0;
         char *back = NULL;
         ids.count = 0;
-        CHECK_OK(mx_tokenizer_encode(t, text, n, false, i & 1, &ids, &err), err);
+        if (!t->byte_level && memmem(text, n, "\xe2\x96\x81", 3)) continue;       /* U+2581 is a space there */
+        CHECK_OK(mx_tokenizer_encode(t, text, n, false, t->byte_level && i & 1, &ids, &err), err);
         CHECK_OK(mx_tokenizer_decode(t, ids.id, ids.count, false, &back, &len, &err), err);
         bool same = back && len == n && !memcmp(back, text, n);
         CHECK_MSG(same, "%s: seed %llu: %zu bytes came back as %zu", folder, (unsigned long long)(seed + (uint64_t)i), n, len);
@@ -218,6 +219,8 @@ static void test_round_trip(void)
     round_trips("smollm", false, seed);
     round_trips("smollm", true, seed);
     round_trips("llama3", false, seed);
+    round_trips("llama2", false, seed);
+    round_trips("llama2", true, seed);
 }
 
 /* What a stream must give: decode's bytes with each longest beginning of no character as U+FFFD. */
