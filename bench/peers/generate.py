@@ -130,7 +130,7 @@ def gpt2_folder():
         from transformers import GPT2Config, GPT2LMHeadModel
         torch.manual_seed(1)
         GPT2LMHeadModel(GPT2Config()).save_pretrained(out)
-        words = {f"w{i}": i for i in range(50257)}            # ids are all that is used
+        words = {f"w{i}": i for i in range(50256)} | {"<|endoftext|>": 50256}         # ids are all that is used
         json.dump(words, open(os.path.join(out, "vocab.json"), "w"))
         open(os.path.join(out, "merges.txt"), "w").write("#version: 0.2\n")
     return out
