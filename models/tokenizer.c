@@ -98,6 +98,17 @@ static mx_status raw_spaced(mx_vocab *v, int32_t id, bool byte_fallback, char *s
     return mx_vocab_set_raw(v, id, scratch, n);
 }
 
+/* A piece that begins a word has a space before it. */
+static mx_status raw_piece(const mx_tokenizer *t, mx_vocab *v, int32_t id, char *scratch)
+{
+    const mx_token *k = &v->token[id];
+    const char *s = v->bytes + k->written, *prefix = t->wordpiece.prefix;
+    size_t n = strlen(prefix), inside = n && k->n_written > n && !memcmp(s, prefix, n) ? n : 0;
+    if (!inside) *scratch = ' ';
+    memcpy(scratch + !inside, s + inside, k->n_written - inside);
+    return mx_vocab_set_raw(v, id, scratch, k->n_written - inside + !inside);
+}
+
 static mx_status seal_vocab(mx_tokenizer *t)
 {
     mx_vocab *v = &t->vocab;
@@ -109,7 +120,8 @@ static mx_status seal_vocab(mx_tokenizer *t)
     for (int32_t id = 0; id < v->n_tokens && !st; id++) {
         uint32_t flags = v->token[id].flags;
         if (!flags || (flags & (t->byte_level ? MX_TOKEN_ADDED : MX_TOKEN_SPECIAL))) continue;
-        st = t->byte_level ? raw_byte_level(v, id, scratch) : raw_spaced(v, id, t->byte_fallback, scratch);
+        st = t->wordpiece.on ? raw_piece(t, v, id, scratch)
+           : t->byte_level ? raw_byte_level(v, id, scratch) : raw_spaced(v, id, t->byte_fallback, scratch);
     }
     free(scratch);
     for (int b = 0; b < 256; b++) {
@@ -192,25 +204,26 @@ mx_status mx_tokenizer_open_folder(mx_tokenizer **out, const char *folder, mx_er
         {"chat_template.jinja"},
         {"vocab.json", "encoder.json"},
         {"merges.txt", "vocab.bpe"},
+        {"vocab.txt"},
     };
-    char *text[5] = {0};
-    size_t len[5] = {0};
+    char *text[6] = {0};
+    size_t len[6] = {0};
     mx_status st = MX_OK;
     *out = NULL;
-    for (int i = 0; i < 5 && !st; i++)
+    for (int i = 0; i < 6 && !st; i++)
         if (i < 3 || !text[0]) st = read_first(folder, names[i], &text[i], &len[i], err);
     if (st) goto done;
-    if (!text[0] && (!text[3] || !text[4])) {
-        st = mx_fail(err, MX_ERR_IO, "%s: neither tokenizer.json nor vocab.json with merges.txt", folder);
+    if (!text[0] && (!text[3] || !text[4]) && !text[5]) {
+        st = mx_fail(err, MX_ERR_IO, "%s: neither tokenizer.json nor vocab.json with merges.txt nor BERT's vocab.txt", folder);
         goto done;
     }
     mx_tokenizer_files f = {
         .name = folder,
-        .json = text[0], .config = text[1], .jinja = text[2], .vocab = text[3], .merges = text[4],
-        .n_json = len[0], .n_config = len[1], .n_jinja = len[2], .n_vocab = len[3], .n_merges = len[4],
+        .json = text[0], .config = text[1], .jinja = text[2], .vocab = text[3], .merges = text[4], .pieces = text[5],
+        .n_json = len[0], .n_config = len[1], .n_jinja = len[2], .n_vocab = len[3], .n_merges = len[4], .n_pieces = len[5],
     };
     st = mx_tokenizer_parse(out, &f, err);
 done:
-    for (int i = 0; i < 5; i++) free(text[i]);
+    for (int i = 0; i < 6; i++) free(text[i]);
     return st;
 }

@@ -1,9 +1,9 @@
 /* tokenizer.h - text to ids and back, exactly as the model's authors do it.
  *
- * Two families: byte-level BPE (GPT-2, Llama 3, Qwen2, SmolLM2: split patterns
+ * Three families: BERT's WordPiece, byte-level BPE (GPT-2, Llama 3, Qwen2, SmolLM2: split patterns
  * run by PCRE2 with Unicode) and SentencePiece-style BPE with byte fallback
  * (Llama 2, Mistral, TinyLlama).  Read from tokenizer.json, from vocab.json +
- * merges.txt, or from GGUF metadata.  A tokenizer is read-only once open and
+ * merges.txt, from BERT's vocab.txt, or from GGUF metadata.  A tokenizer is read-only once open and
  * may be used from many threads at once; each call brings its own buffer.
  *
  * ANY bytes may be encoded: invalid UTF-8 becomes byte tokens and comes back as
@@ -23,7 +23,7 @@ typedef struct mx_ids {               /* caller-owned; zero it, free with mx_ids
 mx_status mx_ids_push(mx_ids *ids, int32_t id);          /* MX_ERR_NO_MEMORY */
 void      mx_ids_free(mx_ids *ids);
 
-/* folder: tokenizer.json if there, else vocab.json + merges.txt; with
+/* folder: tokenizer.json if there, else vocab.json + merges.txt, else vocab.txt; with
  * tokenizer_config.json for the chat template and add_bos/add_eos.
  * Errors: MX_ERR_IO, MX_ERR_FORMAT (file, field), MX_ERR_ARG (a tokenizer type
  * that Merx does not have, by name). */

@@ -146,9 +146,15 @@ static mx_status word(encoder *e, const char *s, size_t n)
         int32_t id = whole(t, s, n);
         if (id >= 0) return mx_ids_push(e->out, id) ? no_memory(e) : MX_OK;
     }
-    MX_TRY(symbols(e, s, n, &k));
-    if (mx_bpe_merge(&t->merges, &e->bpe, k, &k) || ids_reserve(e->out, k)) return no_memory(e);
-    for (size_t i = 0; i < k; i++) e->out->id[e->out->count++] = (int32_t)e->bpe.id[i];
+    if (t->wordpiece.on) {
+        int32_t from = e->out->count;
+        if (mx_wordpiece_word(t, s, n, e->out)) return no_memory(e);
+        k = (size_t)(e->out->count - from);
+    } else {
+        MX_TRY(symbols(e, s, n, &k));
+        if (mx_bpe_merge(&t->merges, &e->bpe, k, &k) || ids_reserve(e->out, k)) return no_memory(e);
+        for (size_t i = 0; i < k; i++) e->out->id[e->out->count++] = (int32_t)e->bpe.id[i];
+    }
     if (slot && k <= CACHED_IDS) {
         slot->n = (uint8_t)n;
         slot->n_ids = (uint8_t)k;
@@ -211,6 +217,7 @@ static mx_status stage(mx_split_run *r, int i, const char *s, size_t n, bool at_
     switch (e->t->split[i].kind) {
     case MX_SPLIT_METASPACE: return metaspace(e, i, s, n, at_start);
     case MX_SPLIT_PREFIX_SPACE: return prefix_space(e, i, s, n, at_start);
+    case MX_SPLIT_BERT: return mx_bert_words(r, i, s, n, at_start);
     default: return mx_split_pattern(e->t, r, i, s, n, at_start);
     }
 }

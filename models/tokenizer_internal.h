@@ -109,7 +109,8 @@ mx_status mx_bpe_merge(const mx_merges *m, mx_bpe_scratch *s, size_t n, size_t *
 typedef enum mx_split_kind {
     MX_SPLIT_PATTERN,              /* a regular expression or a literal  */
     MX_SPLIT_PREFIX_SPACE,         /* ByteLevel's add_prefix_space       */
-    MX_SPLIT_METASPACE             /* spaces to U+2581, one put in front */
+    MX_SPLIT_METASPACE,            /* spaces to U+2581, one put in front */
+    MX_SPLIT_BERT                  /* at white space; punctuation alone   */
 } mx_split_kind;
 typedef enum mx_split_how { MX_ISOLATED, MX_REMOVED, MX_MERGED_PREVIOUS, MX_MERGED_NEXT, MX_CONTIGUOUS } mx_split_how;
 typedef enum mx_prepend { MX_PREPEND_NEVER, MX_PREPEND_FIRST, MX_PREPEND_ALWAYS } mx_prepend;
@@ -124,13 +125,15 @@ typedef struct mx_split {
 } mx_split;
 
 typedef enum mx_norm_kind {
-    MX_NORM_NFC, MX_NORM_NFD, MX_NORM_NFKC, MX_NORM_NFKD, MX_NORM_PREPEND, MX_NORM_REPLACE, MX_NORM_STRIP
+    MX_NORM_NFC, MX_NORM_NFD, MX_NORM_NFKC, MX_NORM_NFKD, MX_NORM_PREPEND, MX_NORM_REPLACE, MX_NORM_STRIP,
+    MX_NORM_BERT
 } mx_norm_kind;
 typedef struct mx_normalizer {
     mx_norm_kind kind;
     char        *from, *to;        /* REPLACE; PREPEND: to */
     size_t       n_from, n_to;
     bool         left, right;      /* STRIP                */
+    bool         clean, cjk, accents, lowercase;   /* BERT; accents: they are stripped */
 } mx_normalizer;
 
 /* literal: pattern is plain text.  MX_ERR_FORMAT: it does not compile; MX_ERR_ARG: it uses what PCRE2 reads
@@ -163,11 +166,28 @@ void      mx_split_run_close(mx_split_run *r);
 mx_status mx_split_pattern(const mx_tokenizer *t, mx_split_run *r, int stage, const char *text, size_t n,
                            bool at_start);
 
+/* ---- BERT ---------------------------------------------------------------------- */
+
+#define MX_WORDPIECE_MOST_CHARS  1000
+#define MX_WORDPIECE_MOST_PREFIX 16
+
+typedef struct mx_wordpiece {
+    bool    on;                    /* pieces are found, not merged       */
+    int32_t most_chars;            /* longer words are unknown           */
+    char    prefix[MX_WORDPIECE_MOST_PREFIX];   /* of pieces inside a word: "##" */
+} mx_wordpiece;
+
+mx_status mx_bert_normalize(const mx_normalizer *r, const char *text, size_t n, char **out, size_t *n_out);
+mx_status mx_bert_words(mx_split_run *r, int stage, const char *text, size_t n, bool at_start);
+/* Append the pieces of a word, or the unknown token.  MX_ERR_NO_MEMORY. */
+mx_status mx_wordpiece_word(const mx_tokenizer *t, const char *s, size_t n, mx_ids *out);
+
 /* ---- the tokenizer ------------------------------------------------------------ */
 
 struct mx_tokenizer {
     mx_vocab  vocab;
     mx_merges merges;
+    mx_wordpiece wordpiece;
     bool      byte_level;          /* else characters with byte fallback            */
     bool      ignore_merges;       /* a whole word that is a token stays one        */
     bool      byte_fallback, fuse_unknown, strip_first_space;
@@ -205,8 +225,8 @@ mx_status mx_tokenizer_set_template(mx_tokenizer *t, const char *text, size_t n)
 /* From memory; config (tokenizer_config.json) and jinja may be NULL; name is for errors. */
 typedef struct mx_tokenizer_files {
     const char *name;                                      /* the folder */
-    const char *json, *vocab, *merges, *config, *jinja;
-    size_t      n_json, n_vocab, n_merges, n_config, n_jinja;
+    const char *json, *vocab, *merges, *config, *jinja, *pieces;   /* pieces: BERT's vocab.txt */
+    size_t      n_json, n_vocab, n_merges, n_config, n_jinja, n_pieces;
 } mx_tokenizer_files;
 mx_status mx_tokenizer_parse(mx_tokenizer **out, const mx_tokenizer_files *f, mx_error *err);
 

@@ -1,4 +1,4 @@
-/* tokenizer_json.c - a folder's files: tokenizer.json, or vocab.json and merges.txt; tokenizer_config.json. */
+/* tokenizer_json.c - a folder's files: tokenizer.json, or vocab.json and merges.txt, or vocab.txt; tokenizer_config.json. */
 #include "models/tokenizer_internal.h"
 
 #include <jansson.h>
@@ -119,11 +119,39 @@ static mx_status read_merges(reader *r, const char *w, const json_t *merges)
     return MX_OK;
 }
 
+static mx_status read_unknown(reader *r, const json_t *model)
+{
+    const json_t *unknown = json_object_get(model, "unk_token");
+    if (!json_is_string(unknown)) return MX_OK;
+    r->t->unknown = mx_vocab_find(&r->t->vocab, json_string_value(unknown), json_string_length(unknown));
+    return r->t->unknown < 0 ? wrong(r, "model.unk_token", "not in the vocabulary") : MX_OK;
+}
+
+static mx_status read_wordpiece(reader *r, const json_t *model, size_t n_added)
+{
+    const json_t *most = json_object_get(model, "max_input_chars_per_word"), *prefix = json_object_get(model, "continuing_subword_prefix");
+    mx_wordpiece *p = &r->t->wordpiece;
+    char w[600];
+    *p = (mx_wordpiece){.on = true, .most_chars = 100, .prefix = "##"};
+    if (most && (!json_is_integer(most) || json_integer_value(most) < 1 || json_integer_value(most) > MX_WORDPIECE_MOST_CHARS))
+        return wrong(r, "model.max_input_chars_per_word", "not from 1 to 1000");
+    if (most) p->most_chars = (int32_t)json_integer_value(most);
+    if (prefix && (!json_is_string(prefix) || json_string_length(prefix) >= sizeof p->prefix))
+        return wrong(r, "model.continuing_subword_prefix", "not a string of up to 15 bytes");
+    if (prefix) snprintf(p->prefix, sizeof p->prefix, "%s", json_string_value(prefix));
+    snprintf(w, sizeof w, "%s", in_json(r, "model.vocab"));
+    MX_TRY(read_vocab(r, w, json_object_get(model, "vocab"), n_added));
+    MX_TRY(read_unknown(r, model));
+    r->t->strip_first_space = true;
+    return r->t->unknown < 0 ? wrong(r, "model.unk_token", "missing") : MX_OK;
+}
+
 static mx_status read_model(reader *r, const json_t *model, size_t n_added)
 {
     const char *type = type_of(model);
     char w[600];
     if (!json_is_object(model)) return wrong(r, "model", "missing or not an object");
+    if (!strcmp(type, "WordPiece")) return read_wordpiece(r, model, n_added);
     if (*type ? strcmp(type, "BPE") != 0 : !json_object_get(model, "merges")) return unsupported(r, "model.type", type);
     static const char *const affix[] = {"continuing_subword_prefix", "end_of_word_suffix"};
     for (int i = 0; i < 2; i++) {
@@ -138,12 +166,7 @@ static mx_status read_model(reader *r, const json_t *model, size_t n_added)
     MX_TRY(read_vocab(r, w, json_object_get(model, "vocab"), n_added));
     snprintf(w, sizeof w, "%s", in_json(r, "model.merges"));
     MX_TRY(read_merges(r, w, json_object_get(model, "merges")));
-    const json_t *unknown = json_object_get(model, "unk_token");
-    if (json_is_string(unknown)) {
-        r->t->unknown = mx_vocab_find(&r->t->vocab, json_string_value(unknown), json_string_length(unknown));
-        if (r->t->unknown < 0) return wrong(r, "model.unk_token", "not in the vocabulary");
-    }
-    return MX_OK;
+    return read_unknown(r, model);
 }
 
 static mx_status read_added(reader *r, const char *w, const json_t *j, int64_t id)
@@ -219,6 +242,15 @@ static mx_status read_normalizer(reader *r, const json_t *j, int depth)
         n.kind = MX_NORM_REPLACE;
         st = copy(r, from, "normalizer.pattern", &n.from, &n.n_from);
         if (!st) st = copy(r, json_object_get(j, "content"), "normalizer.content", &n.to, &n.n_to);
+    } else if (!strcmp(type, "BertNormalizer")) {
+        n.kind = MX_NORM_BERT;
+        n.clean = flag(r, j, "clean_text", true);
+        n.cjk = flag(r, j, "handle_chinese_chars", true);
+        n.lowercase = flag(r, j, "lowercase", true);
+        n.accents = flag(r, j, "strip_accents", n.lowercase);
+    } else if (!strcmp(type, "Lowercase")) {
+        n.kind = MX_NORM_BERT;
+        n.lowercase = true;
     } else if (!strcmp(type, "Strip")) {
         n.kind = MX_NORM_STRIP;
         n.left = flag(r, j, "strip_left", true);
@@ -307,6 +339,7 @@ static mx_status read_pre_tokenizer(reader *r, const json_t *j, int depth)
     /* ByteLevel rewrites the text in its byte alphabet: a stage behind it would cut that, not the text. */
     if (r->t->byte_level) return unsupported(r, field, "a stage behind ByteLevel");
     if (!strcmp(type, "ByteLevel")) return read_byte_level(r, j);
+    if (!strcmp(type, "BertPreTokenizer")) return mx_split_add(r->t, &(mx_split){.kind = MX_SPLIT_BERT}, in_json(r, field), r->err);
     if (!strcmp(type, "Split")) return read_split(r, j);
     if (!strcmp(type, "Metaspace")) return read_metaspace(r, j);
     if (!strcmp(type, "Digits")) {
@@ -478,6 +511,60 @@ done:
     return st;
 }
 
+/* ---- BERT's vocab.txt: a token a line, its number is its id ---- */
+
+/* A token of tokenizer_config.json by its role, else as BERT writes it. */
+static mx_status add_bert_token(reader *r, const json_t *config, const char *key, const char *otherwise, int32_t *id)
+{
+    const json_t *j = json_object_get(config, key);
+    if (json_is_object(j)) j = json_object_get(j, "content");
+    const char *s = json_is_string(j) ? json_string_value(j) : otherwise;
+    mx_added a = {.special = true, .id = mx_vocab_find(&r->t->vocab, s, strlen(s))};
+    *id = a.id;
+    if (a.id < 0) return MX_OK;
+    return mx_tokenizer_add_added(r->t, &a, s, strlen(s), what(r, "vocab.txt", key), r->err);
+}
+
+static mx_status read_pieces(reader *r, const mx_tokenizer_files *f, const json_t *config)
+{
+    char w[600];
+    const char *end = f->pieces + f->n_pieces;
+    size_t lines = 1;
+    int32_t cls, sep, mask, pad;
+    int64_t id = 0;
+    snprintf(w, sizeof w, "%s", what(r, "vocab.txt", ""));
+    for (const char *p = f->pieces; (p = memchr(p, '\n', (size_t)(end - p))); p++) lines++;
+    if (mx_vocab_reserve(&r->t->vocab, lines, f->n_pieces + lines)) return mx_fail(r->err, MX_ERR_NO_MEMORY, "%s: no memory for %zu tokens", w, lines);
+    for (const char *p = f->pieces, *next; p < end; p = next) {
+        const char *eol = memchr(p, '\n', (size_t)(end - p));
+        size_t n = (size_t)((eol ? eol : end) - p);
+        next = eol ? eol + 1 : end;
+        if (n && p[n - 1] == '\r') n--;
+        MX_TRY(mx_vocab_add(&r->t->vocab, id++, p, n, w, r->err));
+    }
+    r->n_vocab = r->t->vocab.n_tokens;
+    r->file = "tokenizer_config.json";
+    r->t->wordpiece = (mx_wordpiece){.on = true, .most_chars = 100, .prefix = "##"};
+    r->t->strip_first_space = true;
+    mx_normalizer n = {.kind = MX_NORM_BERT, .clean = true};
+    n.lowercase = flag(r, config, "do_lower_case", true);
+    n.accents = flag(r, config, "strip_accents", n.lowercase);
+    n.cjk = flag(r, config, "tokenize_chinese_chars", true);
+    r->t->norm[r->t->n_norms++] = n;
+    MX_TRY(mx_split_add(r->t, &(mx_split){.kind = MX_SPLIT_BERT}, w, r->err));
+    MX_TRY(add_bert_token(r, config, "unk_token", "[UNK]", &r->t->unknown));
+    MX_TRY(add_bert_token(r, config, "cls_token", "[CLS]", &cls));
+    MX_TRY(add_bert_token(r, config, "sep_token", "[SEP]", &sep));
+    MX_TRY(add_bert_token(r, config, "mask_token", "[MASK]", &mask));
+    MX_TRY(add_bert_token(r, config, "pad_token", "[PAD]", &pad));
+    if (r->t->unknown < 0 || cls < 0 || sep < 0)
+        return mx_fail(r->err, MX_ERR_FORMAT, "%s: the unknown token, [CLS] or [SEP] is missing", w);
+    r->t->before[r->t->n_before++] = cls;
+    r->t->after[r->t->n_after++] = sep;
+    r->t->bos = cls;
+    return MX_OK;
+}
+
 /* ---- tokenizer_config.json ---- */
 
 static int32_t named_token(const reader *r, const json_t *config, const char *key, int32_t otherwise)
@@ -520,10 +607,11 @@ mx_status mx_tokenizer_parse(mx_tokenizer **out, const mx_tokenizer_files *f, mx
     *out = NULL;
     if (!r.t) return mx_fail(err, MX_ERR_NO_MEMORY, "%s: no memory for the tokenizer", f->name);
     if (f->config) MX_TRY_GOTO(st, parse(&r, "tokenizer_config.json", f->config, f->n_config, &config), done);
-    MX_TRY_GOTO(st, f->json ? read_tokenizer_json(&r, f) : read_vocab_and_merges(&r, f, config), done);
+    MX_TRY_GOTO(st, f->json ? read_tokenizer_json(&r, f) : f->vocab && f->merges ? read_vocab_and_merges(&r, f, config)
+                                                                             : read_pieces(&r, f, config), done);
     MX_TRY_GOTO(st, r.flags, done);
     MX_TRY_GOTO(st, read_config(&r, config, f), done);
-    st = mx_tokenizer_seal(r.t, what(&r, f->json ? "tokenizer.json" : "vocab.json", ""), err);
+    st = mx_tokenizer_seal(r.t, what(&r, f->json ? "tokenizer.json" : f->vocab && f->merges ? "vocab.json" : "vocab.txt", ""), err);
 done:
     json_decref(config);
     if (st) mx_tokenizer_close(r.t);

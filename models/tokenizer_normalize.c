@@ -137,6 +137,7 @@ mx_status mx_normalize(const mx_normalizer *norms, int n_norms, bool first, cons
         switch (r->kind) {
         case MX_NORM_PREPEND: st = first ? prepend(r, s, *n_out, &made, &n_made) : MX_OK; break;
         case MX_NORM_REPLACE: st = replace(r, s, *n_out, &made, &n_made); break;
+        case MX_NORM_BERT: st = mx_bert_normalize(r, s, *n_out, &made, &n_made); break;
         case MX_NORM_STRIP: st = strip(r, s, *n_out, &made, &n_made); break;
         default: st = normal_form(r->kind, s, *n_out, &made, &n_made); break;
         }

@@ -1,0 +1,194 @@
+/* tokenizer_wordpiece.c - BERT's tokenizer: its normaliser, its words, and
+ * WordPiece, the longest piece of the vocabulary first (Devlin et al. 2018; Wu
+ * et al. 2016).  Ids equal those of `tokenizers` (BertNormalizer,
+ * BertPreTokenizer, WordPiece), but for characters whose category changed
+ * between the two libraries' versions of Unicode. */
+#include "models/tokenizer_internal.h"
+
+#include <stdlib.h>
+#include <utf8proc.h>
+
+/* ---- normaliser ---- */
+
+static bool is_cjk(uint32_t c)
+{
+    return (c >= 0x4e00 && c <= 0x9fff) || (c >= 0x3400 && c <= 0x4dbf) || (c >= 0x20000 && c <= 0x2a6df) ||
+           (c >= 0x2a700 && c <= 0x2b73f) || (c >= 0x2b740 && c <= 0x2b81f) || (c >= 0x2b920 && c <= 0x2ceaf) ||
+           (c >= 0xf900 && c <= 0xfaff) || (c >= 0x2f800 && c <= 0x2fa1f);
+}
+
+/* What clean_text drops: controls, formats, private characters. */
+static bool is_dropped(uint32_t c)
+{
+    if (c == '\t' || c == '\n' || c == '\r') return false;
+    if (c == 0xfffd) return true;
+    utf8proc_category_t k = utf8proc_category((utf8proc_int32_t)c);
+    return k == UTF8PROC_CATEGORY_CC || k == UTF8PROC_CATEGORY_CF || k == UTF8PROC_CATEGORY_CO;
+}
+
+/* text[n] is valid UTF-8.  A character grows to five bytes at most (CJK between
+ * spaces), so out[2n+1] has room. */
+static size_t clean(const mx_normalizer *r, const char *s, size_t n, char *out)
+{
+    size_t k = 0;
+    for (size_t i = 0, len; i < n; i += len) {
+        uint32_t c;
+        bool cut;
+        int w = mx_utf8_next(s + i, n - i, &c, &cut);
+        len = w > 0 ? (size_t)w : 1;
+        if (r->clean && is_dropped(c)) continue;
+        if (r->clean && mx_is_space(c)) {
+            out[k++] = ' ';
+            continue;
+        }
+        bool alone = r->cjk && is_cjk(c);
+        if (alone) out[k++] = ' ';
+        memcpy(out + k, s + i, len);
+        k += len;
+        if (alone) out[k++] = ' ';
+    }
+    return k;
+}
+
+static bool all_ascii(const char *s, size_t n)
+{
+    uint8_t any = 0;
+    for (size_t i = 0; i < n; i++) any |= (uint8_t)s[i];
+    return any < 0x80;
+}
+
+/* NFD, then without the marks that take no room. */
+static mx_status strip_accents(char **text, size_t *n)
+{
+    utf8proc_uint8_t *p = NULL;
+    if (all_ascii(*text, *n)) return MX_OK;
+    utf8proc_ssize_t len = utf8proc_map((const utf8proc_uint8_t *)*text, (utf8proc_ssize_t)*n, &p, UTF8PROC_STABLE | UTF8PROC_DECOMPOSE);
+    if (len < 0) return MX_ERR_NO_MEMORY;
+    size_t k = 0;
+    for (size_t i = 0, w; i < (size_t)len; i += w) {
+        uint32_t c;
+        bool cut;
+        int step = mx_utf8_next((const char *)p + i, (size_t)len - i, &c, &cut);
+        w = step > 0 ? (size_t)step : 1;
+        if (utf8proc_category((utf8proc_int32_t)c) == UTF8PROC_CATEGORY_MN) continue;
+        memmove(p + k, p + i, w);
+        k += w;
+    }
+    free(*text);
+    *text = (char *)p;
+    *n = k;
+    return MX_OK;
+}
+
+/* A lower-case letter may be longer in UTF-8: two bytes become three at most. */
+static mx_status lower(char **text, size_t *n)
+{
+    if (all_ascii(*text, *n)) {
+        for (size_t i = 0; i < *n; i++)
+            if ((*text)[i] >= 'A' && (*text)[i] <= 'Z') (*text)[i] = (char)((*text)[i] + 32);
+        return MX_OK;
+    }
+    size_t size, k = 0;
+    if (!mx_mul_size(*n, 2, &size) || !mx_add_size(size, 1, &size)) return MX_ERR_NO_MEMORY;
+    char *out = malloc(size);
+    if (!out) return MX_ERR_NO_MEMORY;
+    for (size_t i = 0, w; i < *n; i += w) {
+        uint32_t c;
+        bool cut;
+        int step = mx_utf8_next(*text + i, *n - i, &c, &cut);
+        w = step > 0 ? (size_t)step : 1;
+        if (c == 0x130) {                                 /* the one letter whose lower case is two characters */
+            memcpy(out + k, "i\xcc\x87", 3);
+            k += 3;
+        } else {
+            k += (size_t)mx_utf8_put(out + k, (uint32_t)utf8proc_tolower((utf8proc_int32_t)c));
+        }
+    }
+    free(*text);
+    *text = out;
+    *n = k;
+    return MX_OK;
+}
+
+mx_status mx_bert_normalize(const mx_normalizer *r, const char *s, size_t n, char **out, size_t *n_out)
+{
+    size_t size;
+    mx_status st = MX_OK;
+    if (!mx_mul_size(n, 2, &size) || !mx_add_size(size, 1, &size)) return MX_ERR_NO_MEMORY;
+    char *text = malloc(size);
+    if (!text) return MX_ERR_NO_MEMORY;
+    size_t k = clean(r, s, n, text);
+    if (r->accents) st = strip_accents(&text, &k);
+    if (!st && r->lowercase) st = lower(&text, &k);
+    if (st) {
+        free(text);
+        return st;
+    }
+    *out = text;
+    *n_out = k;
+    return MX_OK;
+}
+
+/* ---- words ---- */
+
+static bool is_punctuation(uint32_t c)
+{
+    if (c < 128) return (c >= 33 && c <= 47) || (c >= 58 && c <= 64) || (c >= 91 && c <= 96) || (c >= 123 && c <= 126);
+    switch (utf8proc_category((utf8proc_int32_t)c)) {
+    case UTF8PROC_CATEGORY_PC: case UTF8PROC_CATEGORY_PD: case UTF8PROC_CATEGORY_PS: case UTF8PROC_CATEGORY_PE:
+    case UTF8PROC_CATEGORY_PI: case UTF8PROC_CATEGORY_PF: case UTF8PROC_CATEGORY_PO: return true;
+    default: return false;
+    }
+}
+
+mx_status mx_bert_words(mx_split_run *r, int stage, const char *s, size_t n, bool at_start)
+{
+    size_t begun = 0;                                     /* of the word that is open */
+    for (size_t i = 0, w; i < n; i += w) {
+        uint32_t c;
+        bool cut;
+        int step = mx_utf8_next(s + i, n - i, &c, &cut);
+        w = step > 0 ? (size_t)step : 1;
+        bool space = mx_is_space(c), mark = !space && is_punctuation(c);
+        if (!space && !mark) continue;
+        if (i > begun) MX_TRY(r->emit(r, stage + 1, s + begun, i - begun, at_start && !begun));
+        if (mark) MX_TRY(r->emit(r, stage + 1, s + i, w, at_start && !i));
+        begun = i + w;
+    }
+    return begun < n ? r->emit(r, stage + 1, s + begun, n - begun, at_start && !begun) : MX_OK;
+}
+
+/* ---- pieces ---- */
+
+static size_t characters(const char *s, size_t n)
+{
+    size_t k = 0;
+    for (size_t i = 0; i < n; i++) k += ((uint8_t)s[i] & 0xc0) != 0x80;
+    return k;
+}
+
+mx_status mx_wordpiece_word(const mx_tokenizer *t, const char *s, size_t n, mx_ids *out)
+{
+    char piece[4 * MX_WORDPIECE_MOST_CHARS + MX_WORDPIECE_MOST_PREFIX];
+    int32_t before = out->count;
+    size_t prefix = strlen(t->wordpiece.prefix);
+    if (n > 4 * MX_WORDPIECE_MOST_CHARS || characters(s, n) > (size_t)t->wordpiece.most_chars) return mx_ids_push(out, t->unknown);
+    memcpy(piece, t->wordpiece.prefix, prefix);
+    for (size_t at = 0, end; at < n; at = end) {
+        size_t before_piece = at ? prefix : 0, most = t->longest > before_piece ? t->longest - before_piece : 0;
+        int32_t id = -1;
+        end = n - at > most ? at + most : n;
+        for (; end > at; end--) {
+            if (end < n && ((uint8_t)s[end] & 0xc0) == 0x80) continue;      /* inside a character */
+            memcpy(piece + prefix, s + at, end - at);
+            id = mx_vocab_find(&t->vocab, piece + prefix - before_piece, before_piece + end - at);
+            if (id >= 0) break;
+        }
+        if (id < 0) {                                     /* no piece: the whole word is unknown */
+            out->count = before;
+            return mx_ids_push(out, t->unknown);
+        }
+        MX_TRY(mx_ids_push(out, id));
+    }
+    return MX_OK;
+}
