@@ -37,7 +37,8 @@ static int64_t pieces(const mx_batches *b, int64_t document)
 {
     /* A language model's last token has no target: n tokens give n-1 rows. */
     int64_t rows = mx_dataset_at(b->data, document).n - (b->shifted ? 1 : 0);
-    return rows <= 0 ? 0 : (rows + b->length - 1) / b->length;
+    if (rows <= 0) return 0;
+    return b->shifted ? (rows + b->length - 1) / b->length : 1;
 }
 
 static mx_status count_documents(mx_batches *b, mx_error *err)
@@ -98,6 +99,7 @@ typedef struct place {
     const uint8_t *learn;
     int64_t        token;         /* BLOCKS: of the whole text */
     int32_t        rows, label;
+    int32_t        last;          /* >= 0: an encoder's document was cut, and ends with this id */
 } place;
 
 static place find(const mx_batches *b, int64_t at)
@@ -109,13 +111,15 @@ static place find(const mx_batches *b, int64_t at)
         int64_t d = document_of(b, i);
         mx_document doc = mx_dataset_at(b->data, d);
         int64_t from = (i - b->first[d]) * b->length, rows = doc.n - (b->shifted ? 1 : 0) - from;
-        return (place){doc.ids + from, doc.learn ? doc.learn + from : NULL, 0, (int32_t)(rows < b->length ? rows : b->length), doc.label};
+        bool cut = !b->shifted && rows > b->length;
+        return (place){doc.ids + from, doc.learn ? doc.learn + from : NULL, 0, (int32_t)(rows < b->length ? rows : b->length), doc.label,
+                       cut ? doc.ids[doc.n - 1] : -1};
     }
     int64_t spare = mx_dataset_tokens(b->data) - (b->shifted ? 1 : 0) - b->count * b->length;
     int64_t shift = b->shuffle ? (int64_t)(mix(b->seed ^ mix(epoch + 1)) % (uint64_t)((spare < b->length ? spare : b->length - 1) + 1)) : 0;
     int64_t from = shift + i * b->length;
     mx_document text = mx_dataset_at(b->data, 0);       /* documents lie one behind the other */
-    return (place){text.ids + from, text.learn ? text.learn + from : NULL, from, b->length, -1};
+    return (place){text.ids + from, text.learn ? text.learn + from : NULL, from, b->length, -1, -1};
 }
 
 int32_t mx_batches_length(const mx_batches *b, int64_t at)
@@ -193,6 +197,7 @@ mx_status mx_batches_take(const mx_batches *b, int64_t at, mx_batch *out, mx_err
     if (b->packing != MX_PACK_BLOCKS_MASKED) {
         MX_TRY(grow(out, p.rows, 1, err));
         copy_rows(b, &p, 0, p.rows, false, out);
+        if (p.last >= 0) out->ids[out->rows + p.rows - 1] = p.last;
         end_span(out, p.rows, p.label);
         return MX_OK;
     }

@@ -7,6 +7,9 @@
  * network over the indices, walked back into range: Black and Rogaway 2002), so
  * a run goes on from nothing but the count of sequences it has seen.
  *
+ * For encoders (not shifted) a longer document is cut to `length`, and keeps its
+ * last token ([SEP]).
+ *
  * A batch is packed: sequences one behind the other, no padding, spans beside. */
 #ifndef MX_BATCHES_H
 #define MX_BATCHES_H

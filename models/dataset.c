@@ -367,3 +367,13 @@ mx_text_to_ids mx_text_for_lm(const mx_tokenizer *t)
 {
     return (mx_text_to_ids){.encode = lm_encode, .chat = lm_chat, .tokenizer = t, .vocab = mx_tokenizer_vocab(t), .end = mx_tokenizer_eos(t)};
 }
+
+static mx_status encode_pieces(const void *tokenizer, const char *text, size_t len, bool special, mx_ids *out, mx_error *err)
+{
+    return mx_tokenizer_encode(tokenizer, text, len, special, false, out, err);
+}
+
+mx_text_to_ids mx_text_for_encoder(const mx_tokenizer *t)
+{
+    return (mx_text_to_ids){.encode = encode_pieces, .tokenizer = t, .vocab = mx_tokenizer_vocab(t), .end = -1, .special = true};
+}

@@ -33,6 +33,8 @@ typedef struct mx_text_to_ids {
 } mx_text_to_ids;
 /* For language models: no BOS, the tokenizer's EOS at a document's end. */
 mx_text_to_ids mx_text_for_lm(const mx_tokenizer *t);
+/* For encoders: a document between the tokenizer's own first and last token. */
+mx_text_to_ids mx_text_for_encoder(const mx_tokenizer *t);
 
 typedef struct mx_dataset_options {
     const char *text_field;       /* of JSONL; NULL: "text"                          */

@@ -4,6 +4,8 @@
  * family.  Reading is sticky: the first wrong field is what the error says. */
 #include "models/decoder_config_internal.h"
 
+#include "models/config_fields.h"
+
 #include <errno.h>
 #include <jansson.h>
 #include <math.h>
@@ -14,119 +16,19 @@
 #define MAX_CONFIG (4u << 20)
 #define SUPPORTED  "gpt2, llama, qwen2, mistral"
 
-/* ---- fields ------------------------------------------------------------------------ */
-
-typedef struct fields {
-    const json_t *object;
-    const char *prefix; /* of the names in errors: "rope_scaling." */
-    const char *file;
-    mx_status *st; /* the first failure                       */
-    mx_error *err;
-} fields;
-
-#define REFUSE(f, status, ...)                                                                                       \
-    do {                                                                                                             \
-        if (!*(f)->st) *(f)->st = mx_fail((f)->err, (status), __VA_ARGS__);                                          \
-    } while (0)
-
-/* NULL when absent or null, which mean the same to transformers unless said otherwise. */
-static const json_t *field(const fields *f, const char *name)
-{
-    const json_t *v = json_object_get(f->object, name);
-    return json_is_null(v) ? NULL : v;
-}
-
-/* What stands there, for an error: at most a few words. */
-static const char *shown(const json_t *v, char *buffer, size_t room)
-{
-    char *text = v ? json_dumps(v, JSON_ENCODE_ANY | JSON_COMPACT) : NULL;
-    snprintf(buffer, room, "%.60s", text ? text : "missing");
-    free(text);
-    return buffer;
-}
-
-static void refuse_value(const fields *f, const char *name, const json_t *v, const char *allowed)
-{
-    char buffer[64];
-    REFUSE(f, MX_ERR_FORMAT, "%.250s: %s%s is %s, allowed: %s", f->file, f->prefix, name,
-           shown(v, buffer, sizeof buffer), allowed);
-}
-
-static double real_field(const fields *f, const char *name, double fallback, double least, double most)
-{
-    const json_t *v = field(f, name);
-    if (!v) return fallback;
-    double x = json_number_value(v);
-    if (json_is_number(v) && x >= least && x <= most) return x;
-    char allowed[96];
-    snprintf(allowed, sizeof allowed, "a number from %g to %g", least, most);
-    refuse_value(f, name, v, allowed);
-    return fallback;
-}
-
-/* Python's 4096.0 is as good as 4096. */
-static int32_t int_field(const fields *f, const char *name, int32_t fallback, int32_t least, int32_t most)
-{
-    const json_t *v = field(f, name);
-    if (!v) return fallback;
-    double x = json_number_value(v);
-    if (json_is_number(v) && x >= least && x <= most && x == floor(x)) return (int32_t)x;
-    char allowed[96];
-    snprintf(allowed, sizeof allowed, "an integer from %d to %d", least, most);
-    refuse_value(f, name, v, allowed);
-    return fallback;
-}
-
-static bool bool_field(const fields *f, const char *name, bool fallback)
-{
-    const json_t *v = field(f, name);
-    if (!v) return fallback;
-    if (!json_is_boolean(v)) refuse_value(f, name, v, "true or false");
-    return json_is_true(v);
-}
-
-static const char *text_field(const fields *f, const char *name, const char *fallback)
-{
-    const json_t *v = field(f, name);
-    if (!v) return fallback;
-    if (json_is_string(v)) return json_string_value(v);
-    refuse_value(f, name, v, "a string");
-    return fallback;
-}
-
-static mx_activation activation_field(const fields *f, const char *name, const char *fallback)
-{
-    static const struct {
-        const char *name;
-        mx_activation act;
-    } known[] = {
-        {"gelu_new", MX_ACT_GELU_TANH},   {"gelu_pytorch_tanh", MX_ACT_GELU_TANH},
-        {"gelu_fast", MX_ACT_GELU_TANH},  {"gelu", MX_ACT_GELU_ERF},
-        {"gelu_python", MX_ACT_GELU_ERF}, {"silu", MX_ACT_SILU},
-        {"swish", MX_ACT_SILU},           {"relu", MX_ACT_RELU},
-    };
-    const char *text = text_field(f, name, fallback);
-    for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
-        if (strcmp(text, known[i].name) == 0) return known[i].act;
-    }
-    refuse_value(f, name, field(f, name),
-                 "gelu_new, gelu_pytorch_tanh, gelu_fast, gelu, gelu_python, silu, swish, relu");
-    return MX_ACT_NONE;
-}
-
 /* ---- end and begin of a text ----------------------------------------------------------- */
 
 /* -1 stands for none in some configs; ids that the vocabulary does not have can
  * never come and are dropped, as small test models carry their big brothers'. */
-static int32_t id_value(const fields *f, const char *name, const json_t *v)
+static int32_t id_value(const mx_fields *f, const char *name, const json_t *v)
 {
     double x = json_number_value(v);
     if (json_is_integer(v) && x >= -1 && x < MX_MAX_VOCAB) return (int32_t)x;
-    refuse_value(f, name, v, "a token's id");
+    mx_field_refuse(f, name, v, "a token's id");
     return -1;
 }
 
-static void read_ends(const fields *f, mx_decoder_config *c, int32_t default_bos, int32_t default_eos)
+static void read_ends(const mx_fields *f, mx_decoder_config *c, int32_t default_bos, int32_t default_eos)
 {
     static const char bos[] = "bos_token_id", eos[] = "eos_token_id";
     const json_t *begin = json_object_get(f->object, bos), *end = json_object_get(f->object, eos);
@@ -134,7 +36,7 @@ static void read_ends(const fields *f, mx_decoder_config *c, int32_t default_bos
     c->bos = id < c->vocab ? id : -1;
     c->n_eos = 0;
     size_t n = json_is_array(end) ? json_array_size(end) : 1;
-    if (n > MX_DECODER_MAX_EOS) refuse_value(f, eos, end, "at most 8 ids");
+    if (n > MX_DECODER_MAX_EOS) mx_field_refuse(f, eos, end, "at most 8 ids");
     for (size_t i = 0; i < n && !*f->st; i++) {
         const json_t *v = json_is_array(end) ? json_array_get(end, i) : end;
         id = v ? (json_is_null(v) ? -1 : id_value(f, eos, v)) : default_eos;
@@ -144,37 +46,37 @@ static void read_ends(const fields *f, mx_decoder_config *c, int32_t default_bos
 
 /* ---- rotary embedding --------------------------------------------------------------------- */
 
-static void read_short_factors(const fields *f, const mx_decoder_config *c, mx_rope_extra *extra)
+static void read_short_factors(const mx_fields *f, const mx_decoder_config *c, mx_rope_extra *extra)
 {
-    const json_t *list = field(f, "short_factor");
+    const json_t *list = mx_field(f, "short_factor");
     size_t n = json_array_size(list);
     if (!n || n != (size_t)c->head_dim / 2 || n > sizeof extra->divide / sizeof *extra->divide) {
-        refuse_value(f, "short_factor", list, "an array of head_dim / 2 numbers");
+        mx_field_refuse(f, "short_factor", list, "an array of head_dim / 2 numbers");
         return;
     }
     for (size_t i = 0; i < n; i++) {
         double x = json_number_value(json_array_get(list, i));
         if (!(x >= 1e-6 && x <= 1e9))
-            refuse_value(f, "short_factor", json_array_get(list, i), "a number from 1e-6 to 1e9");
+            mx_field_refuse(f, "short_factor", json_array_get(list, i), "a number from 1e-6 to 1e9");
         extra->divide[i] = (float)x;
     }
     extra->n_divide = (int)n;
 }
 
-static double required_factor(const fields *f, const char *name)
+static double required_factor(const mx_fields *f, const char *name)
 {
-    if (!field(f, name)) REFUSE(f, MX_ERR_FORMAT, "%.250s: %s%s is missing", f->file, f->prefix, name);
-    return real_field(f, name, 1, 1e-6, 1e9);
+    if (!mx_field(f, name)) MX_REFUSE(f, MX_ERR_FORMAT, "%.250s: %s%s is missing", f->file, f->prefix, name);
+    return mx_field_real(f, name, 1, 1e-6, 1e9);
 }
 
 /* Where transformers takes it from when the field is absent: max_positions' ratio. */
-static double derived_factor(const fields *f, const mx_decoder_config *c)
+static double derived_factor(const mx_fields *f, const mx_decoder_config *c)
 {
     double ratio = (double)c->max_positions / c->rope_original_positions;
-    return real_field(f, "factor", ratio, 1e-6, 1e9);
+    return mx_field_real(f, "factor", ratio, 1e-6, 1e9);
 }
 
-static bool rope_type(const fields *f, mx_rope_scaling *type)
+static bool rope_type(const mx_fields *f, mx_rope_scaling *type)
 {
     static const struct {
         const char *name;
@@ -184,27 +86,27 @@ static bool rope_type(const fields *f, mx_rope_scaling *type)
         {"llama3", MX_ROPE_LLAMA3}, {"yarn", MX_ROPE_YARN},     {"longrope", MX_ROPE_LONGROPE},
         {"su", MX_ROPE_LONGROPE},
     };
-    const char *name = text_field(f, "rope_type", NULL);
-    if (!name) name = text_field(f, "type", "default");
+    const char *name = mx_field_text(f, "rope_type", NULL);
+    if (!name) name = mx_field_text(f, "type", "default");
     for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
         if (strcmp(name, known[i].name) == 0) {
             *type = known[i].type;
             return true;
         }
     }
-    REFUSE(f, MX_ERR_ARG,
+    MX_REFUSE(f, MX_ERR_ARG,
            "%.250s: %srope_type %.60s is not supported (default, linear, dynamic, llama3, yarn, longrope are)",
            f->file, f->prefix, name);
     return false;
 }
 
-static void read_scaling(const fields *f, const fields *top, mx_decoder_config *c, mx_rope_extra *extra)
+static void read_scaling(const mx_fields *f, const mx_fields *top, mx_decoder_config *c, mx_rope_extra *extra)
 {
     static const char original[] = "original_max_position_embeddings";
     if (!rope_type(f, &c->rope_scaling)) return;
-    const fields *where = field(top, original) ? top : f; /* transformers' own precedence */
-    c->rope_original_positions = int_field(where, original, c->max_positions, 2, MX_MAX_POSITIONS);
-    extra->given_attention_factor = field(f, "attention_factor");
+    const mx_fields *where = mx_field(top, original) ? top : f; /* transformers' own precedence */
+    c->rope_original_positions = mx_field_int(where, original, c->max_positions, 2, MX_MAX_POSITIONS);
+    extra->given_attention_factor = mx_field(f, "attention_factor");
     c->rope_attention_factor = 1;
     switch (c->rope_scaling) {
     case MX_ROPE_NONE: break;
@@ -215,49 +117,49 @@ static void read_scaling(const fields *f, const fields *top, mx_decoder_config *
         c->rope_low_freq = required_factor(f, "low_freq_factor");
         c->rope_high_freq = required_factor(f, "high_freq_factor");
         if (c->rope_high_freq <= c->rope_low_freq) {
-            refuse_value(f, "high_freq_factor", field(f, "high_freq_factor"), "more than low_freq_factor");
+            mx_field_refuse(f, "high_freq_factor", mx_field(f, "high_freq_factor"), "more than low_freq_factor");
         }
         break;
     case MX_ROPE_YARN:
         c->rope_factor = derived_factor(f, c);
-        c->rope_beta_fast = real_field(f, "beta_fast", 32, 0, 1e9);
-        c->rope_beta_slow = real_field(f, "beta_slow", 1, 0, 1e9);
+        c->rope_beta_fast = mx_field_real(f, "beta_fast", 32, 0, 1e9);
+        c->rope_beta_slow = mx_field_real(f, "beta_slow", 1, 0, 1e9);
         if (c->rope_beta_fast == 0) c->rope_beta_fast = 32;
         if (c->rope_beta_slow == 0) c->rope_beta_slow = 1;
-        extra->mscale = real_field(f, "mscale", 0, -1e6, 1e6);
-        extra->mscale_all_dim = real_field(f, "mscale_all_dim", 0, -1e6, 1e6);
-        extra->round_range = bool_field(f, "truncate", true);
-        c->rope_attention_factor = real_field(f, "attention_factor", 1, 0, 1e6);
+        extra->mscale = mx_field_real(f, "mscale", 0, -1e6, 1e6);
+        extra->mscale_all_dim = mx_field_real(f, "mscale_all_dim", 0, -1e6, 1e6);
+        extra->round_range = mx_field_bool(f, "truncate", true);
+        c->rope_attention_factor = mx_field_real(f, "attention_factor", 1, 0, 1e6);
         break;
     case MX_ROPE_LONGROPE:
         c->rope_factor = derived_factor(f, c);
         read_short_factors(f, c, extra);
-        c->rope_attention_factor = real_field(f, "attention_factor", 1, 0, 1e6);
+        c->rope_attention_factor = mx_field_real(f, "attention_factor", 1, 0, 1e6);
         break;
     }
 }
 
 /* Old configs hold rope_theta beside rope_scaling; transformers 5 writes
  * rope_parameters with both. */
-static void read_rope(const fields *f, mx_decoder_config *c)
+static void read_rope(const mx_fields *f, mx_decoder_config *c)
 {
     mx_rope_extra extra = {0};
-    bool old = json_object_size(field(f, "rope_scaling")) > 0;
-    fields rope = *f;
-    rope.object = old ? field(f, "rope_scaling") : field(f, "rope_parameters");
+    bool old = json_object_size(mx_field(f, "rope_scaling")) > 0;
+    mx_fields rope = *f;
+    rope.object = old ? mx_field(f, "rope_scaling") : mx_field(f, "rope_parameters");
     rope.prefix = old ? "rope_scaling." : "rope_parameters.";
-    if (rope.object && !json_is_object(rope.object)) refuse_value(f, "rope_parameters", rope.object, "an object");
-    if (field(f, "rope_scaling") && !json_is_object(field(f, "rope_scaling"))) {
-        refuse_value(f, "rope_scaling", field(f, "rope_scaling"), "an object");
+    if (rope.object && !json_is_object(rope.object)) mx_field_refuse(f, "rope_parameters", rope.object, "an object");
+    if (mx_field(f, "rope_scaling") && !json_is_object(mx_field(f, "rope_scaling"))) {
+        mx_field_refuse(f, "rope_scaling", mx_field(f, "rope_scaling"), "an object");
     }
-    if (json_is_object(field(&rope, "full_attention")) || json_is_object(field(&rope, "sliding_attention"))) {
-        REFUSE(f, MX_ERR_ARG, "%.250s: rope_parameters by layer type are not supported", f->file);
+    if (json_is_object(mx_field(&rope, "full_attention")) || json_is_object(mx_field(&rope, "sliding_attention"))) {
+        MX_REFUSE(f, MX_ERR_ARG, "%.250s: rope_parameters by layer type are not supported", f->file);
     }
-    const fields *theta = field(&rope, "rope_theta") ? &rope : f;
-    c->rope_theta = real_field(theta, "rope_theta", 10000, 1 + 1e-6, 1e15);
-    const fields *partial = field(&rope, "partial_rotary_factor") ? &rope : f;
-    if (real_field(partial, "partial_rotary_factor", 1, 0, 1) != 1) {
-        REFUSE(f, MX_ERR_ARG, "%.250s: partial_rotary_factor below 1 is not supported", f->file);
+    const mx_fields *theta = mx_field(&rope, "rope_theta") ? &rope : f;
+    c->rope_theta = mx_field_real(theta, "rope_theta", 10000, 1 + 1e-6, 1e15);
+    const mx_fields *partial = mx_field(&rope, "partial_rotary_factor") ? &rope : f;
+    if (mx_field_real(partial, "partial_rotary_factor", 1, 0, 1) != 1) {
+        MX_REFUSE(f, MX_ERR_ARG, "%.250s: partial_rotary_factor below 1 is not supported", f->file);
     }
     read_scaling(&rope, f, c, &extra);
     if (!*f->st) *f->st = mx_rope_frequencies(c, &extra, f->file, f->err);
@@ -267,32 +169,32 @@ static void read_rope(const fields *f, mx_decoder_config *c)
 
 /* One window for all layers, or none: what Merx computes.  Windows that the
  * context cannot reach are none. */
-static void read_window(const fields *f, mx_decoder_config *c, int32_t fallback)
+static void read_window(const mx_fields *f, mx_decoder_config *c, int32_t fallback)
 {
-    const json_t *given = json_object_get(f->object, "sliding_window"), *types = field(f, "layer_types");
+    const json_t *given = json_object_get(f->object, "sliding_window"), *types = mx_field(f, "layer_types");
     int32_t sliding = 0,
-            window = given && json_is_null(given) ? 0 : int_field(f, "sliding_window", fallback, 0, MX_MAX_POSITIONS);
+            window = given && json_is_null(given) ? 0 : mx_field_int(f, "sliding_window", fallback, 0, MX_MAX_POSITIONS);
     bool qwen2 = strcmp(c->architecture, "qwen2") == 0;
-    if (qwen2 && !bool_field(f, "use_sliding_window", false)) window = 0;
+    if (qwen2 && !mx_field_bool(f, "use_sliding_window", false)) window = 0;
     if (json_is_array(types)) {
         for (size_t i = 0; i < json_array_size(types); i++) {
             const char *type = json_string_value(json_array_get(types, i));
             if (!type || (strcmp(type, "sliding_attention") != 0 && strcmp(type, "full_attention") != 0)) {
-                refuse_value(f, "layer_types", json_array_get(types, i), "full_attention, sliding_attention");
+                mx_field_refuse(f, "layer_types", json_array_get(types, i), "full_attention, sliding_attention");
             } else if (strcmp(type, "sliding_attention") == 0) {
                 sliding++;
             }
         }
-        if (json_array_size(types) != (size_t)c->layers) refuse_value(f, "layer_types", types, "one entry per layer");
+        if (json_array_size(types) != (size_t)c->layers) mx_field_refuse(f, "layer_types", types, "one entry per layer");
     } else if (qwen2) {
-        int32_t full = int_field(f, "max_window_layers", 28, 0, INT32_MAX);
+        int32_t full = mx_field_int(f, "max_window_layers", 28, 0, INT32_MAX);
         sliding = full < c->layers ? c->layers - full : 0;
     } else {
         sliding = c->layers;
     }
     if (!sliding || window >= c->max_positions) window = 0;
     if (window && sliding != c->layers) {
-        REFUSE(f, MX_ERR_ARG, "%.250s: a sliding window in %d of %d layers is not supported", f->file, sliding,
+        MX_REFUSE(f, MX_ERR_ARG, "%.250s: a sliding window in %d of %d layers is not supported", f->file, sliding,
                c->layers);
     }
     c->window = window;
@@ -300,29 +202,29 @@ static void read_window(const fields *f, mx_decoder_config *c, int32_t fallback)
 
 /* ---- families --------------------------------------------------------------------------------- */
 
-static void read_gpt2(const fields *f, mx_decoder_config *c)
+static void read_gpt2(const mx_fields *f, mx_decoder_config *c)
 {
     c->names = MX_NAMES_HF_GPT2;
-    c->layers = int_field(f, "n_layer", 12, 1, MX_MAX_LAYERS);
-    c->d_model = int_field(f, "n_embd", 768, 1, MX_MAX_CHANNELS);
-    c->heads = c->kv_heads = int_field(f, "n_head", 12, 1, MX_MAX_HEADS);
-    c->d_ff = int_field(f, "n_inner", 4 * c->d_model, 1, MX_MAX_FF);
-    c->vocab = int_field(f, "vocab_size", 50257, 1, MX_MAX_VOCAB);
-    c->max_positions = int_field(f, "n_positions", 1024, 1, MX_MAX_POSITIONS);
-    c->norm_eps = (float)real_field(f, "layer_norm_epsilon", 1e-5, 0, 1);
-    c->act = activation_field(f, "activation_function", "gelu_new");
+    c->layers = mx_field_int(f, "n_layer", 12, 1, MX_MAX_LAYERS);
+    c->d_model = mx_field_int(f, "n_embd", 768, 1, MX_MAX_CHANNELS);
+    c->heads = c->kv_heads = mx_field_int(f, "n_head", 12, 1, MX_MAX_HEADS);
+    c->d_ff = mx_field_int(f, "n_inner", 4 * c->d_model, 1, MX_MAX_FF);
+    c->vocab = mx_field_int(f, "vocab_size", 50257, 1, MX_MAX_VOCAB);
+    c->max_positions = mx_field_int(f, "n_positions", 1024, 1, MX_MAX_POSITIONS);
+    c->norm_eps = (float)mx_field_real(f, "layer_norm_epsilon", 1e-5, 0, 1);
+    c->act = mx_field_activation(f, "activation_function", "gelu_new");
     c->learned_positions = c->qkv_bias = c->out_bias = c->mlp_bias = true;
-    c->tied = bool_field(f, "tie_word_embeddings", true);
+    c->tied = mx_field_bool(f, "tie_word_embeddings", true);
     if (c->d_model % c->heads) {
-        REFUSE(f, MX_ERR_FORMAT, "%.250s: n_embd %d is not a multiple of n_head %d", f->file, c->d_model, c->heads);
+        MX_REFUSE(f, MX_ERR_FORMAT, "%.250s: n_embd %d is not a multiple of n_head %d", f->file, c->d_model, c->heads);
     }
     c->head_dim = c->d_model / c->heads;
-    c->attention_scale = bool_field(f, "scale_attn_weights", true) ? 0 : 1;
-    if (bool_field(f, "scale_attn_by_inverse_layer_idx", false)) {
-        REFUSE(f, MX_ERR_ARG, "%.250s: scale_attn_by_inverse_layer_idx is not supported", f->file);
+    c->attention_scale = mx_field_bool(f, "scale_attn_weights", true) ? 0 : 1;
+    if (mx_field_bool(f, "scale_attn_by_inverse_layer_idx", false)) {
+        MX_REFUSE(f, MX_ERR_ARG, "%.250s: scale_attn_by_inverse_layer_idx is not supported", f->file);
     }
-    if (bool_field(f, "add_cross_attention", false)) {
-        REFUSE(f, MX_ERR_ARG, "%.250s: add_cross_attention is not supported", f->file);
+    if (mx_field_bool(f, "add_cross_attention", false)) {
+        MX_REFUSE(f, MX_ERR_ARG, "%.250s: add_cross_attention is not supported", f->file);
     }
     read_ends(f, c, 50256, 50256);
 }
@@ -338,30 +240,30 @@ static const family families[] = {
     {"mistral", 32000, 14336, 8, 131072, 4096, 1, 2},
 };
 
-static void read_llama(const fields *f, mx_decoder_config *c, const family *of)
+static void read_llama(const mx_fields *f, mx_decoder_config *c, const family *of)
 {
     c->names = MX_NAMES_HF_LLAMA;
     c->rms_norm = c->gated = true;
-    c->layers = int_field(f, "num_hidden_layers", 32, 1, MX_MAX_LAYERS);
-    c->d_model = int_field(f, "hidden_size", 4096, 1, MX_MAX_CHANNELS);
-    c->heads = int_field(f, "num_attention_heads", 32, 1, MX_MAX_HEADS);
+    c->layers = mx_field_int(f, "num_hidden_layers", 32, 1, MX_MAX_LAYERS);
+    c->d_model = mx_field_int(f, "hidden_size", 4096, 1, MX_MAX_CHANNELS);
+    c->heads = mx_field_int(f, "num_attention_heads", 32, 1, MX_MAX_HEADS);
     /* an explicit null is "as many as heads"; an absent field the family's default */
     bool silent = !json_object_get(f->object, "num_key_value_heads") && of->kv_heads;
-    c->kv_heads = int_field(f, "num_key_value_heads", silent ? of->kv_heads : c->heads, 1, MX_MAX_HEADS);
-    if (!field(f, "head_dim") && c->d_model % c->heads) {
-        REFUSE(f, MX_ERR_FORMAT, "%.250s: hidden_size %d is not a multiple of num_attention_heads %d", f->file,
+    c->kv_heads = mx_field_int(f, "num_key_value_heads", silent ? of->kv_heads : c->heads, 1, MX_MAX_HEADS);
+    if (!mx_field(f, "head_dim") && c->d_model % c->heads) {
+        MX_REFUSE(f, MX_ERR_FORMAT, "%.250s: hidden_size %d is not a multiple of num_attention_heads %d", f->file,
                c->d_model, c->heads);
     }
-    c->head_dim = int_field(f, "head_dim", c->d_model / c->heads, 1, MX_DECODER_MAX_HEAD_DIM);
-    c->d_ff = int_field(f, "intermediate_size", of->d_ff, 1, MX_MAX_FF);
-    c->vocab = int_field(f, "vocab_size", of->vocab, 1, MX_MAX_VOCAB);
-    c->max_positions = int_field(f, "max_position_embeddings", of->max_positions, 1, MX_MAX_POSITIONS);
-    c->norm_eps = (float)real_field(f, "rms_norm_eps", 1e-6, 0, 1);
-    c->act = activation_field(f, "hidden_act", "silu");
-    c->tied = bool_field(f, "tie_word_embeddings", false);
+    c->head_dim = mx_field_int(f, "head_dim", c->d_model / c->heads, 1, MX_DECODER_MAX_HEAD_DIM);
+    c->d_ff = mx_field_int(f, "intermediate_size", of->d_ff, 1, MX_MAX_FF);
+    c->vocab = mx_field_int(f, "vocab_size", of->vocab, 1, MX_MAX_VOCAB);
+    c->max_positions = mx_field_int(f, "max_position_embeddings", of->max_positions, 1, MX_MAX_POSITIONS);
+    c->norm_eps = (float)mx_field_real(f, "rms_norm_eps", 1e-6, 0, 1);
+    c->act = mx_field_activation(f, "hidden_act", "silu");
+    c->tied = mx_field_bool(f, "tie_word_embeddings", false);
     if (strcmp(of->name, "llama") == 0) {
-        c->qkv_bias = c->out_bias = bool_field(f, "attention_bias", false);
-        c->mlp_bias = bool_field(f, "mlp_bias", false);
+        c->qkv_bias = c->out_bias = mx_field_bool(f, "attention_bias", false);
+        c->mlp_bias = mx_field_bool(f, "mlp_bias", false);
     } else {
         c->qkv_bias = strcmp(of->name, "qwen2") == 0;
         read_window(f, c, of->window);
@@ -369,21 +271,21 @@ static void read_llama(const fields *f, mx_decoder_config *c, const family *of)
     read_ends(f, c, of->bos, of->eos);
 }
 
-static void read_family(const fields *f, mx_decoder_config *c)
+static void read_family(const mx_fields *f, mx_decoder_config *c)
 {
-    const char *type = text_field(f, "model_type", NULL);
-    const json_t *packed = field(f, "quantization_config");
+    const char *type = mx_field_text(f, "model_type", NULL);
+    const json_t *packed = mx_field(f, "quantization_config");
     const family *of = NULL;
-    if (!type) REFUSE(f, MX_ERR_FORMAT, "%.250s: model_type is missing", f->file);
+    if (!type) MX_REFUSE(f, MX_ERR_FORMAT, "%.250s: model_type is missing", f->file);
     for (size_t i = 0; type && i < sizeof families / sizeof *families; i++) {
         if (strcmp(type, families[i].name) == 0) of = &families[i];
     }
     if (type && !of && strcmp(type, "gpt2") != 0) {
-        REFUSE(f, MX_ERR_ARG, "%.250s: model_type %.60s is not supported (%s are)", f->file, type, SUPPORTED);
+        MX_REFUSE(f, MX_ERR_ARG, "%.250s: model_type %.60s is not supported (%s are)", f->file, type, SUPPORTED);
     }
     if (packed) {
         const char *method = json_string_value(json_object_get(packed, "quant_method"));
-        REFUSE(f, MX_ERR_ARG, "%.250s: quantization_config: weights packed by %.60s are not supported", f->file,
+        MX_REFUSE(f, MX_ERR_ARG, "%.250s: quantization_config: weights packed by %.60s are not supported", f->file,
                method ? method : "another program");
     }
     if (*f->st) return;
@@ -440,7 +342,7 @@ mx_status mx_decoder_config_json(mx_decoder_config *c, const char *json, size_t 
     mx_status st = MX_OK;
     *c = (mx_decoder_config){.bos = -1};
     json_t *root = json_loadb(json, len, JSON_REJECT_DUPLICATES, &why);
-    fields f = {.object = root, .prefix = "", .file = file, .st = &st, .err = err};
+    mx_fields f = {.object = root, .prefix = "", .file = file, .st = &st, .err = err};
     if (!root) {
         st = mx_fail(err, MX_ERR_FORMAT, "%.250s: offset %d: not JSON: %s", file, why.position, why.text);
     } else if (!json_is_object(root)) {
@@ -461,14 +363,14 @@ static mx_status read_generation(mx_decoder_config *c, const char *path, mx_erro
     mx_status st = MX_OK;
     MX_TRY(mx_read_file(path, MAX_CONFIG, &text, &len, err));
     json_t *root = json_loadb(text, len, JSON_REJECT_DUPLICATES, &why);
-    fields f = {.object = root, .prefix = "", .file = path, .st = &st, .err = err};
+    mx_fields f = {.object = root, .prefix = "", .file = path, .st = &st, .err = err};
     mx_decoder_config said = *c;
     if (!root) {
         st = mx_fail(err, MX_ERR_FORMAT, "%.250s: offset %d: not JSON: %s", path, why.position, why.text);
     } else {
         read_ends(&f, &said, -1, -1);
-        if (field(&f, "bos_token_id")) c->bos = said.bos;
-        if (field(&f, "eos_token_id")) {
+        if (mx_field(&f, "bos_token_id")) c->bos = said.bos;
+        if (mx_field(&f, "eos_token_id")) {
             c->n_eos = said.n_eos;
             memcpy(c->eos, said.eos, sizeof c->eos);
         }

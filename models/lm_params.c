@@ -1,6 +1,8 @@
 /* lm_params.c - the names and places of a decoder's weights, and its files. */
 #include "models/lm_internal.h"
 
+#include "models/model_files.h"
+
 #include <jansson.h>
 #include <math.h>
 #include <stdio.h>
@@ -227,48 +229,6 @@ mx_status lm_list_adapter(mx_lm *m, mx_error *err)
 
 /* ---- files ---------------------------------------------------------------------------------- */
 
-static mx_status write_json(json_t *o, const char *folder, const char *name, mx_error *err)
-{
-    char path[MX_PATH];
-    char *text = o ? json_dumps(o, JSON_INDENT(2)) : NULL;
-    mx_status st = text ? mx_path_join(path, folder, name, err) : mx_fail(err, MX_ERR_NO_MEMORY, "%s/%s", folder, name);
-    if (!st) st = mx_write_file(path, text, strlen(text), err);
-    free(text);
-    json_decref(o);
-    return st;
-}
-
-/* config.json as it came, but for the dtype of the weights that stand beside it. */
-static mx_status copy_config(const mx_lm *m, const char *folder, mx_error *err)
-{
-    char path[MX_PATH], *text = NULL;
-    size_t len = 0;
-    json_error_t why;
-    MX_TRY(mx_path_join(path, m->folder, "config.json", err));
-    MX_TRY(mx_read_file(path, (size_t)16 << 20, &text, &len, err));
-    json_t *o = json_loadb(text, len, 0, &why);
-    free(text);
-    if (!json_is_object(o)) {
-        json_decref(o);
-        return mx_fail(err, MX_ERR_FORMAT, "%s:%d: %s", path, why.line, why.text);
-    }
-    json_object_set_new(o, json_object_get(o, "dtype") ? "dtype" : "torch_dtype", json_string("float32"));
-    return write_json(o, folder, "config.json", err);
-}
-
-static mx_status copy_others(const mx_lm *m, const char *folder, mx_error *err)
-{
-    static const char *const files[] = {"generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-                                        "added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model", "chat_template.jinja"};
-    char from[MX_PATH], to[MX_PATH];
-    for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
-        MX_TRY(mx_path_join(from, m->folder, files[i], err));
-        MX_TRY(mx_path_join(to, folder, files[i], err));
-        if (!access(from, R_OK)) MX_TRY(mx_copy_file(from, to, err));
-    }
-    return MX_OK;
-}
-
 static mx_status save_adapter(const mx_lm *m, const char *folder, mx_error *err)
 {
     char path[MX_PATH];
@@ -280,7 +240,7 @@ static mx_status save_adapter(const mx_lm *m, const char *folder, mx_error *err)
                           "base_model_name_or_path", m->folder, "r", o->rank, "lora_alpha", (double)o->alpha, "lora_dropout",
                           (double)o->dropout, "target_modules", targets, "bias", "none", "fan_in_fan_out",
                           m->config.names == MX_NAMES_HF_GPT2, "inference_mode", 1);
-    MX_TRY(write_json(c, folder, "adapter_config.json", err));
+    MX_TRY(mx_model_write_json(c, folder, "adapter_config.json", err));
     MX_TRY(mx_path_join(path, folder, "adapter_model.safetensors", err));
     return mx_params_save_as(&m->adapter, &m->adapter.value, path, MX_SAVE_F32, false, (const char *[]){"format", "pt"}, 1, err);
 }
@@ -290,8 +250,8 @@ mx_status lm_save(const void *network, const char *folder, mx_error *err)
     const mx_lm *m = network;
     char path[MX_PATH];
     if (m->lora_slots) return save_adapter(m, folder, err);
-    MX_TRY(copy_config(m, folder, err));
-    MX_TRY(copy_others(m, folder, err));
+    MX_TRY(mx_model_copy_config(m->folder, folder, NULL, err));
+    MX_TRY(mx_model_copy_tokenizer(m->folder, folder, err));
     MX_TRY(mx_path_join(path, folder, "model.safetensors", err));
     return mx_params_save_as(&m->base, &m->base.value, path, MX_SAVE_F32, false, (const char *[]){"format", "pt"}, 1, err);
 }

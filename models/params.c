@@ -97,12 +97,9 @@ static mx_status move(const mx_params *p, const mx_buffer *b, int i, float *host
 
 /* ---- loading ------------------------------------------------------------------------ */
 
-static mx_status load_one(mx_params *p, const mx_buffer *into, int i, const mx_checkpoint *c, const char *prefix, bool own, mx_error *err)
+static mx_status load_blob(mx_params *p, const mx_buffer *into, int i, const mx_blob *b, bool own, mx_error *err)
 {
     const mx_param *q = &p->param[i];
-    size_t skip = prefix ? strlen(prefix) : 0;
-    const mx_blob *b = mx_checkpoint_find(c, q->name);
-    if (!b && skip && !strncmp(q->name, prefix, skip)) b = mx_checkpoint_find(c, q->name + skip);
     if (!b)
         return mx_fail(err, MX_ERR_FORMAT, "tensor %s is missing; the network asks for [%lld, %lld]", q->name,
                        (long long)q->rows, (long long)q->cols);
@@ -122,6 +119,20 @@ static mx_status load_one(mx_params *p, const mx_buffer *into, int i, const mx_c
     mx_status st = move(p, into, i, stage, true, err);
     free(stage);
     return st;
+}
+
+mx_status mx_params_load_blob(mx_params *p, int i, const mx_blob *b, mx_error *err)
+{
+    return load_blob(p, &p->value, i, b, false, err);
+}
+
+static mx_status load_one(mx_params *p, const mx_buffer *into, int i, const mx_checkpoint *c, const char *prefix, bool own, mx_error *err)
+{
+    const mx_param *q = &p->param[i];
+    size_t skip = prefix ? strlen(prefix) : 0;
+    const mx_blob *b = mx_checkpoint_find(c, q->name);
+    if (!b && skip && !strncmp(q->name, prefix, skip)) b = mx_checkpoint_find(c, q->name + skip);
+    return load_blob(p, into, i, b, own, err);
 }
 
 mx_status mx_params_load(mx_params *p, const mx_checkpoint *c, const char *prefix, mx_error *err)

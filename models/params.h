@@ -53,6 +53,8 @@ int       mx_params_find(const mx_params *p, const char *name);      /* -1: none
  * MX_ERR_FORMAT and names it.  A name is also looked for without `prefix` (as
  * GPT-2's own files are written); NULL: no other place. */
 mx_status mx_params_load(mx_params *p, const mx_checkpoint *c, const char *prefix, mx_error *err);
+/* One value from one tensor; b NULL: it is missing. */
+mx_status mx_params_load_blob(mx_params *p, int i, const mx_blob *b, mx_error *err);
 /* One of the buffers, as mx_params_save_as() wrote it with own_orientation. */
 mx_status mx_params_load_own(mx_params *p, const mx_buffer *into, const mx_checkpoint *c, mx_error *err);
 /* Normal(0, std), drawn by (seed, parameter's name, element), so the order of

@@ -218,6 +218,45 @@ mx_status mx_trainer_evaluate(mx_trainer *t, double *loss, double *extra, mx_err
     return MX_OK;
 }
 
+static mx_status evaluate_part(const mx_learner *l, const mx_batches *b, int64_t *at, int32_t rows, mx_stream *s, mx_batch *batch,
+                               totals *sum, mx_error *err)
+{
+    int64_t begun = *at;
+    mx_batch_clear(batch);
+    while (*at < b->count && (*at == begun || batch->rows + mx_batches_length(b, *at) <= rows)) MX_TRY(mx_batches_take(b, (*at)++, batch, err));
+    mx_pass p = {.batch = batch, .seed = 1 ^ (uint64_t)begun * 0x9e3779b97f4a7c15u};
+    mx_stream_rewind(s);
+    MX_TRY(l->run(l->network, s, &p, err));
+    sum->loss += p.loss;
+    sum->extra += p.extra;
+    sum->counted += p.counted;
+    return MX_OK;
+}
+
+mx_status mx_evaluate(const mx_learner *l, const mx_batches *b, int32_t rows, bool (*progress)(void *ctx, int64_t done, int64_t all),
+                      void *ctx, double *loss, double *extra, mx_error *err)
+{
+    mx_stream s;
+    mx_batch batch = {0};
+    totals sum = {0};
+    mx_status st = MX_OK;
+    if (rows < b->length) rows = b->length;
+    size_t scratch = l->scratch(l->network, rows, rows, b->length, false);
+    if (!scratch) return mx_fail(err, MX_ERR_ARG, "micro-rows: %d rows are too many", rows);
+    MX_TRY(mx_stream_open(&s, l->params->dev, scratch, err));
+    for (int64_t at = 0; at < b->count && !st;) {
+        st = evaluate_part(l, b, &at, rows, &s, &batch, &sum, err);
+        if (!st && progress && !progress(ctx, at, b->count)) st = mx_fail(err, MX_ERR_CANCELLED, "stopped");
+    }
+    mx_batch_free(&batch);
+    mx_stream_close(&s);
+    MX_TRY(st);
+    if (!sum.counted) return mx_fail(err, MX_ERR_ARG, "the evaluation data has nothing to judge");
+    *loss = sum.loss / (double)sum.counted;
+    *extra = l->metric ? sum.extra / (double)sum.counted : exp(*loss);
+    return MX_OK;
+}
+
 /* ---- a step --------------------------------------------------------------------------------- */
 
 static mx_status not_a_number(const mx_trainer *t, const char *what, double value, mx_error *err)

@@ -102,6 +102,12 @@ mx_status mx_trainer_step(mx_trainer *t, mx_train_report *r, bool *done, mx_erro
 mx_status mx_trainer_save(mx_trainer *t, mx_error *err);
 mx_status mx_trainer_evaluate(mx_trainer *t, double *loss, double *extra, mx_error *err);
 
+/* Measure a network on data, without a run: `rows` tokens at a time.  progress (may
+ * be NULL): sequences done of all; false stops with MX_ERR_CANCELLED.  loss: mean
+ * over what is counted; extra: the learner's metric, or perplexity. */
+mx_status mx_evaluate(const mx_learner *l, const mx_batches *b, int32_t rows, bool (*progress)(void *ctx, int64_t done, int64_t all),
+                      void *ctx, double *loss, double *extra, mx_error *err);
+
 typedef struct mx_train_plan {       /* before the first step                              */
     int64_t  parameters, steps, sequences, tokens, resumed_from;    /* resumed_from: -1: a new run */
     size_t   weights, optimizer, scratch, memory;                   /* bytes; memory: of the device */

@@ -1,6 +1,7 @@
-/* cli_train.c - merx train lm, merx tokenize, merx merge, merx plot. */
+/* cli_train.c - merx train lm and encoder, merx tokenize, merx merge, merx plot. */
 #include "server/cli_parts.h"
 
+#include "models/bert.h"
 #include "models/lm.h"
 #include "runtime/log.h"
 #include "runtime/topology.h"
@@ -21,7 +22,11 @@ typedef struct run {
     int            n_devices;
     mx_tokenizer  *tokenizer;
     mx_dataset    *data, *eval;
+    bool           encoder, classify;     /* else a language model                  */
+    mx_encoder_config encoder_config;
+    int32_t        classes;
     mx_lm         *lm;
+    mx_bert       *bert;
     mx_batches     batches, eval_batches;
     mx_trainer    *trainer;
     cli_progress   progress;
@@ -34,7 +39,9 @@ static void close_run(run *r)
     mx_trainer_close(r->trainer);
     mx_batches_close(&r->eval_batches);
     mx_batches_close(&r->batches);
+    mx_bert_close(r->bert);
     mx_lm_close(r->lm);
+    mx_encoder_config_close(&r->encoder_config);
     mx_dataset_close(r->eval);
     mx_dataset_close(r->data);
     mx_tokenizer_close(r->tokenizer);
@@ -57,10 +64,10 @@ static mx_status open_data(run *r, const char *setting, mx_dataset **out, mx_err
 {
     const char *const *files;
     int n = mx_config_list(r->config, setting, &files);
-    mx_text_to_ids ids = mx_text_for_lm(r->tokenizer);
+    mx_text_to_ids ids = r->encoder ? mx_text_for_encoder(r->tokenizer) : mx_text_for_lm(r->tokenizer);
     mx_dataset_options o = {.text_field = mx_config_string(r->config, "text-field"), .lines = mx_config_bool(r->config, "lines"),
                             .skip_bad = mx_config_bool(r->config, "skip-bad-lines"), .learn_prompts = mx_config_bool(r->config, "learn-prompts"),
-                            .progress = reading, .ctx = r};
+                            .classes = r->classify ? r->classes : 0, .progress = reading, .ctx = r};
     if (!n) return mx_fail(err, MX_ERR_ARG, "no data: give files with --%s FILE (.jsonl, .txt, or shards of merx tokenize)", setting);
     MX_TRY(mx_dataset_open(out, files, n, &ids, &o, err));
     cli_progress_clear(&r->progress);
@@ -110,8 +117,53 @@ static mx_status seed_of(const mx_config *c, uint64_t *out, mx_error *err)
     return errno || *end || !*text || *text == '-' ? mx_fail(err, MX_ERR_ARG, "seed: \"%s\" is not a number from 0 to 2^64-1", text) : MX_OK;
 }
 
+/* What an encoder is to learn, before its data is read. */
+static mx_status open_task(run *r, mx_error *err)
+{
+    const mx_config *c = r->config;
+    const char *const *items;
+    if (!r->encoder) return MX_OK;
+    mx_config_list(c, "model", &items);
+    MX_TRY(mx_encoder_config_folder(&r->encoder_config, items[0], err));
+    if (mx_tokenizer_vocab(r->tokenizer) > r->encoder_config.vocab)
+        return mx_fail(err, MX_ERR_ARG, "model: its tokenizer has %d ids, its config says vocab_size %d", mx_tokenizer_vocab(r->tokenizer),
+                       r->encoder_config.vocab);
+    r->classify = !strcmp(mx_config_string(c, "task"), "classify");
+    int n = mx_config_list(c, "label-names", &items);
+    r->classes = (int32_t)mx_config_int(c, "classes");
+    if (n && r->classes && n != r->classes) return mx_fail(err, MX_ERR_ARG, "label-names: %d names for %d classes", n, r->classes);
+    if (n) r->classes = n;
+    for (int i = 0; i < n; i++)
+        if (strlen(items[i]) >= MX_ENCODER_LABEL) return mx_fail(err, MX_ERR_ARG, "label-names: \"%s\" is longer than %d bytes", items[i], MX_ENCODER_LABEL - 1);
+    if (!r->classes) r->classes = r->encoder_config.classes;
+    if (strcmp(mx_config_string(c, "packing"), "documents"))
+        return mx_fail(err, MX_ERR_ARG, "packing is %s; an encoder learns whole documents", mx_config_string(c, "packing"));
+    return MX_OK;
+}
+
+static mx_status open_encoder(run *r, mx_error *err)
+{
+    const mx_config *c = r->config;
+    const char *const *models, *const *labels;
+    mx_bert_options o = {.task = r->classify ? MX_BERT_CLASSIFY : MX_BERT_MASKED_WORDS, .scratch_init = mx_config_bool(c, "from-scratch"),
+                         .recompute = mx_config_bool(c, "recompute"), .dropout = (float)mx_config_float(c, "dropout"),
+                         .mask_rate = (float)mx_config_float(c, "mask-rate"), .tokenizer = r->tokenizer, .classes = r->classes};
+    int device;
+    mx_config_list(c, "model", &models);
+    if (mx_config_list(c, "label-names", &labels)) o.labels = labels;
+    if (mx_config_int(c, "lora-rank")) return mx_fail(err, MX_ERR_ARG, "lora-rank: adapters to encoders are not known here");
+    if (!mx_dtype_parse(mx_config_string(c, "compute"), &o.compute)) return mx_fail(err, MX_ERR_ARG, "compute");
+    MX_TRY(seed_of(c, &o.seed, err));
+    MX_TRY(mx_device_find(r->devices, r->n_devices, mx_config_string(c, "device"), &device, err));
+    MX_TRY(mx_bert_open(&r->bert, &r->devices[device], models[0], &o, err));
+    if (r->first && !r->quiet && mx_bert_fresh(r->bert))
+        fprintf(stderr, "merx: the head begins fresh: the model's file lacks %d tensors of it\n", mx_bert_fresh(r->bert));
+    return MX_OK;
+}
+
 static mx_status open_model(run *r, mx_error *err)
 {
+    if (r->encoder) return open_encoder(r, err);
     const mx_config *c = r->config;
     const char *const *models;
     mx_decoder_config model;
@@ -136,13 +188,13 @@ static mx_status open_batches(run *r, mx_error *err)
     const mx_config *c = r->config;
     const char *how = mx_config_string(c, "packing");
     mx_packing packing = !strcmp(how, "documents") ? MX_PACK_DOCUMENTS : !strcmp(how, "blocks") ? MX_PACK_BLOCKS : MX_PACK_BLOCKS_MASKED;
-    int32_t length = (int32_t)mx_config_int(c, "length"), most = mx_lm_config(r->lm)->max_positions;
+    int32_t length = (int32_t)mx_config_int(c, "length"), most = r->encoder ? r->encoder_config.max_positions : mx_lm_config(r->lm)->max_positions;
     uint64_t seed;
     MX_TRY(seed_of(c, &seed, err));
     if (!length) length = most;
     if (length > most) return mx_fail(err, MX_ERR_ARG, "length is %d; the model was made for %d", length, most);
-    MX_TRY(mx_batches_open(&r->batches, r->data, packing, length, seed, true, true, err));
-    return r->eval ? mx_batches_open(&r->eval_batches, r->eval, packing, length, seed, false, true, err) : MX_OK;
+    if (r->data) MX_TRY(mx_batches_open(&r->batches, r->data, packing, length, seed, true, !r->encoder, err));
+    return r->eval ? mx_batches_open(&r->eval_batches, r->eval, packing, length, seed, false, !r->encoder, err) : MX_OK;
 }
 
 static mx_train_options train_options(const mx_config *c)
@@ -171,25 +223,37 @@ static mx_train_options train_options(const mx_config *c)
     return o;
 }
 
-static mx_status open_run(run *r, mx_error *err)
+static mx_learner learner_of(run *r)
+{
+    return r->encoder ? mx_bert_learner(r->bert) : mx_lm_learner(r->lm);
+}
+
+/* All but the trainer; learning: its data too. */
+static mx_status open_parts(run *r, bool learning, mx_error *err)
 {
     mx_config *c = r->config;
     mx_device_options devices = {.cpu_threads = (int)mx_config_int(c, "threads"), .bind = mx_config_bool(c, "bind"), .spin_us = 50};
-    const char *folder = mx_config_string(c, "run");
-    if (!folder) return mx_fail(err, MX_ERR_ARG, "run: say with --run FOLDER where checkpoints and metrics go");
     MX_TRY(mx_comm_open(&r->comm, err));
     r->first = mx_comm_rank(r->comm) == 0;
     cli_progress_open(&r->progress, r->quiet || !r->first, 0);
     MX_TRY(mx_topology_open(&r->topology, NULL, err));
     MX_TRY(mx_devices_open(&r->devices, &r->n_devices, &devices, err));
     MX_TRY(open_tokenizer(r, err));
-    MX_TRY(open_data(r, "data", &r->data, err));
-    if (mx_config_given(c, "eval-data")) MX_TRY(open_data(r, "eval-data", &r->eval, err));
+    MX_TRY(open_task(r, err));
+    if (learning) MX_TRY(open_data(r, "data", &r->data, err));
+    if (!learning || mx_config_given(c, "eval-data")) MX_TRY(open_data(r, "eval-data", &r->eval, err));
     MX_TRY(open_model(r, err));
-    MX_TRY(open_batches(r, err));
-    mx_learner learner = mx_lm_learner(r->lm);
-    mx_train_options o = train_options(c);
-    MX_TRY(seed_of(c, &o.seed, err));
+    return open_batches(r, err);
+}
+
+static mx_status open_run(run *r, mx_error *err)
+{
+    const char *folder = mx_config_string(r->config, "run");
+    if (!folder) return mx_fail(err, MX_ERR_ARG, "run: say with --run FOLDER where checkpoints and metrics go");
+    MX_TRY(open_parts(r, true, err));
+    mx_learner learner = learner_of(r);
+    mx_train_options o = train_options(r->config);
+    MX_TRY(seed_of(r->config, &o.seed, err));
     return mx_trainer_open(&r->trainer, folder, &learner, &r->batches, r->eval ? &r->eval_batches : NULL, &o, r->comm, err);
 }
 
@@ -227,8 +291,8 @@ static void show_evaluation(run *r, const mx_train_report *t)
 {
     if (r->quiet || !r->first) return;
     cli_progress_clear(&r->progress);
-    fprintf(stderr, "merx: step %lld, epoch %.2f: loss %.4f, validation loss %.4f, perplexity %.2f%s\n", (long long)t->step, t->epoch, t->loss,
-            t->eval_loss, t->eval_extra, t->eval_loss <= t->best_loss ? ", the best so far" : "");
+    fprintf(stderr, "merx: step %lld, epoch %.2f: loss %.4f, validation loss %.4f, %s %.*f%s\n", (long long)t->step, t->epoch, t->loss,
+            t->eval_loss, r->classify ? "accuracy" : "perplexity", r->classify ? 4 : 2, t->eval_extra, t->eval_loss <= t->best_loss ? ", the best so far" : "");
 }
 
 static mx_status learn(run *r, mx_error *err)
@@ -255,22 +319,47 @@ static mx_status learn(run *r, mx_error *err)
     return MX_OK;
 }
 
+/* ---- --eval-only: measure, learn nothing ------------------------------------------------------- */
+
+static bool measuring(void *ctx, int64_t done, int64_t all)
+{
+    run *r = ctx;
+    cli_progress_figures(&r->progress, (double)done / (double)all, "measuring, %lld of %lld sequences", (long long)done, (long long)all);
+    r->interrupted = cli_signal_pending(&r->held);
+    return !r->interrupted;
+}
+
+static mx_status measure(run *r, mx_error *err)
+{
+    double loss = 0, extra = 0;
+    MX_TRY(open_parts(r, false, err));
+    if (mx_comm_size(r->comm) > 1) return mx_fail(err, MX_ERR_ARG, "eval-only: one process measures");
+    mx_learner l = learner_of(r);
+    MX_TRY(mx_evaluate(&l, &r->eval_batches, (int32_t)mx_config_int(r->config, "micro-rows"), measuring, r, &loss, &extra, err));
+    cli_progress_clear(&r->progress);
+    printf("{\"sequences\": %lld, \"loss\": %.6f, \"%s\": %.6f}\n", (long long)r->eval_batches.count, loss, l.metric ? l.metric : "perplexity", extra);
+    return MX_OK;
+}
+
 int mx_cli_train(mx_config *c, int n, char **rest)
 {
     run r = {.config = c, .quiet = mx_config_bool(c, "quiet")};
     mx_error err = {0};
-    if (n != 1 || strcmp(rest[0], "lm")) return cli_usage("train what? merx train lm --model FOLDER --data FILE --run FOLDER");
+    bool only = mx_config_bool(c, "eval-only");
+    if (n != 1 || (strcmp(rest[0], "lm") && strcmp(rest[0], "encoder")))
+        return cli_usage("train what? merx train lm (or encoder) --model FOLDER --data FILE --run FOLDER");
+    r.encoder = !strcmp(rest[0], "encoder");
     cli_hold_signals(&r.held);
-    mx_status st = open_run(&r, &err);
-    if (!st) {
+    mx_status st = only ? measure(&r, &err) : open_run(&r, &err);
+    if (!st && !only) {
         show_plan(&r);
         st = learn(&r, &err);
     }
     cli_progress_clear(&r.progress);
     int status = st == MX_ERR_CANCELLED || r.interrupted ? CLI_INTERRUPTED : CLI_OK;
     if (st && st != MX_ERR_CANCELLED) status = cli_failed(&err);
-    else if (r.interrupted && r.first) fputs("merx: stopped; the same command goes on from there\n", stderr);
-    else if (!r.quiet && r.first) fprintf(stderr, "merx: checkpoints and metrics.jsonl are in %s\n", mx_config_string(c, "run"));
+    else if (r.interrupted && r.first && !only) fputs("merx: stopped; the same command goes on from there\n", stderr);
+    else if (!r.quiet && r.first && !only) fprintf(stderr, "merx: checkpoints and metrics.jsonl are in %s\n", mx_config_string(c, "run"));
     close_run(&r);
     return status;
 }
@@ -312,6 +401,7 @@ int mx_cli_tokenize(mx_config *c, int n, char **rest)
     cli_hold_signals(&r.held);
     cli_progress_open(&r.progress, r.quiet, 0);
     mx_status st = open_tokenizer(&r, &err);
+    r.encoder = !st && mx_tokenizer_find(r.tokenizer, "[MASK]") >= 0;      /* BERT's: each document between [CLS] and [SEP] */
     if (!st) st = open_data(&r, "data", &r.data, &err);
     if (!st) st = write_shards(&r, &written, &err);
     cli_progress_clear(&r.progress);
