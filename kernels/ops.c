@@ -228,6 +228,17 @@ static bool absent_or(mx_tensor t, int64_t rows, int64_t cols)
     return !t.data || shaped(t, MX_F32, rows, cols);
 }
 
+void mx_aggregate(mx_stream *s, mx_tensor y, mx_tensor x, mx_tensor ids, mx_tensor begin, mx_tensor weight, mx_reduce how)
+{
+    if (!need(s, is(y, MX_F32) && shaped(x, MX_F32, -1, y.cols), "aggregate", "y[S,C], x[V,C] f32")) return;
+    if (!need(s, shaped(begin, MX_I32, y.rows + 1, 1), "aggregate", "begin[S+1,1] i32")) return;
+    if (!need(s, !ids.data || shaped(ids, MX_I32, -1, 1), "aggregate", "ids[E,1] i32")) return;
+    int64_t edges = ids.data ? ids.rows : x.rows;
+    if (!need(s, !weight.data || shaped(weight, MX_F32, edges, 1), "aggregate", "weight[E,1] f32")) return;
+    if (!need(s, (unsigned)how < MX_REDUCE_COUNT && (how != MX_REDUCE_MAX || !weight.data), "aggregate", "how: a maximum takes no weights")) return;
+    if (y.rows) table(s)->aggregate(s, y, x, ids, begin, weight, how);
+}
+
 void mx_product(mx_stream *s, mx_tensor y, mx_tensor x, mx_tensor w, mx_tensor b, mx_dtype as, bool add)
 {
     if (!need(s, product_type(w.dtype) && shaped(w, w.dtype, -1, x.cols), "product", "w[O,C] f32 or bf16")) return;

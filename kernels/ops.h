@@ -119,6 +119,18 @@ void mx_kv_copy(mx_stream *s, const mx_kv *kv, mx_tensor from_to);
 void mx_attention_paged(mx_stream *s, mx_tensor y, mx_tensor q, const mx_kv *kv, mx_tensor pages, mx_tensor at,
                         int heads, float scale, int window);
 
+/* ---- spans: packed texts, a node's neighbours --------------------------------- */
+
+typedef enum mx_reduce { MX_REDUCE_SUM, MX_REDUCE_MEAN, MX_REDUCE_MAX, MX_REDUCE_COUNT } mx_reduce;
+
+/* y[S,C] = the sum, mean or maximum over e in [begin[s], begin[s+1]) of
+ * weight[e] * x[ids[e]], in the order of e; 0 for an empty span.  x[V,C],
+ * begin[S+1,1] and ids[E,1] i32, weight[E,1] f32.  ids.data NULL: the rows of x
+ * themselves (E is V); weight.data NULL: 1, as it must be for the maximum.
+ * (GraphSAGE's aggregators, Hamilton et al. 2017; a packed text's mean.)
+ * The gradient of a sum is the sum over the transposed spans. */
+void mx_aggregate(mx_stream *s, mx_tensor y, mx_tensor x, mx_tensor ids, mx_tensor begin, mx_tensor weight, mx_reduce how);
+
 /* ---- from logits to tokens -------------------------------------------------- */
 
 /* What one row's choice depends on.  Order of the processors as in
@@ -244,7 +256,7 @@ void mx_adamw(mx_stream *s, mx_tensor p, mx_tensor g, mx_tensor m, mx_tensor v, 
 
 #define MX_OPS(X)                                                         \
     X(embed) X(linear) X(norm) X(rms_norm) X(add) X(activate) X(gated)    \
-    X(rope) X(kv_write) X(kv_copy) X(attention_paged)                     \
+    X(rope) X(kv_write) X(kv_copy) X(attention_paged) X(aggregate)        \
     X(logits_process) X(sample) X(logprobs)                               \
     X(product) X(product_back) X(cast) X(scale) X(embed_back)             \
     X(norm_back) X(rms_norm_back) X(activate_back) X(gated_back)          \

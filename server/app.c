@@ -48,12 +48,40 @@ static mx_status split_spec(const char *spec, char *name, size_t size, const cha
     return MX_OK;
 }
 
+static bool taken(const mx_app *app, const char *name)
+{
+    mx_embedder_info e;
+    if (app->n_models && mx_app_model(app, name)) return true;
+    for (int i = 0; i < app->n_encoders; i++) {
+        mx_embedder_info_get(app->encoders[i], &e);
+        if (!strcmp(e.name, name)) return true;
+    }
+    return false;
+}
+
+static mx_status load_encoder(mx_app *app, const char *name, const char *path, const mx_generator_options *opt, mx_error *err)
+{
+    mx_embedder_options o = {.dtype = opt->dtype, .max_len = opt->max_model_len, .max_batched_tokens = opt->max_batched_tokens,
+                             .max_queued = opt->max_queued};
+    mx_embedder **grown = realloc(app->encoders, ((size_t)app->n_encoders + 1) * sizeof *grown);
+    if (!grown) return mx_fail(err, MX_ERR_NO_MEMORY, "model %s", name);
+    app->encoders = grown;
+    MX_TRY(mx_embedder_open(&app->encoders[app->n_encoders], name, path, app->devices, app->device, app->scheduler, &o, err));
+    mx_embedder_info info;
+    mx_embedder_info_get(app->encoders[app->n_encoders++], &info);
+    mx_log(MX_LOG_INFO, "model", "%s: bert, %.1f M parameters, %s in the file, %s in memory (%.0f MiB), %d classes, loaded in %.2f s", name,
+           (double)info.parameters * 1e-6, info.quantization, mx_dtype_name(info.dtype), (double)info.weight_bytes / (1 << 20), info.classes,
+           info.load_seconds);
+    return MX_OK;
+}
+
 mx_status mx_app_load(mx_app *app, const char *spec, const mx_generator_options *opt, mx_error *err)
 {
     char name[64];
     const char *path;
     MX_TRY(split_spec(spec, name, sizeof name, &path, err));
-    if (app->n_models && mx_app_model(app, name)) return mx_fail(err, MX_ERR_ARG, "model \"%s\" is given twice", name);
+    if (taken(app, name)) return mx_fail(err, MX_ERR_ARG, "model \"%s\" is given twice", name);
+    if (mx_is_encoder(path)) return load_encoder(app, name, path, opt, err);
     mx_generator **grown = realloc(app->models, ((size_t)app->n_models + 1) * sizeof(mx_generator *));
     if (!grown) return mx_fail(err, MX_ERR_NO_MEMORY, "model %s", name);
     app->models = grown;
@@ -70,6 +98,8 @@ void mx_app_close(mx_app *app, uint32_t grace_ms)
 {
     if (app->scheduler) mx_scheduler_close(app->scheduler, grace_ms);
     for (int i = 0; i < app->n_models; i++) mx_generator_close(app->models[i]);
+    for (int i = 0; i < app->n_encoders; i++) mx_embedder_close(app->encoders[i]);
+    free(app->encoders);
     free(app->models);
     if (app->metrics) mx_metrics_close(app->metrics);
     if (app->devices) mx_devices_close(app->devices, app->n_devices);

@@ -5,6 +5,7 @@
 #ifndef MX_APP_H
 #define MX_APP_H
 
+#include "models/embed.h"
 #include "models/generate.h"
 #include "runtime/config.h"
 #include "runtime/topology.h"
@@ -23,12 +24,14 @@ typedef struct mx_app {
     mx_metrics    *metrics;
     mx_generator **models;        /* the first is the default */
     int            n_models;
+    mx_embedder  **encoders;      /* the first is the default */
+    int            n_encoders;
     atomic_int     state;         /* mx_app_state             */
 } mx_app;
 
 /* Devices, scheduler and metrics from the config (NULL: defaults); no models yet. */
 mx_status mx_app_open(mx_app *app, mx_config *config, mx_error *err);
-/* spec: "name=path" or "path" (the name is then the folder's or file's). */
+/* spec: "name=path" or "path" (the name is then the folder's or file's).  A BERT's folder becomes an encoder. */
 mx_status mx_app_load(mx_app *app, const char *spec, const mx_generator_options *opt, mx_error *err);
 /* Give running work grace_ms, then close everything in order.  A zeroed app is fine. */
 void      mx_app_close(mx_app *app, uint32_t grace_ms);

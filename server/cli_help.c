@@ -45,6 +45,12 @@ const mx_cli_command mx_cli_commands[] = {
      "  merx tokenize -m gpt2 -d corpus.jsonl -o data/corpus\n"},
     {"merge", MX_CMD_MERGE, mx_cli_merge, "", "Make one model of a base and its adapter.", NULL,
      "  merx merge -m smollm2 --adapter runs/brand/checkpoint-00000400 -o models/brand\n"},
+    {"embed", MX_CMD_EMBED, mx_cli_embed, " TEXT | -i ROWS -o ANSWERS", "Vectors of texts, or their classes.",
+     "The model is a folder of a BERT, or of sentence-transformers. A row of --input is {\"text\": \"...\"},\n"
+     "with an \"id\"; its answer has the same id. Broken off, the same command goes on where it stood.",
+     "  merx embed -m all-MiniLM-L6-v2 \"Light running shoes\"\n"
+     "  merx embed -m all-MiniLM-L6-v2 -i products.jsonl -o vectors.jsonl\n"
+     "  merx embed -m runs/mood/checkpoint-00000900 --classify -i reviews.jsonl -o moods.jsonl\n"},
     {"plot", MX_CMD_PLOT, mx_cli_plot, " METRICS.jsonl ...", "Draw the curves of training runs as an SVG.", NULL,
      "  merx plot runs/copy/metrics.jsonl -o loss.svg --title \"Copy, GPT-2\"\n"
      "  merx plot runs/a/metrics.jsonl runs/b/metrics.jsonl -o compare.svg --log-x\n"},

@@ -168,7 +168,16 @@ static void print_info(const mx_app *app, memory m)
         mx_generator_info_get(app->models[i], &info);
         print_model(app, &info, m.left);
     }
-    if (!app->n_models) printf("\nNo model: merx info --model PATH shows the memory it takes and how many texts fit.\n");
+    for (int i = 0; i < app->n_encoders; i++) {
+        mx_embedder_info e;
+        mx_embedder_info_get(app->encoders[i], &e);
+        printf("\nmodel      %s (%s)\n           bert, %.1f M parameters: %d layers of %d, %d heads, vocabulary %d\n", e.name, e.path,
+               (double)e.parameters * 1e-6, e.layers, e.d_model, e.heads, e.vocab);
+        printf("           texts up to %d tokens, pooling %s%s, %d classes\n           stored as %s, kept as %s, loaded in %.2f s\n", e.max_len,
+               mx_pooling_name(e.pooling), e.normalize ? ", normalized" : "", e.classes, e.quantization, mx_dtype_name(e.dtype), e.load_seconds);
+        printf("  memory   %8.1f MiB weights\n           %8.1f MiB scratch of a turn\n", (double)e.weight_bytes / MIB, (double)e.scratch_bytes / MIB);
+    }
+    if (!app->n_models && !app->n_encoders) printf("\nNo model: merx info --model PATH shows the memory it takes and how many texts fit.\n");
 }
 
 static mx_status print_json(const mx_app *app, memory m, mx_error *err)
@@ -182,6 +191,14 @@ static mx_status print_json(const mx_app *app, memory m, mx_error *err)
         mx_generator_info info;
         mx_generator_info_get(app->models[i], &info);
         json_array_append_new(models, model_json(&info, m.left));
+    }
+    for (int i = 0; i < app->n_encoders; i++) {
+        mx_embedder_info e;
+        mx_embedder_info_get(app->encoders[i], &e);
+        json_array_append_new(models, json_pack("{s:s, s:s, s:s, s:I, s:i, s:i, s:i, s:i, s:i, s:s, s:I}", "name", e.name, "path", e.path,
+                                                "architecture", "bert", "parameters", (json_int_t)e.parameters, "layers", e.layers, "d_model",
+                                                e.d_model, "heads", e.heads, "max_model_len", e.max_len, "classes", e.classes, "pooling",
+                                                mx_pooling_name(e.pooling), "weight_bytes", (json_int_t)e.weight_bytes));
     }
     json_t *j = json_pack("{s:{s:s, s:s, s:i, s:i, s:i, s:I}, s:I, s:I, s:I, s:o, s:o}", "machine", "description", machine, "caches", caches,
                           "cores", mx_topology_cores(t), "hardware_threads", mx_topology_pus(t), "numa_nodes", mx_topology_numa_nodes(t),

@@ -1,6 +1,7 @@
 /* generate_text.c - the Generation service's quick calls: Tokenize, Detokenize, ListModels. */
 #include "server/services.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -94,17 +95,46 @@ static void describe(const mx_app *app, const mx_generator *g, Merx__V1__Model *
     m->kv_usage = info.kv_pages ? 1 - (double)info.kv_pages_free / info.kv_pages : 0;
 }
 
+static bool describe_encoder(const mx_app *app, const mx_embedder *e, Merx__V1__Model *m, mx_arena *a)
+{
+    mx_embedder_info info;
+    mx_lane_stats lane = {0};
+    char name[300];
+    mx_embedder_info_get(e, &info);
+    snprintf(name, sizeof name, "%s.embed", info.name);
+    mx_scheduler_stats(app->scheduler, name, &lane);
+    merx__v1__model__init(m);
+    m->name = (char *)(uintptr_t)info.name;
+    m->architecture = (char *)(uintptr_t) "bert";
+    m->parameters = info.parameters;
+    m->dtype = (char *)(uintptr_t)mx_dtype_name(info.dtype);
+    m->quantization = (char *)(uintptr_t)info.quantization;
+    m->max_model_len = info.max_len;
+    m->device = app->devices[app->device].name;
+    m->weight_bytes = (int64_t)info.weight_bytes;
+    m->running = (int32_t)lane.running;
+    m->waiting = (int32_t)lane.waiting;
+    m->dimension = info.d_model;
+    m->labels = mx_arena_array(a, (size_t)info.classes, sizeof *m->labels);
+    if (info.classes && !m->labels) return false;
+    m->n_labels = (size_t)info.classes;
+    for (int i = 0; i < info.classes; i++) m->labels[i] = (char *)(uintptr_t)mx_embedder_label(e, i);
+    return true;
+}
+
 MX_METHOD(mx_list_models_begin)
 {
     ProtobufCMessage *m;
     MX_TRY(mx_message_decode(scratch, &merx__v1__list_models_request__descriptor, msg, len, &m, err));
-    size_t n = (size_t)app->n_models;
+    size_t n = (size_t)(app->n_models + app->n_encoders);
     Merx__V1__Model *models = mx_arena_array(scratch, n, sizeof *models);
     Merx__V1__Model **list = mx_arena_array(scratch, n, sizeof *list);
     if (!models || !list) return too_large(err);
     for (size_t i = 0; i < n; i++) {
-        describe(app, app->models[i], &models[i]);
+        size_t of = (size_t)app->n_models;
         list[i] = &models[i];
+        if (i < of) describe(app, app->models[i], &models[i]);
+        else if (!describe_encoder(app, app->encoders[i - of], &models[i], scratch)) return too_large(err);
     }
     Merx__V1__ListModelsResponse r = MERX__V1__LIST_MODELS_RESPONSE__INIT;
     r.n_models = n;

@@ -8,6 +8,8 @@ const mx_method mx_methods[] = {
     {"/merx.v1.Generation/Tokenize", 0, mx_tokenize_begin},
     {"/merx.v1.Generation/Detokenize", 0, mx_detokenize_begin},
     {"/merx.v1.Generation/ListModels", 0, mx_list_models_begin},
+    {"/merx.v1.Embeddings/Embed", MX_METHOD_WAITS, mx_embed_begin},
+    {"/merx.v1.Embeddings/Classify", MX_METHOD_WAITS, mx_classify_begin},
     {"/grpc.health.v1.Health/Check", MX_METHOD_ALWAYS, mx_health_check_begin},
     {"/grpc.health.v1.Health/Watch", MX_METHOD_ALWAYS | MX_METHOD_WAITS, mx_health_watch_begin},
     {"/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", MX_METHOD_ALWAYS | MX_METHOD_WAITS | MX_METHOD_BIDI,

@@ -16,6 +16,8 @@ MX_METHOD(mx_batch_begin);
 MX_METHOD(mx_tokenize_begin);
 MX_METHOD(mx_detokenize_begin);
 MX_METHOD(mx_list_models_begin);
+MX_METHOD(mx_embed_begin);
+MX_METHOD(mx_classify_begin);
 MX_METHOD(mx_health_check_begin);
 MX_METHOD(mx_health_watch_begin);
 MX_METHOD(mx_reflection_begin);
@@ -27,7 +29,7 @@ bool mx_service_known(const char *name);
 
 /* ---- a generation request, checked (generate_request.c) -------------------------- */
 
-enum { MX_MAX_REQUEST_ID = 256, MX_MAX_BATCH = 4096 };
+enum { MX_MAX_REQUEST_ID = 256, MX_MAX_BATCH = 4096, MX_MAX_TEXTS = 4096 };
 
 typedef struct mx_text_request {
     mx_generator *model;

@@ -6,20 +6,20 @@
 
 #define TEXT MX_DECIDES_TEXT
 
-const char *const mx_command_names[] = {"serve", "generate", "client", "info", "train", "tokenize", "merge", "plot", NULL};
+const char *const mx_command_names[] = {"serve", "generate", "client", "info", "train", "tokenize", "merge", "plot", "embed", NULL};
 
 const mx_setting_group mx_setting_groups[] = {
     {MX_GROUP_BATCH, "Batches"},         {MX_GROUP_SERVER, "Server"},  {MX_GROUP_MODEL, "Model and memory"},
     {MX_GROUP_PROMPT, "Prompt"},         {MX_GROUP_LENGTH, "Length"},  {MX_GROUP_SAMPLE, "Choice of words"},
     {MX_GROUP_DATA, "Data"},             {MX_GROUP_RUN, "Run"},        {MX_GROUP_LEARN, "Learning"},
-    {MX_GROUP_ADAPTER, "Adapter (LoRA)"}, {MX_GROUP_PLOT, "Picture"}, {MX_GROUP_OUTPUT, "Output and log"}, {0, NULL},
+    {MX_GROUP_ADAPTER, "Adapter (LoRA)"}, {MX_GROUP_PLOT, "Picture"}, {MX_GROUP_VECTOR, "Vectors and classes"}, {MX_GROUP_OUTPUT, "Output and log"}, {0, NULL},
 };
 
 const mx_setting mx_settings[] = {
     /* model */
     {"model", 'm', MX_SET_LIST, NULL, 0, 0, NULL, MX_CMD_ALL | TEXT | MX_GROUP_MODEL, "[NAME=]PATH",
      "A Hugging Face folder or .gguf file; the first is the default. For client: the name of a model of the server."},
-    {"dtype", 0, MX_SET_CHOICE, "auto", 0, 0, "auto|f32|bf16|int8", MX_CMD_MODEL | TEXT | MX_GROUP_MODEL, NULL,
+    {"dtype", 0, MX_SET_CHOICE, "auto", 0, 0, "auto|f32|bf16|int8", MX_CMD_EMBED | MX_CMD_MODEL | TEXT | MX_GROUP_MODEL, NULL,
      "How weights are kept in memory; auto is f32."},
     {"kv-cache-dtype", 0, MX_SET_CHOICE, "auto", 0, 0, "auto|f32|f16|bf16", MX_CMD_MODEL | TEXT | MX_GROUP_MODEL, NULL,
      "How the KV cache is kept; auto is f32."},
@@ -27,21 +27,21 @@ const mx_setting mx_settings[] = {
      "Memory of the KV cache; 0 fits the limits below, at most a quarter of memory."},
     {"page-tokens", 0, MX_SET_INT, "16", 1, 1024, NULL, MX_CMD_MODEL | MX_GROUP_MODEL, "N",
      "Tokens of one KV page."},
-    {"max-model-len", 0, MX_SET_INT, "0", 0, 1 << 24, NULL, MX_CMD_MODEL | TEXT | MX_GROUP_MODEL, "N",
+    {"max-model-len", 0, MX_SET_INT, "0", 0, 1 << 24, NULL, MX_CMD_EMBED | MX_CMD_MODEL | TEXT | MX_GROUP_MODEL, "N",
      "Tokens of prompt and output together; 0 is what the model was made for."},
     {"max-num-seqs", 0, MX_SET_INT, "64", 1, 65536, NULL, MX_CMD_MODEL | MX_GROUP_MODEL, "N",
      "Requests that run at once."},
-    {"max-num-batched-tokens", 0, MX_SET_INT, "512", 1, 1 << 20, NULL, MX_CMD_MODEL | MX_GROUP_MODEL, "N",
+    {"max-num-batched-tokens", 0, MX_SET_INT, "512", 1, 1 << 20, NULL, MX_CMD_EMBED | MX_CMD_MODEL | MX_GROUP_MODEL, "N",
      "Rows of one turn."},
-    {"max-num-queued-reqs", 0, MX_SET_INT, "256", 1, 1 << 24, NULL, MX_CMD_MODEL | MX_GROUP_MODEL, "N",
+    {"max-num-queued-reqs", 0, MX_SET_INT, "256", 1, 1 << 24, NULL, MX_CMD_EMBED | MX_CMD_MODEL | MX_GROUP_MODEL, "N",
      "Requests that wait; beyond it RESOURCE_EXHAUSTED."},
     {"prefix-caching", 0, MX_SET_BOOL, "true", 0, 0, NULL, MX_CMD_MODEL | MX_GROUP_MODEL, NULL,
      "Share the KV pages of equal beginnings."},
-    {"device", 0, MX_SET_STRING, "auto", 0, 0, NULL, MX_CMD_MODEL | MX_CMD_TRAIN | MX_GROUP_MODEL, "NAME",
+    {"device", 0, MX_SET_STRING, "auto", 0, 0, NULL, MX_CMD_EMBED | MX_CMD_MODEL | MX_CMD_TRAIN | MX_GROUP_MODEL, "NAME",
      "Where models run: auto (a GPU if there is one), cpu, or cuda:N."},
-    {"threads", 't', MX_SET_INT, "0", 0, 1024, NULL, MX_CMD_MODEL | MX_CMD_TRAIN | MX_CMD_MERGE | MX_GROUP_MODEL, "N",
+    {"threads", 't', MX_SET_INT, "0", 0, 1024, NULL, MX_CMD_EMBED | MX_CMD_MODEL | MX_CMD_TRAIN | MX_CMD_MERGE | MX_GROUP_MODEL, "N",
      "Threads of the CPU device; 0 is one per core."},
-    {"bind", 0, MX_SET_BOOL, "true", 0, 0, NULL, MX_CMD_MODEL | MX_CMD_TRAIN | MX_GROUP_MODEL, NULL,
+    {"bind", 0, MX_SET_BOOL, "true", 0, 0, NULL, MX_CMD_EMBED | MX_CMD_MODEL | MX_CMD_TRAIN | MX_GROUP_MODEL, NULL,
      "Bind the threads to cores."},
 
     /* server */
@@ -59,13 +59,13 @@ const mx_setting mx_settings[] = {
      "Deadline of the call."},
 
     /* batch */
-    {"input", 'i', MX_SET_STRING, NULL, 0, 0, NULL, MX_CMD_GENERATE | MX_GROUP_BATCH, "FILE",
+    {"input", 'i', MX_SET_STRING, NULL, 0, 0, NULL, MX_CMD_EMBED | MX_CMD_GENERATE | MX_GROUP_BATCH, "FILE",
      "Rows of JSON, each a prompt; - is standard input."},
-    {"output", 'o', MX_SET_STRING, "-", 0, 0, NULL, MX_CMD_GENERATE | MX_CMD_TOKENIZE | MX_CMD_MERGE | MX_CMD_PLOT | MX_GROUP_BATCH, "FILE",
+    {"output", 'o', MX_SET_STRING, "-", 0, 0, NULL, MX_CMD_EMBED | MX_CMD_GENERATE | MX_CMD_TOKENIZE | MX_CMD_MERGE | MX_CMD_PLOT | MX_GROUP_BATCH, "FILE",
      "Where the rows of answers go, in the order of the input. A run that was broken off goes on where it stood. For tokenize: how the shards' names begin; for merge: the new folder; for plot: the .svg."},
-    {"overwrite", 0, MX_SET_BOOL, "false", 0, 0, NULL, MX_CMD_GENERATE | MX_GROUP_BATCH, NULL,
+    {"overwrite", 0, MX_SET_BOOL, "false", 0, 0, NULL, MX_CMD_EMBED | MX_CMD_GENERATE | MX_GROUP_BATCH, NULL,
      "Begin anew where the output already has rows."},
-    {"strict", 0, MX_SET_BOOL, "false", 0, 0, NULL, MX_CMD_GENERATE | MX_GROUP_BATCH, NULL,
+    {"strict", 0, MX_SET_BOOL, "false", 0, 0, NULL, MX_CMD_EMBED | MX_CMD_GENERATE | MX_GROUP_BATCH, NULL,
      "Stop at the first row that cannot be answered."},
 
     /* prompt */
@@ -125,7 +125,7 @@ const mx_setting mx_settings[] = {
      "What is learned: .jsonl, .txt, or shards of merx tokenize."},
     {"eval-data", 0, MX_SET_LIST, NULL, 0, 0, NULL, MX_CMD_TRAIN | MX_GROUP_DATA, "FILE",
      "What the loss is measured on beside."},
-    {"text-field", 0, MX_SET_STRING, "text", 0, 0, NULL, MX_CMD_DATA | MX_GROUP_DATA, "NAME",
+    {"text-field", 0, MX_SET_STRING, "text", 0, 0, NULL, MX_CMD_EMBED | MX_CMD_DATA | MX_GROUP_DATA, "NAME",
      "The field of a .jsonl row that is its text."},
     {"lines", 0, MX_SET_BOOL, "false", 0, 0, NULL, MX_CMD_DATA | MX_GROUP_DATA, NULL,
      "Every line of a .txt file is a document; else the file is one."},
@@ -213,6 +213,16 @@ const mx_setting mx_settings[] = {
      "Share of the adapter's input that is dropped."},
     {"lora-targets", 0, MX_SET_LIST, NULL, 0, 0, NULL, MX_CMD_TRAIN | MX_GROUP_ADAPTER, "NAME",
      "Products that get one: q_proj, v_proj ... or all; q_proj and v_proj (GPT-2: c_attn) when not given."},
+
+    /* vectors and classes */
+    {"classify", 0, MX_SET_BOOL, "false", 0, 0, NULL, MX_CMD_EMBED | MX_GROUP_VECTOR, NULL,
+     "The class of each text, by the model's head, instead of its vector."},
+    {"pooling", 0, MX_SET_CHOICE, "model", 0, 0, "model|mean|cls|pooler", MX_CMD_EMBED | MX_GROUP_VECTOR, NULL,
+     "How a text's tokens become one vector; model: as its folder says, mean when it says nothing."},
+    {"normalize", 0, MX_SET_BOOL, NULL, 0, 0, NULL, MX_CMD_EMBED | MX_GROUP_VECTOR, NULL,
+     "Vectors of length 1; as the model's folder says when not given."},
+    {"truncate", 0, MX_SET_BOOL, "true", 0, 0, NULL, MX_CMD_EMBED | MX_GROUP_VECTOR, NULL,
+     "Cut texts that are too long; else they fail."},
 
     /* picture */
     {"title", 0, MX_SET_STRING, NULL, 0, 0, NULL, MX_CMD_PLOT | MX_GROUP_PLOT, "TEXT", "A line above the curves."},

@@ -15,7 +15,7 @@
 typedef struct mx_case {
     const char   *op;
     int64_t       n, c, o;              /* rows; channels; outputs, table rows or vocabulary          */
-    int           heads, groups, page;  /* attention: query heads, KV heads, tokens of a page         */
+    int           heads, groups, page;  /* attention: query heads, KV heads, tokens of a page; aggregate: page is how */
     int64_t       context, window;      /* attention: longest sequence; perf: every sequence          */
     mx_dtype      type;                 /* of weights, table or cache                                 */
     mx_activation act;

@@ -45,6 +45,65 @@ static void store(char *dst, mx_dtype type, double v)
     else memcpy(dst, &h, sizeof h);
 }
 
+/* ---- aggregate ---------------------------------------------------------------------- */
+
+/* n spans of up to `context` edges into a table of o rows; page: how; flag: weights; bias: the table's own rows. */
+static void aggregate_build(case_io *io)
+{
+    const mx_case *c = io->c;
+    int32_t *begin = malloc((size_t)(c->n + 1) * sizeof *begin), edges = 0;
+    for (int64_t s = 0; begin && s <= c->n; s++) {
+        begin[s] = edges;
+        if (s < c->n) edges += (int32_t)(c->perf ? c->context : case_below(io, c->context + 1));
+    }
+    int32_t *ids = malloc((size_t)(edges + 1) * sizeof *ids);
+    if (!begin || !ids) {
+        io->broken = true;
+        free(begin), free(ids);
+        return;
+    }
+    for (int32_t e = 0; e < edges; e++) ids[e] = (int32_t)case_below(io, c->o);
+    case_place(io, MX_F32, c->n, c->c, FILL_SENTINEL, true);
+    case_place(io, MX_F32, c->bias ? edges : c->o, c->c, FILL_UNIFORM, false);
+    case_place_i32(io, c->n + 1, 1, begin);
+    if (!c->bias) case_place_i32(io, edges, 1, ids);
+    if (c->flag) case_place(io, MX_F32, edges, 1, FILL_UNIFORM, false);
+    io->tolerance = 1e-6;
+    free(begin), free(ids);
+}
+
+static void aggregate_call(case_io *io)
+{
+    const mx_case *c = io->c;
+    mx_tensor none = {0};
+    io->env->kernels->aggregate(&io->s, T(0), T(1), c->bias ? none : T(3), T(2), c->flag ? T(c->bias ? 3 : 4) : none, (mx_reduce)c->page);
+}
+
+static int32_t *whole(case_io *io, int i)
+{
+    int64_t n = io->t[i].t.rows;
+    int32_t *v = malloc((size_t)n * sizeof *v);
+    for (int64_t r = 0; r < n; r++) v[r] = (int32_t)case_value(&io->t[i], IN(i), r, 0);
+    return v;
+}
+
+static bool aggregate_check(case_io *io)
+{
+    const mx_case *c = io->c;
+    double *x = DATA(1), *w = c->flag ? DATA(c->bias ? 3 : 4) : NULL;
+    int32_t *begin = whole(io, 2), *ids = c->bias ? NULL : whole(io, 3);
+    io->t[0].want = DATA(0);
+    ref_aggregate(io->t[0].want, x, ids, begin, w, c->n, c->c, (mx_reduce)c->page);
+    free(x), free(w), free(begin), free(ids);
+    return case_close(io, &io->t[0], "y");
+}
+
+static void aggregate_work(const mx_case *c, double *flop, double *bytes)
+{
+    *flop = 2.0 * (double)c->n * (double)c->context * (double)c->c;
+    *bytes = (double)c->n * ((double)c->context + 1) * (double)c->c * 4;
+}
+
 /* ---- kv_write --------------------------------------------------------------------- */
 
 static void kv_write_build(case_io *io)
@@ -431,6 +490,7 @@ static bool logprobs_check(case_io *io)
 }
 
 const case_op mx_case_span_ops[] = {
+    {"aggregate", aggregate_build, aggregate_call, aggregate_check, aggregate_work},
     {"kv_write", kv_write_build, kv_write_call, kv_write_check, kv_work},
     {"kv_copy", kv_copy_build, kv_copy_call, kv_copy_check, kv_work},
     {"attention_paged", attention_build, attention_call, attention_check, attention_work},

@@ -22,6 +22,22 @@ void ref_embed(double *y, const double *table, const int32_t *ids, int64_t n, in
         for (int64_t i = 0; i < c; i++) y[r * c + i] = table[ids[r] * c + i] + (add ? y[r * c + i] : 0);
 }
 
+void ref_aggregate(double *y, const double *x, const int32_t *ids, const int32_t *begin, const double *w, int64_t spans, int64_t c,
+                   mx_reduce how)
+{
+    for (int64_t s = 0; s < spans; s++)
+        for (int64_t i = 0; i < c; i++) {
+            double sum = 0, most = -INFINITY;
+            int32_t n = begin[s + 1] - begin[s];
+            for (int32_t e = begin[s]; e < begin[s + 1]; e++) {
+                double v = x[(ids ? ids[e] : e) * c + i];
+                sum += w ? w[e] * v : v;
+                if (v > most) most = v;
+            }
+            y[s * c + i] = !n ? 0 : how == MX_REDUCE_MAX ? most : how == MX_REDUCE_MEAN ? sum / n : sum;
+        }
+}
+
 void ref_linear(double *y, const double *x, const double *w, const double *b, int64_t n, int64_t c, int64_t o,
                 mx_activation act, bool add)
 {

@@ -17,6 +17,10 @@ void ref_gated(double *y, const double *gu, int64_t n, int64_t f, mx_activation 
 void ref_rope(double *x, const int32_t *at, const float *freq, int64_t n, int heads, int64_t d, double magnitude,
               bool interleaved);
 
+/* Of each span of rows; ids NULL: the rows themselves; w NULL: 1 */
+void ref_aggregate(double *y, const double *x, const int32_t *ids, const int32_t *begin, const double *w, int64_t spans, int64_t c,
+                   mx_reduce how);
+
 /* One row: q[heads,d] over keys and values [length][groups][d] of its sequence. */
 void ref_attention(double *y, const double *q, const double *k, const double *v, int64_t length, int heads, int groups,
                    int64_t d, double scale, int64_t window);

@@ -188,6 +188,11 @@ static void wrong_attention_back(mx_stream *s, mx_tensor dq, mx_tensor dk, mx_te
     nudge(dk);
 }
 
+static void wrong_aggregate(mx_stream *s, mx_tensor y, mx_tensor x, mx_tensor ids, mx_tensor begin, mx_tensor weight, mx_reduce how)
+{
+    REAL.aggregate(s, y, x, ids, begin, weight, how == MX_REDUCE_MEAN ? MX_REDUCE_SUM : how);
+}
+
 static void wrong_cross_entropy(mx_stream *s, mx_tensor loss, mx_tensor logits, mx_tensor target, float scale, bool learn)
 {
     REAL.cross_entropy(s, loss, logits, target, scale, !learn);

@@ -198,6 +198,10 @@ static void wrong_learning_shapes_are_named(void)
     REFUSED(mx_attention_back(&s, a, a, b, a, a, a, a, a, lse, ids2, shape), "attention_back", "dv");
     REFUSED(mx_cross_entropy(&s, one, a, mx_tensor_of(ids + 2, MX_I32, 2, 1), 1, true), "cross_entropy", "target 9 of row 1");
     REFUSED(mx_cross_entropy(&s, a, a, ids2, 1, true), "cross_entropy", "loss[N,1]");
+    REFUSED(mx_aggregate(&s, b, a, none, falling, none, MX_REDUCE_SUM), "aggregate", "begin[S+1,1]");
+    REFUSED(mx_aggregate(&s, row, a, none, falling, none, MX_REDUCE_SUM), "aggregate", "begin 3 of span 0");
+    REFUSED(mx_aggregate(&s, row, a, falling, mx_tensor_of(ids + 4, MX_I32, 2, 1), none, MX_REDUCE_SUM), "aggregate", "id 3 of edge 0");
+    REFUSED(mx_aggregate(&s, row, a, none, mx_tensor_of(ids + 4, MX_I32, 2, 1), one, MX_REDUCE_MAX), "aggregate", "maximum");
     REFUSED(mx_sum(&s, ids2, a, true), "sum", "sum[1,2]");
     REFUSED(mx_adamw(&s, a, a, a, a, (mx_adamw_step){0}), "adamw", "[1,n]");
 #undef REFUSED

@@ -369,6 +369,7 @@ static void nothing_past_the_end_is_touched(void)
     mx_attention(s, y, loss, x, x, x, begin, shape), mx_attention_back(s, dq, dk, dv, x, x, x, x, y, loss, begin, shape);
     mx_logprobs(s, loss, ids, top, none, x), mx_cross_entropy(s, loss, x, ids, 1, true);
     mx_adamw(s, g, h, tight(&e, MX_F32, 1, C), tight(&e, MX_F32, 1, C), (mx_adamw_step){1e-3f, 0.9f, 0.95f, 1e-8f, 0.1f, 0.1f, 0.05f, 1});
+    mx_aggregate(s, g, x, ids, begin, loss, MX_REDUCE_SUM), mx_aggregate(s, h, x, none, begin, none, MX_REDUCE_MAX);
     CHECK_OK(mx_stream_sync(s, &err), err);
     CHECK_MSG(!cudasim_errors(text, sizeof text), "%s", text);
     for (int i = 0; i < e.n; i++) mx_buffer_close(&e.b[i]);
