@@ -164,25 +164,23 @@ typedef struct totals {
     int64_t counted, rows;
 } totals;
 
-/* Sequences [first, last) of this process, in micro-batches. */
-static mx_status pass_over(mx_trainer *t, const mx_batches *b, int64_t first, int64_t last, bool learn, totals *sum, mx_error *err)
+/* The next micro-batch of sequences [*at, last); learn: the step's gradients grow. */
+static mx_status pass_next(mx_trainer *t, const mx_batches *b, int64_t *at, int64_t last, bool learn, totals *sum, mx_error *err)
 {
-    for (int64_t at = first; at < last;) {
-        mx_batch_clear(&t->batch);
-        int64_t begun = at;
-        while (at < last && (at == begun || t->batch.rows + mx_batches_length(b, at) <= t->rows)) MX_TRY(mx_batches_take(b, at++, &t->batch, err));
-        mx_pass p = {.batch = &t->batch, .learn = learn, .seed = t->opt.seed ^ (uint64_t)begun * 0x9e3779b97f4a7c15u};
-        if (learn && at == last && mx_comm_size(t->comm) > 1) {       /* the last one makes gradients final */
-            p.ready = ready;
-            p.ctx = t->comm;
-        }
-        mx_stream_rewind(&t->stream);
-        MX_TRY(t->learner.run(t->learner.network, &t->stream, &p, err));
-        sum->loss += p.loss;
-        sum->extra += p.extra;
-        sum->counted += p.counted;
-        sum->rows += t->batch.rows;
+    int64_t begun = *at;
+    mx_batch_clear(&t->batch);
+    while (*at < last && (*at == begun || t->batch.rows + mx_batches_length(b, *at) <= t->rows)) MX_TRY(mx_batches_take(b, (*at)++, &t->batch, err));
+    mx_pass p = {.batch = &t->batch, .learn = learn, .seed = t->opt.seed ^ (uint64_t)begun * 0x9e3779b97f4a7c15u};
+    if (learn && *at == last && mx_comm_size(t->comm) > 1) {          /* the last one makes gradients final */
+        p.ready = ready;
+        p.ctx = t->comm;
     }
+    mx_stream_rewind(&t->stream);
+    MX_TRY(t->learner.run(t->learner.network, &t->stream, &p, err));
+    sum->loss += p.loss;
+    sum->extra += p.extra;
+    sum->counted += p.counted;
+    sum->rows += t->batch.rows;
     return MX_OK;
 }
 
@@ -210,7 +208,7 @@ mx_status mx_trainer_evaluate(mx_trainer *t, double *loss, double *extra, mx_err
     totals sum = {0};
     if (t->opt.eval_sequences && t->opt.eval_sequences < n) n = t->opt.eval_sequences;
     my_part(t, n, &first, &last);
-    MX_TRY(pass_over(t, t->eval, first, last, false, &sum, err));
+    while (first < last) MX_TRY(pass_next(t, t->eval, &first, last, false, &sum, err));
     MX_TRY(share(t, &sum, err));
     if (!sum.counted) return mx_fail(err, MX_ERR_ARG, "the evaluation data has no token to predict");
     *loss = sum.loss / (double)sum.counted;
@@ -265,23 +263,43 @@ static mx_status not_a_number(const mx_trainer *t, const char *what, double valu
                    "(it is %g), a longer warm-up or a lower clip", (long long)t->step + 1, what, value, t->report.lr);
 }
 
-static mx_status gradients(mx_trainer *t, totals *sum, mx_error *err)
+static mx_status begin_step(mx_trainer *t, mx_error *err)
 {
     mx_params *p = t->learner.params;
     int64_t first, last, from = t->step * t->opt.batch;
+    t->loss = t->extra = 0;
+    t->counted = t->tokens_in = 0;
+    t->step_ns = 0;
+    t->report.lr = mx_schedule_lr(&t->opt, t->steps, t->step);
     p->dev->ops->clear(&t->stream, p->grad.base, p->grad.size);
     my_part(t, t->opt.batch, &first, &last);
+    t->micro_at = from + first;
+    t->micro_last = from + last;
     if (mx_comm_size(t->comm) > 1) MX_TRY(mx_comm_reduce_begin(t->comm, p->grad.base, p->count, err));
-    mx_status st = pass_over(t, t->train, from + first, from + last, true, sum, err);
-    if (mx_comm_size(t->comm) > 1) {
-        if (st) {                     /* the others wait for sums that will not come */
-            mx_log(MX_LOG_ERROR, "train", "process %d ends the run: %s", mx_comm_rank(t->comm), err ? err->text : mx_status_name(st));
-            mx_comm_give_up(t->comm);
-            return st;
-        }
-        MX_TRY(mx_comm_reduce_wait(t->comm, err));
+    t->in_step = true;
+    return MX_OK;
+}
+
+static mx_status next_micro_batch(mx_trainer *t, mx_error *err)
+{
+    totals sum = {0};
+    mx_status st = pass_next(t, t->train, &t->micro_at, t->micro_last, true, &sum, err);
+    t->loss += sum.loss;
+    t->extra += sum.extra;
+    t->counted += sum.counted;
+    t->tokens_in += sum.rows;
+    if (st && mx_comm_size(t->comm) > 1) {      /* the others wait for sums that will not come */
+        mx_log(MX_LOG_ERROR, "train", "process %d ends the run: %s", mx_comm_rank(t->comm), err ? err->text : mx_status_name(st));
+        mx_comm_give_up(t->comm);
     }
-    MX_TRY(st);
+    return st;
+}
+
+/* All gradients are there: reduced, and what they were made of counted. */
+static mx_status end_gradients(mx_trainer *t, totals *sum, mx_error *err)
+{
+    *sum = (totals){t->loss, t->extra, t->counted, t->tokens_in};
+    if (mx_comm_size(t->comm) > 1) MX_TRY(mx_comm_reduce_wait(t->comm, err));
     MX_TRY(share(t, sum, err));
     if (!sum->counted)
         return mx_fail(err, MX_ERR_ARG, "step %lld: none of its %d sequences has a token to learn", (long long)t->step + 1, t->opt.batch);
@@ -327,23 +345,18 @@ static mx_status after_step(mx_trainer *t, mx_train_report *r, bool *done, mx_er
     return MX_OK;
 }
 
-mx_status mx_trainer_step(mx_trainer *t, mx_train_report *r, bool *done, mx_error *err)
+static mx_status finish_step(mx_trainer *t, uint64_t began, mx_train_report *r, bool *done, mx_error *err)
 {
-    uint64_t began = mx_now_ns(&mx_clock_monotonic);
-    totals sum = {0};
+    totals sum;
     double norm = 0;
-    *done = t->step >= t->steps;
-    *r = t->report;
-    if (*done) return MX_OK;
-    t->report.lr = mx_schedule_lr(&t->opt, t->steps, t->step);
-    MX_TRY(gradients(t, &sum, err));
+    MX_TRY(end_gradients(t, &sum, err));
     double loss = sum.loss / (double)sum.counted;
     if (!isfinite(loss)) return not_a_number(t, "loss", loss, err);
     MX_TRY(optimize(t, t->report.lr, sum.counted, &norm, err));
     t->step++;
     t->tokens += sum.rows;
-    double seconds = (double)(mx_now_ns(&mx_clock_monotonic) - began) * 1e-9, rate = (double)sum.rows / seconds;
-    double before = t->report.tokens_per_s;
+    t->step_ns += mx_now_ns(&mx_clock_monotonic) - began;
+    double seconds = (double)t->step_ns * 1e-9, rate = (double)sum.rows / seconds, before = t->report.tokens_per_s;
     t->seconds_per_step = t->seconds_per_step > 0 ? 0.95 * t->seconds_per_step + 0.05 * seconds : seconds;
     *r = (mx_train_report){.step = t->step, .steps = t->steps, .tokens = t->tokens, .sequences = t->step * t->opt.batch,
                            .epoch = (double)(t->step * t->opt.batch) / (double)t->train->count, .loss = loss, .lr = t->report.lr,
@@ -352,4 +365,31 @@ mx_status mx_trainer_step(mx_trainer *t, mx_train_report *r, bool *done, mx_erro
                            .seconds_left = (double)(t->steps - t->step) * t->seconds_per_step};
     t->report = *r;
     return after_step(t, r, done, err);
+}
+
+mx_status mx_trainer_turn(mx_trainer *t, mx_train_report *r, bool *stepped, bool *done, mx_error *err)
+{
+    uint64_t began = mx_now_ns(&mx_clock_monotonic);
+    *stepped = false;
+    *done = t->step >= t->steps;
+    *r = t->report;
+    if (*done) return MX_OK;
+    if (!t->in_step) MX_TRY(begin_step(t, err));
+    mx_status st = t->micro_at < t->micro_last ? next_micro_batch(t, err) : MX_OK;
+    if (!st && t->micro_at < t->micro_last) {
+        t->step_ns += mx_now_ns(&mx_clock_monotonic) - began;
+        return MX_OK;
+    }
+    t->in_step = false;                  /* whatever comes: the next turn begins anew */
+    MX_TRY(st);
+    *stepped = true;
+    return finish_step(t, began, r, done, err);
+}
+
+mx_status mx_trainer_step(mx_trainer *t, mx_train_report *r, bool *done, mx_error *err)
+{
+    bool stepped;
+    do MX_TRY(mx_trainer_turn(t, r, &stepped, done, err));
+    while (!stepped && !*done);
+    return MX_OK;
 }

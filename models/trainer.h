@@ -5,7 +5,7 @@
  * mx_trainer_step() is one step: gradients of a whole batch, in packed
  * micro-batches that fit the memory, reduced over processes, clipped, AdamW.  So
  * a command-line run is a loop, and a run inside the server is a job whose every
- * turn is a step.
+ * turn is a micro-batch.
  *
  * Whatever is random follows from (seed, step, sequence), so the state of a run
  * is its weights, moments, and a few counts: a run that is killed and goes on
@@ -98,6 +98,10 @@ void      mx_trainer_close(mx_trainer *t);
  * number: the step, and what to try), MX_ERR_IO (a checkpoint could not be
  * written: the earlier ones stay), what the network said. */
 mx_status mx_trainer_step(mx_trainer *t, mx_train_report *r, bool *done, mx_error *err);
+/* A part of a step: one micro-batch; the last of them makes the step, and then
+ * *stepped is true and *r filled.  So a server that shares a device with a run
+ * waits for a micro-batch, not for a step. */
+mx_status mx_trainer_turn(mx_trainer *t, mx_train_report *r, bool *stepped, bool *done, mx_error *err);
 /* A checkpoint now, unless this step has one (for Ctrl-C). */
 mx_status mx_trainer_save(mx_trainer *t, mx_error *err);
 mx_status mx_trainer_evaluate(mx_trainer *t, double *loss, double *extra, mx_error *err);

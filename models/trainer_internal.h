@@ -27,6 +27,12 @@ struct mx_trainer {
     int32_t           waited;         /* evaluations without a better loss            */
     mx_train_report   report;         /* of the last step                             */
     double            seconds_per_step;
+    /* a step that is under way */
+    bool              in_step;
+    int64_t           micro_at, micro_last;
+    double            loss, extra;
+    int64_t           counted, tokens_in;
+    uint64_t          step_ns;        /* time spent in its turns                      */
 };
 
 /* trainer_state.c: go on from the newest whole checkpoint, if there is one. */
