@@ -1,14 +1,26 @@
 /* app.c - devices, scheduler and models, made and closed in order. */
 #include "server/app.h"
 
+#include "server/training.h"
+
 #include "runtime/log.h"
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
+
+static mx_status load_later(mx_app *app, const char *spec, mx_error *err)
+{
+    pthread_mutex_lock(&app->loading);
+    mx_status st = mx_app_load(app, spec, &app->defaults, err);
+    pthread_mutex_unlock(&app->loading);
+    return st;
+}
 
 mx_status mx_app_open(mx_app *app, mx_config *config, mx_error *err)
 {
-    *app = (mx_app){.config = config};
+    *app = (mx_app){.config = config, .defaults = mx_generator_defaults(), .load = load_later};
+    pthread_mutex_init(&app->loading, NULL);
     mx_device_options opt = {.bind = true, .spin_us = 50};
     if (config) {
         opt.cpu_threads = (int)mx_config_int(config, "threads");
@@ -59,16 +71,23 @@ static bool taken(const mx_app *app, const char *name)
     return false;
 }
 
+/* A list never moves, so that it can be read while it grows. */
+static mx_status room_for(void **list, int n, const char *name, mx_error *err)
+{
+    if (n >= MX_APP_MODELS) return mx_fail(err, MX_ERR_ARG, "model %s: %d models are loaded; there is no room for more", name, n);
+    if (!*list) *list = calloc(MX_APP_MODELS, sizeof(void *));
+    return *list ? MX_OK : mx_fail(err, MX_ERR_NO_MEMORY, "model %s", name);
+}
+
 static mx_status load_encoder(mx_app *app, const char *name, const char *path, const mx_generator_options *opt, mx_error *err)
 {
     mx_embedder_options o = {.dtype = opt->dtype, .max_len = opt->max_model_len, .max_batched_tokens = opt->max_batched_tokens,
                              .max_queued = opt->max_queued};
-    mx_embedder **grown = realloc(app->encoders, ((size_t)app->n_encoders + 1) * sizeof *grown);
-    if (!grown) return mx_fail(err, MX_ERR_NO_MEMORY, "model %s", name);
-    app->encoders = grown;
+    MX_TRY(room_for((void **)&app->encoders, app->n_encoders, name, err));
     MX_TRY(mx_embedder_open(&app->encoders[app->n_encoders], name, path, app->devices, app->device, app->scheduler, &o, err));
     mx_embedder_info info;
-    mx_embedder_info_get(app->encoders[app->n_encoders++], &info);
+    mx_embedder_info_get(app->encoders[app->n_encoders], &info);
+    app->n_encoders++;
     mx_log(MX_LOG_INFO, "model", "%s: bert, %.1f M parameters, %s in the file, %s in memory (%.0f MiB), %d classes, loaded in %.2f s", name,
            (double)info.parameters * 1e-6, info.quantization, mx_dtype_name(info.dtype), (double)info.weight_bytes / (1 << 20), info.classes,
            info.load_seconds);
@@ -82,12 +101,11 @@ mx_status mx_app_load(mx_app *app, const char *spec, const mx_generator_options 
     MX_TRY(split_spec(spec, name, sizeof name, &path, err));
     if (taken(app, name)) return mx_fail(err, MX_ERR_ARG, "model \"%s\" is given twice", name);
     if (mx_is_encoder(path)) return load_encoder(app, name, path, opt, err);
-    mx_generator **grown = realloc(app->models, ((size_t)app->n_models + 1) * sizeof(mx_generator *));
-    if (!grown) return mx_fail(err, MX_ERR_NO_MEMORY, "model %s", name);
-    app->models = grown;
+    MX_TRY(room_for((void **)&app->models, app->n_models, name, err));
     MX_TRY(mx_generator_open(&app->models[app->n_models], name, path, app->devices, app->device, app->scheduler, app->metrics, opt, err));
     mx_generator_info info;
-    mx_generator_info_get(app->models[app->n_models++], &info);
+    mx_generator_info_get(app->models[app->n_models], &info);
+    app->n_models++;
     mx_log(MX_LOG_INFO, "model", "%s: %s, %.1f M parameters, %s in the file, %s in memory (%.0f MiB), KV cache %d pages of %d tokens (%.0f MiB), loaded in %.2f s",
            name, info.architecture, (double)info.parameters * 1e-6, info.quantization, mx_dtype_name(info.dtype),
            (double)info.weight_bytes / (1 << 20), info.kv_pages, info.page_tokens, (double)info.kv_bytes / (1 << 20), info.load_seconds);
@@ -96,6 +114,7 @@ mx_status mx_app_load(mx_app *app, const char *spec, const mx_generator_options 
 
 void mx_app_close(mx_app *app, uint32_t grace_ms)
 {
+    mx_training_close(app->training);
     if (app->scheduler) mx_scheduler_close(app->scheduler, grace_ms);
     for (int i = 0; i < app->n_models; i++) mx_generator_close(app->models[i]);
     for (int i = 0; i < app->n_encoders; i++) mx_embedder_close(app->encoders[i]);
@@ -104,7 +123,7 @@ void mx_app_close(mx_app *app, uint32_t grace_ms)
     if (app->metrics) mx_metrics_close(app->metrics);
     if (app->devices) mx_devices_close(app->devices, app->n_devices);
     if (app->topology) mx_topology_close(app->topology);
-    *app = (mx_app){0};
+    memset(app, 0, sizeof *app);
 }
 
 mx_generator *mx_app_model(const mx_app *app, const char *name)

@@ -3,6 +3,7 @@
 
 #include "runtime/log.h"
 #include "server/rpc.h"
+#include "server/training.h"
 
 #include <pthread.h>
 #include <signal.h>
@@ -68,9 +69,10 @@ mx_status cli_open_app(mx_app *app, mx_config *c, mx_error *err)
 {
     const char *const *specs;
     int n = mx_config_list(c, "model", &specs);
-    if (!n) return mx_fail(err, MX_ERR_ARG, "no model: give one with --model PATH (a Hugging Face folder or a .gguf file)");
+    if (!n && !(mx_config_string(c, "training-folder"))) return mx_fail(err, MX_ERR_ARG, "no model: give one with --model PATH (a Hugging Face folder or a .gguf file)");
     mx_generator_options o = options_of(c);
     MX_TRY(mx_app_open(app, c, err));
+    app->defaults = o;
     for (int i = 0; i < n; i++) {
         mx_status st = mx_app_load(app, specs[i], &o, err);
         if (st) {
@@ -83,6 +85,14 @@ mx_status cli_open_app(mx_app *app, mx_config *c, mx_error *err)
 
 /* ---- serve ---------------------------------------------------------------------------- */
 
+static mx_status open_training(mx_app *app, const mx_config *c, mx_error *err)
+{
+    const char *const *roots, *folder = mx_config_string(c, "training-folder");
+    int n = mx_config_list(c, "training-data", &roots);
+    if (folder) return mx_training_open(&app->training, app, folder, roots, n, err);
+    return n ? mx_fail(err, MX_ERR_ARG, "training-data: say with --training-folder where the jobs' runs go") : MX_OK;
+}
+
 int mx_cli_serve(mx_config *c, int n, char **rest)
 {
     mx_error err = {0};
@@ -93,6 +103,10 @@ int mx_cli_serve(mx_config *c, int n, char **rest)
     cli_hold_signals(&stop);
     signal(SIGPIPE, SIG_IGN);
     if (cli_open_app(&app, c, &err)) return cli_failed(&err);
+    if (open_training(&app, c, &err)) {
+        mx_app_close(&app, 0);
+        return cli_failed(&err);
+    }
     mx_server_options o = mx_server_defaults();
     o.listen = mx_config_string(c, "listen");
     o.threads = (int32_t)mx_config_int(c, "rpc-threads");

@@ -126,12 +126,11 @@ MX_METHOD(mx_list_models_begin)
 {
     ProtobufCMessage *m;
     MX_TRY(mx_message_decode(scratch, &merx__v1__list_models_request__descriptor, msg, len, &m, err));
-    size_t n = (size_t)(app->n_models + app->n_encoders);
+    size_t of = (size_t)app->n_models, n = of + (size_t)app->n_encoders;
     Merx__V1__Model *models = mx_arena_array(scratch, n, sizeof *models);
     Merx__V1__Model **list = mx_arena_array(scratch, n, sizeof *list);
     if (!models || !list) return too_large(err);
     for (size_t i = 0; i < n; i++) {
-        size_t of = (size_t)app->n_models;
         list[i] = &models[i];
         if (i < of) describe(app, app->models[i], &models[i]);
         else if (!describe_encoder(app, app->encoders[i - of], &models[i], scratch)) return too_large(err);
