@@ -228,8 +228,23 @@ fail:
     return st;
 }
 
+mx_status mx_decoder_adapter(mx_decoder *m, const char *name, const char *folder, mx_error *err)
+{
+    for (int i = 0; i < m->n_adapters; i++)
+        if (!strcmp(m->adapter[i].name, name)) return mx_fail(err, MX_ERR_ARG, "lora-modules: \"%s\" is given twice", name);
+    mx_adapter *grown = realloc(m->adapter, ((size_t)m->n_adapters + 1) * sizeof *grown);
+    if (!grown) return mx_fail(err, MX_ERR_NO_MEMORY, "adapter %s", name);
+    m->adapter = grown;
+    MX_TRY(mx_adapter_open(&grown[m->n_adapters], m->dev, &m->config, name, folder, err));
+    if (grown[m->n_adapters].rank > m->adapter_rank) m->adapter_rank = grown[m->n_adapters].rank;
+    m->weight_bytes += grown[m->n_adapters++].bytes;
+    return MX_OK;
+}
+
 void mx_decoder_close(mx_decoder *m)
 {
+    for (int i = 0; i < m->n_adapters; i++) mx_adapter_close(&m->adapter[i]);
+    free(m->adapter);
     mx_weight_close(&m->head);
     for (int l = 0; m->layer && l < m->config.layers; l++) {
         mx_weight_close(&m->layer[l].down);
@@ -251,12 +266,37 @@ void mx_decoder_close(mx_decoder *m)
 typedef struct turn {                    /* what a turn uploads, and its scratch           */
     mx_tensor ids, positions, slots, at, pages, logit_rows;
     mx_tensor x, h, qkv, y, up, act;     /* residual stream; normed; ...                   */
+    mx_tensor low;                       /* x A^T of an adapter                            */
+    const mx_decoder_batch *batch;
+    int32_t   layer;
 } turn;
 
 static void norm(const mx_decoder *m, mx_stream *s, mx_tensor y, mx_tensor x, mx_tensor gain, mx_tensor bias)
 {
     if (m->config.rms_norm) mx_rms_norm(s, y, x, gain, m->config.norm_eps);
     else mx_norm(s, y, x, gain, bias, m->config.norm_eps);
+}
+
+/* What adapters add to out = x w^T, in their rows. */
+static void adapt(const mx_decoder *m, mx_stream *s, const turn *t, mx_adapter_place place, mx_tensor out, mx_tensor x)
+{
+    for (int32_t i = 0; i < t->batch->n_spans; i++) {
+        const mx_adapter_span *p = &t->batch->spans[i];
+        mx_adapter_add(&m->adapter[p->adapter], s, t->layer, place, mx_tensor_rows(out, p->first, p->n), mx_tensor_rows(x, p->first, p->n), t->low);
+    }
+}
+
+/* An activation that was fused into the product comes too early for an adapter: its rows are computed again. */
+static void adapt_activated(const mx_decoder *m, mx_stream *s, const turn *t, const mx_decoder_layer *w)
+{
+    for (int32_t i = 0; i < t->batch->n_spans; i++) {
+        const mx_adapter_span *p = &t->batch->spans[i];
+        if (!mx_adapter_at(&m->adapter[p->adapter], t->layer, MX_PLACE_UP)) continue;
+        mx_tensor y = mx_tensor_rows(t->act, p->first, p->n), x = mx_tensor_rows(t->h, p->first, p->n);
+        mx_linear(s, y, x, &w->up, w->up_bias, MX_ACT_NONE, false);
+        mx_adapter_add(&m->adapter[p->adapter], s, t->layer, MX_PLACE_UP, y, x, t->low);
+        mx_activate(s, y, y, m->config.act);
+    }
 }
 
 static void block(const mx_decoder *m, mx_stream *s, const mx_decoder_layer *w, const mx_kv *kv, const turn *t)
@@ -267,21 +307,26 @@ static void block(const mx_decoder *m, mx_stream *s, const mx_decoder_layer *w, 
 
     norm(m, s, t->h, t->x, w->norm1_gain, w->norm1_bias);
     mx_linear(s, t->qkv, t->h, &w->qkv, w->qkv_bias, MX_ACT_NONE, false);
+    adapt(m, s, t, MX_PLACE_QKV, t->qkv, t->h);
     if (!c->learned_positions)           /* q and k stand side by side: one call turns both */
         mx_rope(s, mx_tensor_cols(t->qkv, 0, q + g), t->positions, m->rope_freq, c->rope_magnitude, c->heads + c->kv_heads,
                 c->rope_interleaved);
     mx_kv_write(s, kv, k, v, t->slots);
     mx_attention_paged(s, t->y, mx_tensor_cols(t->qkv, 0, q), kv, t->pages, t->at, c->heads, c->attention_scale, c->window);
     mx_linear(s, t->x, t->y, &w->out, w->out_bias, MX_ACT_NONE, true);
+    adapt(m, s, t, MX_PLACE_OUT, t->x, t->y);
 
     norm(m, s, t->h, t->x, w->norm2_gain, w->norm2_bias);
     if (c->gated) {
         mx_linear(s, t->up, t->h, &w->up, w->up_bias, MX_ACT_NONE, false);
+        adapt(m, s, t, MX_PLACE_UP, t->up, t->h);
         mx_gated(s, t->act, t->up, c->act);
     } else {
         mx_linear(s, t->act, t->h, &w->up, w->up_bias, c->act, false);
+        adapt_activated(m, s, t, w);
     }
     mx_linear(s, t->x, t->act, &w->down, w->down_bias, MX_ACT_NONE, true);
+    adapt(m, s, t, MX_PLACE_DOWN, t->x, t->act);
 }
 
 mx_tensor mx_decoder_forward(const mx_decoder *m, mx_stream *s, const mx_kv_cache *kv, const mx_decoder_batch *b)
@@ -301,6 +346,8 @@ mx_tensor mx_decoder_forward(const mx_decoder *m, mx_stream *s, const mx_kv_cach
         .act = mx_stream_tensor(s, MX_F32, N, c->d_ff),
     };
     if (c->gated) t.up = mx_stream_tensor(s, MX_F32, N, 2 * (int64_t)c->d_ff);
+    if (m->adapter_rank) t.low = mx_stream_tensor(s, MX_F32, N, m->adapter_rank);
+    t.batch = b;
 
     if (b->copies && b->copies->n) {
         mx_tensor moves = mx_stream_upload(s, MX_I32, b->copies->n, 2, b->copies->from_to);
@@ -308,7 +355,7 @@ mx_tensor mx_decoder_forward(const mx_decoder *m, mx_stream *s, const mx_kv_cach
     }
     mx_embed(s, t.x, m->tokens, t.ids, false);
     if (c->learned_positions) mx_embed(s, t.x, m->positions, t.positions, true);
-    for (int32_t l = 0; l < c->layers; l++) block(m, s, &m->layer[l], &kv->layer[l], &t);
+    for (t.layer = 0; t.layer < c->layers; t.layer++) block(m, s, &m->layer[t.layer], &kv->layer[t.layer], &t);
 
     mx_tensor logits = {0};
     if (b->n_logits) {
@@ -337,6 +384,7 @@ size_t mx_decoder_scratch(const mx_decoder *m, int32_t rows, int32_t seqs, int32
         mx_stream_tensor_bytes(MX_F32, logits, C),
         mx_stream_tensor_bytes(MX_F32, logits, c->vocab),
         mx_stream_tensor_bytes(MX_I32, logits, 1),
+        m->adapter_rank ? mx_stream_tensor_bytes(MX_F32, rows, m->adapter_rank) : 0,
     };
     size_t total = 0;
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)

@@ -8,6 +8,7 @@
 
 #include "models/decoder_config.h"
 #include "models/kv.h"
+#include "models/lora.h"
 
 typedef struct mx_decoder_layer {
     mx_tensor norm1_gain, norm1_bias, norm2_gain, norm2_bias;    /* [1,C]                         */
@@ -28,6 +29,9 @@ typedef struct mx_decoder {
     mx_tensor          final_gain, final_bias;
     mx_weight          head;             /* [V,C]                                                */
     mx_decoder_layer  *layer;
+    mx_adapter        *adapter;          /* [n_adapters], served beside the base                 */
+    int                n_adapters;
+    int32_t            adapter_rank;     /* the largest                                          */
     mx_dtype           dtype;
     const char        *quantization;     /* name of the file's dtype of the matrices             */
     size_t             weight_bytes;     /* device memory of all of it, mapped tables left out   */
@@ -40,6 +44,12 @@ mx_status mx_decoder_open(mx_decoder *m, mx_device *dev, mx_checkpoint *file, co
                           mx_dtype dtype, mx_error *err);
 void      mx_decoder_close(mx_decoder *m);
 
+/* Before the first forward().  Errors: those of mx_adapter_open; MX_ERR_ARG (a name twice). */
+mx_status mx_decoder_adapter(mx_decoder *m, const char *name, const char *folder, mx_error *err);
+
+/* Neighbouring rows that go through an adapter. */
+typedef struct mx_adapter_span { int32_t adapter, first, n; } mx_adapter_span;
+
 /* One turn's rows, packed; host memory. */
 typedef struct mx_decoder_batch {
     int32_t        n_rows, n_seqs, n_logits;
@@ -51,6 +61,8 @@ typedef struct mx_decoder_batch {
     const int32_t *pages;                /* [n_seqs,table_cols]                    */
     const int32_t *logit_rows;           /* [n_logits]   rows whose logits are wanted; may repeat */
     const mx_kv_copies *copies;          /* page copies to make first              */
+    const mx_adapter_span *spans;        /* [n_spans]; rows in none are the base's */
+    int32_t        n_spans;
 } mx_decoder_batch;
 
 /* logits[n_logits,V] f32 in stream scratch.  Errors stick to the stream. */

@@ -31,6 +31,8 @@ typedef struct mx_generator_options {
     int32_t  page_tokens;         /* tokens of one KV page                                 */
     size_t   kv_bytes;            /* memory of the KV cache; 0: fits the two limits above, at most a quarter of memory */
     bool     prefix_caching;
+    const char *const *adapters;  /* [n_adapters] "name=folder" of PEFT's LoRA; may be NULL */
+    int32_t  n_adapters;
 } mx_generator_options;
 mx_generator_options mx_generator_defaults(void);
 
@@ -58,6 +60,10 @@ mx_status mx_generator_open(mx_generator **out, const char *name, const char *pa
 void      mx_generator_close(mx_generator *g);
 void      mx_generator_info_get(const mx_generator *g, mx_generator_info *out);     /* any thread */
 const mx_tokenizer *mx_generator_tokenizer(const mx_generator *g);
+/* Adapters beside the base: their number; the name of adapter i, from 1; the adapter of a name, 0: none. */
+int32_t     mx_generator_adapters(const mx_generator *g);
+const char *mx_generator_adapter_name(const mx_generator *g, int32_t adapter);
+int32_t     mx_generator_adapter(const mx_generator *g, const char *name);
 
 /* ---- a request ----------------------------------------------------------------- */
 
@@ -95,6 +101,7 @@ typedef struct mx_sampling {      /* all memory stays the caller's; mx_generatio
     const int32_t *stop_ids;      int32_t n_stop_ids;    /* beside the model's own end tokens  */
     const char *const *banned;    int32_t n_banned;      /* text that never appears in the output */
     const int32_t *bias_ids;      const float *bias;     int32_t n_bias;   /* -100..100         */
+    int32_t  adapter;             /* which of the generator's adapters; 0: the base alone     */
 } mx_sampling;
 mx_sampling mx_sampling_defaults(void);     /* temperature 1, everything else off, n 1 */
 

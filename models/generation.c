@@ -81,6 +81,7 @@ static mx_status check_sampling(const mx_generator *g, const mx_sampling *p, mx_
     MX_TRY(check_texts("banned", p->banned, p->n_banned, MX_MAX_BANNED, err));
     MX_TRY(in_range("stop_ids", p->n_stop_ids, 0, MX_MAX_STOPS, err));
     MX_TRY(in_range("logit_bias", p->n_bias, 0, MX_MAX_BIASES, err));
+    MX_TRY(in_range("adapter", p->adapter, 0, g->model.n_adapters, err));
     for (int32_t i = 0; i < p->n_stop_ids; i++) MX_TRY(in_range("stop_ids", p->stop_ids[i], 0, vocab - 1, err));
     for (int32_t i = 0; i < p->n_bias; i++) {
         MX_TRY(in_range("logit_bias.id", p->bias_ids[i], 0, vocab - 1, err));

@@ -90,6 +90,8 @@ typedef struct gen_pack {
     gen_want *want;
     mx_generation **order;             /* this turn's requests, oldest first         */
     mx_kv_copies copies;
+    mx_adapter_span *spans;            /* rows that go through adapters              */
+    int32_t   n_spans;
     int32_t   n_rows, n_seqs, n_logits, table_cols;
     /* choosing: */
     int32_t  *chosen, *list_begin, *list_id, *list_count, *bias_begin, *bias_id, *ban_begin, *ban_id;

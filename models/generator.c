@@ -45,6 +45,7 @@ static mx_status pack_open(gen_pack *p, const mx_generator *g, mx_error *err)
     p->owner = calloc(n, sizeof *p->owner);
     p->want = calloc(l, sizeof *p->want);
     p->order = calloc((size_t)g->opt.max_num_seqs, sizeof *p->order);
+    p->spans = calloc(n, sizeof *p->spans);
     p->copies = (mx_kv_copies){calloc(2 * n, sizeof *p->copies.from_to), 0, rows};
     p->chosen = calloc(l, sizeof *p->chosen);
     p->list_begin = calloc(l + 1, sizeof *p->list_begin);
@@ -54,14 +55,14 @@ static mx_status pack_open(gen_pack *p, const mx_generator *g, mx_error *err)
     p->lp = calloc(l, sizeof *p->lp);
     p->top_id = calloc(l * best, sizeof *p->top_id);
     p->top_lp = calloc(l * best, sizeof *p->top_lp);
-    bool ok = p->ids && p->positions && p->slots && p->at && p->pages && p->logit_rows && p->seq && p->owner && p->want && p->order &&
+    bool ok = p->ids && p->positions && p->slots && p->at && p->pages && p->logit_rows && p->seq && p->owner && p->want && p->order && p->spans &&
               p->copies.from_to && p->chosen && p->list_begin && p->bias_begin && p->ban_begin && p->row && p->lp && p->top_id && p->top_lp;
     return ok ? MX_OK : mx_fail(err, MX_ERR_NO_MEMORY, "host memory of a turn of %d rows", rows);
 }
 
 static void pack_close(gen_pack *p)
 {
-    void *all[] = {p->ids, p->positions, p->slots, p->at, p->pages, p->logit_rows, p->seq, p->owner, p->want, p->order,
+    void *all[] = {p->ids, p->positions, p->slots, p->at, p->pages, p->logit_rows, p->seq, p->owner, p->want, p->order, p->spans,
                    p->copies.from_to, p->chosen, p->list_begin, p->bias_begin, p->ban_begin, p->row, p->lp, p->top_id, p->top_lp,
                    p->list_id, p->list_count, p->bias_id, p->bias, p->ban_id};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
@@ -88,6 +89,20 @@ static mx_status open_model(mx_generator *g, const char *path, mx_error *err)
                mx_fail(err, MX_ERR_ARG, "max-model-len is %d; this model was made for %d tokens", g->opt.max_model_len, longest);
     if (!g->opt.max_model_len) g->opt.max_model_len = longest;
     return mx_decoder_open(&g->model, g->dev, file, &config, g->opt.dtype, err);      /* takes the file */
+}
+
+static mx_status open_adapters(mx_generator *g, mx_error *err)
+{
+    for (int32_t i = 0; i < g->opt.n_adapters; i++) {
+        char name[80];
+        const char *spec = g->opt.adapters[i], *eq = strchr(spec, '=');
+        if (!eq || eq == spec || !eq[1] || eq - spec >= (ptrdiff_t)sizeof name)
+            return mx_fail(err, MX_ERR_ARG, "lora-modules: \"%.80s\": write NAME=FOLDER", spec);
+        snprintf(name, sizeof name, "%.*s", (int)(eq - spec), spec);
+        MX_TRY(mx_decoder_adapter(&g->model, name, eq + 1, err));
+    }
+    g->opt.adapters = NULL;              /* they were the caller's */
+    return MX_OK;
 }
 
 static mx_status open_cache(mx_generator *g, mx_error *err)
@@ -160,6 +175,7 @@ mx_status mx_generator_open(mx_generator **out, const char *name, const char *pa
     snprintf(g->lane, sizeof g->lane, "%s.generate", name);
     snprintf(g->path, sizeof g->path, "%s", path);
     MX_TRY_GOTO(st, open_model(g, path, err), fail);
+    MX_TRY_GOTO(st, open_adapters(g, err), fail);
     MX_TRY_GOTO(st, gen_pieces_sort(g, err), fail);
     MX_TRY_GOTO(st, pack_open(&g->pack, g, err), fail);
     MX_TRY_GOTO(st, open_cache(g, err), fail);
@@ -193,6 +209,20 @@ void mx_generator_close(mx_generator *g)
 }
 
 const mx_tokenizer *mx_generator_tokenizer(const mx_generator *g) { return g->tokenizer; }
+
+int32_t mx_generator_adapters(const mx_generator *g) { return g->model.n_adapters; }
+
+const char *mx_generator_adapter_name(const mx_generator *g, int32_t adapter)
+{
+    return adapter >= 1 && adapter <= g->model.n_adapters ? g->model.adapter[adapter - 1].name : "";
+}
+
+int32_t mx_generator_adapter(const mx_generator *g, const char *name)
+{
+    for (int i = 0; i < g->model.n_adapters; i++)
+        if (!strcmp(g->model.adapter[i].name, name)) return i + 1;
+    return 0;
+}
 
 void mx_generator_info_get(const mx_generator *g, mx_generator_info *out)
 {

@@ -12,16 +12,8 @@
 #ifndef MX_LM_H
 #define MX_LM_H
 
-#include "models/decoder_config.h"
+#include "models/lora.h"
 #include "models/trainer.h"
-
-#define MX_LORA_TARGETS 7         /* q k v o gate up down; GPT-2: c_attn, attn c_proj, c_fc, mlp c_proj */
-
-typedef struct mx_lora_options {
-    int32_t  rank;                /* 0: no adapter                                       */
-    float    alpha, dropout;
-    unsigned targets;             /* bit i: target i of mx_lora_target(); 0: q and v (GPT-2: c_attn) */
-} mx_lora_options;
 
 typedef struct mx_lm_options {
     mx_dtype compute;             /* MX_F32, or MX_BF16: products' inputs are rounded    */
@@ -48,8 +40,5 @@ mx_learner mx_lm_learner(mx_lm *m);
 /* The base and a PEFT adapter as one: a folder like the base's, f32.  dev: a CPU.
  * Errors: MX_ERR_FORMAT, MX_ERR_ARG (an adapter of another kind, by name), MX_ERR_IO. */
 mx_status mx_lm_merge(mx_device *dev, const char *base, const char *adapter, const char *out, mx_error *err);
-
-/* "q_proj" ... of the model's family, or NULL beyond the last. */
-const char *mx_lora_target(const mx_decoder_config *c, int i);
 
 #endif

@@ -175,14 +175,6 @@ static int targets_of(mx_lm *m, int32_t l, target t[MX_LORA_TARGETS])
     return k;
 }
 
-const char *mx_lora_target(const mx_decoder_config *c, int i)
-{
-    static const char *const of_llama[] = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"};
-    static const char *const of_gpt2[] = {"attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"};
-    if (c->names == MX_NAMES_HF_GPT2) return i < 4 ? of_gpt2[i] : NULL;
-    return i < 7 ? of_llama[i] : NULL;
-}
-
 static unsigned default_targets(const mx_decoder_config *c)
 {
     return c->names == MX_NAMES_HF_GPT2 ? 1u : 1u << 0 | 1u << 2;
@@ -270,42 +262,6 @@ mx_status lm_load(void *network, const char *folder, mx_error *err)
 
 /* ---- merging ------------------------------------------------------------------------------- */
 
-static mx_status read_adapter_config(const char *folder, const mx_decoder_config *model, mx_lora_options *o, mx_error *err)
-{
-    char path[MX_PATH], *text = NULL;
-    size_t len = 0;
-    json_error_t why;
-    MX_TRY(mx_path_join(path, folder, "adapter_config.json", err));
-    MX_TRY(mx_read_file(path, (size_t)1 << 20, &text, &len, err));
-    json_t *c = json_loadb(text, len, 0, &why);
-    free(text);
-    const json_t *type = json_object_get(c, "peft_type"), *r = json_object_get(c, "r"), *alpha = json_object_get(c, "lora_alpha");
-    const json_t *targets = json_object_get(c, "target_modules"), *bias = json_object_get(c, "bias");
-    mx_status st = MX_OK;
-    if (!json_is_object(c)) st = mx_fail(err, MX_ERR_FORMAT, "%s:%d: %s", path, why.line, why.text);
-    else if (!json_is_string(type) || strcmp(json_string_value(type), "LORA")) st = mx_fail(err, MX_ERR_FORMAT, "%s: peft_type is not LORA", path);
-    else if (!json_is_integer(r) || json_integer_value(r) < 1 || json_integer_value(r) > 1024) st = mx_fail(err, MX_ERR_FORMAT, "%s: r must be from 1 to 1024", path);
-    else if (!json_is_number(alpha) || !(json_number_value(alpha) > 0)) st = mx_fail(err, MX_ERR_FORMAT, "%s: lora_alpha must be over 0", path);
-    else if (json_is_string(bias) && strcmp(json_string_value(bias), "none")) st = mx_fail(err, MX_ERR_ARG, "%s: bias \"%s\": adapters with biases are not known here", path, json_string_value(bias));
-    else if (json_is_true(json_object_get(c, "use_dora")) || json_is_true(json_object_get(c, "use_rslora")))
-        st = mx_fail(err, MX_ERR_ARG, "%s: DoRA and rank-stabilised adapters are not known here", path);
-    *o = (mx_lora_options){.rank = (int32_t)json_integer_value(r), .alpha = (float)json_number_value(alpha)};
-    for (size_t i = 0; !st && i < json_array_size(targets); i++) {
-        const char *name = json_string_value(json_array_get(targets, i));
-        bool known = false;
-        for (int t = 0; name && mx_lora_target(model, t); t++) {
-            const char *own = mx_lora_target(model, t), *dot = strrchr(own, '.');
-            if (strcmp(own, name) && !(dot && !strcmp(dot + 1, name))) continue;
-            o->targets |= 1u << t;
-            known = true;
-        }
-        if (!known) st = mx_fail(err, MX_ERR_FORMAT, "%s: target_modules: the model has no \"%s\"", path, name ? name : "?");
-    }
-    if (!st && !o->targets) st = mx_fail(err, MX_ERR_FORMAT, "%s: target_modules names nothing", path);
-    json_decref(c);
-    return st;
-}
-
 /* w += alpha/rank * B A, in f64 sums. */
 static void merge_one(const lm_product *p, const lm_lora *a, float factor)
 {
@@ -329,7 +285,7 @@ mx_status mx_lm_merge(mx_device *dev, const char *base, const char *adapter, con
     mx_status st;
     if (dev->kind != MX_CPU) return mx_fail(err, MX_ERR_ARG, "merge runs on the CPU device");
     MX_TRY(mx_decoder_config_folder(&config, base, err));
-    MX_TRY(read_adapter_config(adapter, &config, &o.lora, err));
+    MX_TRY(mx_lora_read(adapter, &config, &o.lora, err));
     MX_TRY(mx_lm_open(&m, dev, base, &o, err));
     MX_TRY_GOTO(st, lm_load(m, adapter, err), done);
     for (int32_t l = 0; l < m->config.layers; l++) {

@@ -53,7 +53,10 @@ static bool preempt_younger(mx_generator *g, const mx_generation *r)
 static void match_prefix(mx_generation *r, gen_seq *q)
 {
     mx_generator *g = r->g;
-    if (q->kv.n_pages || q->kv.n_tokens || !r->scored) return;
+    if (q->kv.n_pages || q->kv.n_tokens) return;
+    /* Keys and values of an adapter are its own: so is the beginning of its chain of pages. */
+    if (r->p.adapter) q->kv.content = UINT64_MAX - (uint64_t)r->p.adapter;
+    if (!r->scored) return;
     int32_t found = mx_kv_match(&g->kv, &q->kv, q->ids, q->n_ids - 1);
     if (r->matched) return;
     r->matched = true;
@@ -96,6 +99,11 @@ static int32_t pack_seq(mx_generation *r, int32_t index, int32_t budget)
         p->at[2 * row] = p->n_seqs;
         p->at[2 * row + 1] = at;
         if (!r->scored && at + 1 < r->n_prompt) want_logits(p, r, index, at, row);
+    }
+    if (r->p.adapter) {
+        mx_adapter_span *last = p->n_spans ? &p->spans[p->n_spans - 1] : NULL;
+        if (last && last->adapter == r->p.adapter - 1 && last->first + last->n == p->n_rows) last->n += n;
+        else p->spans[p->n_spans++] = (mx_adapter_span){r->p.adapter - 1, p->n_rows, n};
     }
     p->n_rows += n;
     p->seq[p->n_seqs] = q;
@@ -145,7 +153,7 @@ static int by_arrival(const void *a, const void *b)
 static void pack_turn(mx_generator *g, mx_job **jobs, int n)
 {
     gen_pack *p = &g->pack;
-    p->n_rows = p->n_seqs = p->n_logits = p->copies.n = 0;
+    p->n_rows = p->n_seqs = p->n_logits = p->copies.n = p->n_spans = 0;
     for (int i = 0; i < n; i++) {
         mx_generation *r = (mx_generation *)jobs[i];
         p->order[i] = r;
@@ -209,7 +217,7 @@ void gen_run(void *generator, mx_stream *s, mx_job **jobs, int n)
     if (p->n_rows) {
         mx_decoder_batch b = {.n_rows = p->n_rows, .n_seqs = p->n_seqs, .n_logits = p->n_logits, .table_cols = p->table_cols,
                               .ids = p->ids, .positions = p->positions, .slots = p->slots, .at = p->at, .pages = p->pages,
-                              .logit_rows = p->logit_rows, .copies = &p->copies};
+                              .logit_rows = p->logit_rows, .copies = &p->copies, .spans = p->spans, .n_spans = p->n_spans};
         mx_tensor logits = mx_decoder_forward(&g->model, s, &g->kv, &b);
         st = mx_stream_sync(s, &err);
         for (int32_t i = 0; !st && i < p->n_seqs; i++) mx_kv_commit(&g->kv, &p->seq[i]->kv, p->seq[i]->ids);

@@ -102,7 +102,9 @@ mx_status mx_app_load(mx_app *app, const char *spec, const mx_generator_options 
     if (taken(app, name)) return mx_fail(err, MX_ERR_ARG, "model \"%s\" is given twice", name);
     if (mx_is_encoder(path)) return load_encoder(app, name, path, opt, err);
     MX_TRY(room_for((void **)&app->models, app->n_models, name, err));
-    MX_TRY(mx_generator_open(&app->models[app->n_models], name, path, app->devices, app->device, app->scheduler, app->metrics, opt, err));
+    mx_generator_options own = *opt;
+    if (app->n_models) own.n_adapters = 0;             /* they stand beside the first model */
+    MX_TRY(mx_generator_open(&app->models[app->n_models], name, path, app->devices, app->device, app->scheduler, app->metrics, &own, err));
     mx_generator_info info;
     mx_generator_info_get(app->models[app->n_models], &info);
     app->n_models++;

@@ -62,6 +62,7 @@ static mx_generator_options options_of(const mx_config *c)
     o.max_batched_tokens = (int32_t)mx_config_int(c, "max-num-batched-tokens");
     o.max_queued = (int32_t)mx_config_int(c, "max-num-queued-reqs");
     o.prefix_caching = mx_config_bool(c, "prefix-caching");
+    o.n_adapters = mx_config_list(c, "lora-modules", &o.adapters);
     return o;
 }
 
@@ -73,6 +74,7 @@ mx_status cli_open_app(mx_app *app, mx_config *c, mx_error *err)
     mx_generator_options o = options_of(c);
     MX_TRY(mx_app_open(app, c, err));
     app->defaults = o;
+    app->defaults.n_adapters = 0;
     for (int i = 0; i < n; i++) {
         mx_status st = mx_app_load(app, specs[i], &o, err);
         if (st) {

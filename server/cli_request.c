@@ -255,7 +255,8 @@ static Merx__V1__ChatMessage *chat_of(cli_request *r, size_t n)
 
 mx_status cli_request_prompt(cli_request *r, const mx_config *c, const char *prompt, bool chat, mx_error *err)
 {
-    const char *system = mx_config_string(c, "system");
+    const char *system = mx_config_string(c, "system"), *adapter = mx_config_string(c, "adapter-name");
+    if (adapter && !*r->message.model) r->message.model = (char *)(uintptr_t)adapter;
     if (!chat) {
         if (system) return mx_fail(err, MX_ERR_STATE, "--system: there is no chat template to put it into (--chat and a model that has one)");
         r->message.input_case = MERX__V1__GENERATE_REQUEST__INPUT_PROMPT;
@@ -339,6 +340,7 @@ mx_status cli_request_row(cli_request *r, const mx_config *c, const Merx__V1__Sa
     json_t *model = json_object_get(row, "model");
     if (model && !json_is_string(model)) return mx_fail(err, MX_ERR_ARG, "model: must be the name of a model");
     if (model) r->message.model = (char *)(uintptr_t)json_string_value(model);
+    else if (mx_config_string(c, "adapter-name")) r->message.model = (char *)(uintptr_t)mx_config_string(c, "adapter-name");
     return input_json(r, c, app, row, err);
 }
 

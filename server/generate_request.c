@@ -15,6 +15,8 @@ void mx_lane_name(char *out, size_t size, const char *model)
 mx_status mx_find_model(mx_generator **out, const mx_app *app, const char *name, mx_error *err)
 {
     *out = mx_app_model(app, name);
+    for (int i = 0, n = app->n_models; !*out && i < n; i++)
+        if (mx_generator_adapter(app->models[i], name)) *out = app->models[i];
     if (*out) return MX_OK;
     if (!app->n_models) return mx_fail(err, MX_ERR_STATE, "no model is loaded");
     return mx_fail(err, MX_ERR_NOT_FOUND, "model: there is no \"%.100s\"; ListModels tells which there are", name);
@@ -127,5 +129,6 @@ mx_status mx_text_request_read(mx_text_request *out, const mx_app *app, mx_arena
         return mx_fail(err, MX_ERR_ARG, "request_id: %zu bytes, at most %d", strlen(m->request_id),
                        MX_MAX_REQUEST_ID);
     MX_TRY(read_sampling(&out->sampling, arena, m->sampling, err));
+    if (strcmp(info.name, m->model)) out->sampling.adapter = mx_generator_adapter(out->model, m->model);
     return read_prompt(mx_generator_tokenizer(out->model), arena, m, &out->prompt, err);
 }

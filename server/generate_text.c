@@ -70,7 +70,7 @@ MX_METHOD(mx_detokenize_begin)
     return MX_OK;
 }
 
-static void describe(const mx_app *app, const mx_generator *g, Merx__V1__Model *m)
+static bool describe(const mx_app *app, const mx_generator *g, Merx__V1__Model *m, mx_arena *a)
 {
     mx_generator_info info;
     mx_lane_stats lane = {0};
@@ -93,6 +93,10 @@ static void describe(const mx_app *app, const mx_generator *g, Merx__V1__Model *
     m->running = (int32_t)lane.running;
     m->waiting = (int32_t)lane.waiting;
     m->kv_usage = info.kv_pages ? 1 - (double)info.kv_pages_free / info.kv_pages : 0;
+    m->n_adapters = (size_t)mx_generator_adapters(g);
+    m->adapters = mx_arena_array(a, m->n_adapters, sizeof *m->adapters);
+    for (size_t i = 0; m->adapters && i < m->n_adapters; i++) m->adapters[i] = (char *)(uintptr_t)mx_generator_adapter_name(g, (int32_t)i + 1);
+    return m->adapters || !m->n_adapters;
 }
 
 static bool describe_encoder(const mx_app *app, const mx_embedder *e, Merx__V1__Model *m, mx_arena *a)
@@ -132,8 +136,8 @@ MX_METHOD(mx_list_models_begin)
     if (!models || !list) return too_large(err);
     for (size_t i = 0; i < n; i++) {
         list[i] = &models[i];
-        if (i < of) describe(app, app->models[i], &models[i]);
-        else if (!describe_encoder(app, app->encoders[i - of], &models[i], scratch)) return too_large(err);
+        if (!(i < of ? describe(app, app->models[i], &models[i], scratch) : describe_encoder(app, app->encoders[i - of], &models[i], scratch)))
+            return too_large(err);
     }
     Merx__V1__ListModelsResponse r = MERX__V1__LIST_MODELS_RESPONSE__INIT;
     r.n_models = n;

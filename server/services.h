@@ -50,7 +50,7 @@ typedef struct mx_text_request {
  * too mx_ids_free(&out->prompt) is due. */
 mx_status mx_text_request_read(mx_text_request *out, const mx_app *app, mx_arena *arena,
                                const Merx__V1__GenerateRequest *m, mx_error *err);
-/* Name "" is the first model. */
+/* Name "" is the first model; that of an adapter is the model it stands beside. */
 mx_status mx_find_model(mx_generator **out, const mx_app *app, const char *name, mx_error *err);
 mx_status mx_chat_read(const mx_tokenizer *t, mx_arena *arena, const Merx__V1__Chat *chat, mx_ids *out, mx_error *err);
 /* "<model>.generate", as models/generate.h names a model's lane. */

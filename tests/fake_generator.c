@@ -275,3 +275,22 @@ void mx_generation_stats_get(const mx_generation *r, mx_generation_stats *out)
     out->first_token_ns = r->first_ns - r->job.queued_ns;
     out->decode_ns = r->job.done_ns - r->first_ns;
 }
+
+/* Fakes have no adapters. */
+int32_t mx_generator_adapters(const mx_generator *g)
+{
+    (void)g;
+    return 0;
+}
+
+const char *mx_generator_adapter_name(const mx_generator *g, int32_t adapter)
+{
+    (void)g, (void)adapter;
+    return "";
+}
+
+int32_t mx_generator_adapter(const mx_generator *g, const char *name)
+{
+    (void)g, (void)name;
+    return 0;
+}
