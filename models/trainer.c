@@ -128,6 +128,7 @@ mx_status mx_trainer_open(mx_trainer **out, const char *run, const mx_learner *l
     t->plan.tokens = mx_dataset_tokens(train->data);
     mx_comm_shard(comm, learner->params->count, &t->shard_begin, &t->shard_end);
     MX_TRY_GOTO(st, open_memory(t, err), fail);
+    MX_TRY_GOTO(st, mx_comm_device(comm, &t->stream, err), fail);
     MX_TRY_GOTO(st, mx_trainer_resume(t, err), fail);
     *out = t;
     return MX_OK;
@@ -139,6 +140,7 @@ fail:
 void mx_trainer_close(mx_trainer *t)
 {
     if (!t) return;
+    mx_comm_device(t->comm, NULL, NULL);
     if (t->log) fclose(t->log);
     mx_batch_free(&t->batch);
     mx_stream_close(&t->stream);

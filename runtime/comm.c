@@ -1,5 +1,7 @@
-/* comm.c - one process, or whatever transport launched us. */
-#include "runtime/comm.h"
+/* comm.c - one process, or whatever transport launched us; device memory through it, or through NCCL. */
+#include "runtime/comm_device.h"
+
+#include "runtime/log.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -11,6 +13,11 @@ struct mx_comm {
     const mx_comm_ops *ops;   /* NULL: alone */
     void *impl;
     int   rank, size;
+    mx_stream *stream;        /* of the device whose memory is given; NULL: host memory */
+    const mx_comm_device_ops *device;      /* NULL: through host[] */
+    void  *device_impl;
+    float *host, *data;       /* host: a copy of data[count]       */
+    size_t room, count;
 };
 
 /* mpirun, srun and mpiexec tell their children how many they are. */
@@ -48,6 +55,7 @@ mx_status mx_comm_open(mx_comm **out, mx_error *err)
 void mx_comm_close(mx_comm *c)
 {
     if (!c) return;
+    mx_comm_device(c, NULL, NULL);
     if (c->ops) c->ops->close(c->impl);
     free(c);
 }
@@ -76,29 +84,112 @@ void mx_comm_shard(const mx_comm *c, size_t count, size_t *begin, size_t *end)
     mx_comm_shard_of(mx_comm_rank(c), mx_comm_size(c), count, begin, end);
 }
 
+/* ---- device memory -------------------------------------------------------------------- */
+
+int mx_comm_local_rank(const mx_comm *c)
+{
+    static const char *const names[] = {"OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID", "MV2_COMM_WORLD_LOCAL_RANK"};
+    for (size_t i = 0; mx_comm_size(c) > 1 && i < sizeof names / sizeof *names; i++)
+        if (getenv(names[i])) return atoi(getenv(names[i])) > 0 ? atoi(getenv(names[i])) : 0;
+    return 0;
+}
+
 static bool alone(const mx_comm *c)
 {
     return !c || !c->ops;
 }
 
+mx_status mx_comm_device(mx_comm *c, mx_stream *s, mx_error *err)
+{
+    if (alone(c)) return MX_OK;
+    if (c->device) c->device->close(c->device_impl);
+    c->device = NULL;
+    free(c->host);
+    c->host = NULL;
+    c->room = 0;
+    c->stream = s && s->dev->kind != MX_CPU ? s : NULL;
+#ifdef MX_WITH_CUDA
+    mx_error why = {0};
+    if (!c->stream || c->stream->dev->kind != MX_CUDA) return MX_OK;
+    mx_status st = mx_comm_nccl.open(&c->device_impl, c->stream, c, &why);
+    if (!st) c->device = &mx_comm_nccl;
+    else if (st != MX_ERR_UNAVAILABLE) return mx_fail(err, st, "%s", why.text);
+    else if (c->rank == 0) mx_log(MX_LOG_WARN, "comm", "%s: gradients go through host memory", why.text);
+#else
+    (void)err;
+#endif
+    return MX_OK;
+}
+
+/* data[begin, end) between the device and its copy. */
+static mx_status copy(mx_comm *c, bool up, size_t begin, size_t end, mx_error *err)
+{
+    const mx_device_ops *ops = c->stream->dev->ops;
+    if (begin < end && up) ops->upload(c->stream, c->data + begin, c->host + begin, (end - begin) * sizeof(float));
+    if (begin < end && !up) ops->download(c->stream, c->host + begin, c->data + begin, (end - begin) * sizeof(float));
+    return mx_stream_sync(c->stream, err);
+}
+
+static mx_status host_room(mx_comm *c, float *data, size_t count, mx_error *err)
+{
+    c->data = data;
+    c->count = count;
+    if (count <= c->room) return MX_OK;
+    free(c->host);
+    c->host = malloc(count * sizeof *c->host);
+    c->room = c->host ? count : 0;
+    return c->host ? MX_OK : mx_fail(err, MX_ERR_NO_MEMORY, "comm: a host copy of %zu numbers", count);
+}
+
+static mx_status reduce_through_host(mx_comm *c, mx_error *err)
+{
+    size_t begin, end;
+    mx_comm_shard(c, c->count, &begin, &end);
+    MX_TRY(copy(c, false, 0, c->count, err));
+    MX_TRY(c->ops->reduce_begin(c->impl, c->host, c->count, err));
+    c->ops->reduce_ready(c->impl, 0, c->count);
+    MX_TRY(c->ops->reduce_wait(c->impl, err));
+    return copy(c, true, begin, end, err);
+}
+
+static mx_status gather_through_host(mx_comm *c, float *data, size_t count, mx_error *err)
+{
+    size_t begin, end;
+    MX_TRY(host_room(c, data, count, err));
+    mx_comm_shard(c, count, &begin, &end);
+    MX_TRY(copy(c, false, begin, end, err));
+    MX_TRY(c->ops->gather(c->impl, c->host, count, err));
+    return copy(c, true, 0, count, err);
+}
+
+/* ---- sums and gathers --------------------------------------------------------------------- */
+
 mx_status mx_comm_reduce_begin(mx_comm *c, float *data, size_t count, mx_error *err)
 {
-    return alone(c) ? MX_OK : c->ops->reduce_begin(c->impl, data, count, err);
+    if (alone(c)) return MX_OK;
+    if (c->device) return c->device->reduce_begin(c->device_impl, data, count, err);
+    return c->stream ? host_room(c, data, count, err) : c->ops->reduce_begin(c->impl, data, count, err);
 }
 
 void mx_comm_reduce_ready(mx_comm *c, size_t first, size_t n)
 {
-    if (!alone(c)) c->ops->reduce_ready(c->impl, first, n);
+    if (alone(c)) return;
+    if (c->device) c->device->reduce_ready(c->device_impl, first, n);
+    else if (!c->stream) c->ops->reduce_ready(c->impl, first, n);
 }
 
 mx_status mx_comm_reduce_wait(mx_comm *c, mx_error *err)
 {
-    return alone(c) ? MX_OK : c->ops->reduce_wait(c->impl, err);
+    if (alone(c)) return MX_OK;
+    if (c->device) return c->device->reduce_wait(c->device_impl, err);
+    return c->stream ? reduce_through_host(c, err) : c->ops->reduce_wait(c->impl, err);
 }
 
 mx_status mx_comm_gather(mx_comm *c, float *data, size_t count, mx_error *err)
 {
-    return alone(c) ? MX_OK : c->ops->gather(c->impl, data, count, err);
+    if (alone(c)) return MX_OK;
+    if (c->device) return c->device->gather(c->device_impl, data, count, err);
+    return c->stream ? gather_through_host(c, data, count, err) : c->ops->gather(c->impl, data, count, err);
 }
 
 mx_status mx_comm_sum_doubles(mx_comm *c, double *x, size_t n, mx_error *err)

@@ -7,8 +7,7 @@
  * same bits every time.
  *
  * A program that mpirun did not launch is one process, and nothing of MPI is
- * touched.  Host memory here; on GPUs the same calls go to NCCL on a stream.
- * One thread calls; the transport has its own. */
+ * touched.  One thread calls; the transport has its own. */
 #ifndef MX_COMM_H
 #define MX_COMM_H
 
@@ -17,7 +16,12 @@
 #include <stdbool.h>
 #include <stddef.h>
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 typedef struct mx_comm mx_comm;
+typedef struct mx_stream mx_stream;
 
 /* Errors: MX_ERR_UNAVAILABLE (launched by mpirun, but built without MPI, or MPI
  * does not start). */
@@ -25,6 +29,15 @@ mx_status mx_comm_open(mx_comm **out, mx_error *err);
 void      mx_comm_close(mx_comm *c);
 int       mx_comm_rank(const mx_comm *c);
 int       mx_comm_size(const mx_comm *c);
+
+/* Which of the processes of this machine it is, from 0; 0 when nobody says. */
+int       mx_comm_local_rank(const mx_comm *c);
+
+/* From now on reduce and gather are given memory of s's device: between GPUs NCCL
+ * moves it beside the work of s; without its library, or on another device, it goes
+ * through host memory.  s NULL: host memory again.  All processes call it.  s must
+ * outlive that.  Errors: MX_ERR_NO_MEMORY, MX_ERR_UNAVAILABLE, MX_ERR_DEVICE. */
+mx_status mx_comm_device(mx_comm *c, mx_stream *s, mx_error *err);
 
 /* Elements [*begin, *end) of `count` are this process's: cut at multiples of 16. */
 void      mx_comm_shard(const mx_comm *c, size_t count, size_t *begin, size_t *end);
@@ -65,5 +78,9 @@ typedef struct mx_comm_ops {
 } mx_comm_ops;
 
 extern const mx_comm_ops mx_comm_mpi;      /* comm_mpi.c, when MPI was found */
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

@@ -55,6 +55,15 @@ static void prepare(run *r, mx_config *c)
     r->t = (mx_train_run){.config = c, .encoder = r->t.encoder, .reading = reading, .note = told, .ctx = r};
 }
 
+/* Processes of one machine that were not told which GPU take one each. */
+static int share_devices(const run *r, int device)
+{
+    int gpus = r->n_devices - 1;
+    bool named = strchr(mx_config_string(r->t.config, "device"), ':') != NULL;
+    if (named || mx_comm_size(r->comm) == 1 || r->devices[device].kind == MX_CPU || gpus < 2) return device;
+    return 1 + mx_comm_local_rank(r->comm) % gpus;
+}
+
 /* All but the trainer; learning: its data too. */
 static mx_status open_parts(run *r, bool learning, mx_error *err)
 {
@@ -68,7 +77,7 @@ static mx_status open_parts(run *r, bool learning, mx_error *err)
     MX_TRY(mx_topology_open(&r->topology, NULL, err));
     MX_TRY(mx_devices_open(&r->devices, &r->n_devices, &devices, err));
     MX_TRY(mx_device_find(r->devices, r->n_devices, mx_config_string(c, "device"), &device, err));
-    r->t.dev = &r->devices[device];
+    r->t.dev = &r->devices[share_devices(r, device)];
     mx_status st = mx_train_run_open(&r->t, learning, err);
     cli_progress_clear(&r->progress);
     return st;

@@ -5,6 +5,10 @@
 #include "runtime/comm.h"
 #include "tests/test.h"
 
+#ifndef MX_TEST_DEVICE
+#define MX_TEST_DEVICE 0              /* tests/cudasim builds it for the simulated GPU */
+#endif
+
 static mx_comm *comm;
 
 /* What rank r holds at i: rounding makes the order of a sum visible. */
@@ -119,9 +123,9 @@ static void train(bool together, double loss[6], float **weights, size_t *n)
     o.lr = 1e-2f;
     o.restart = true;
     o.save_every = 3;
-    snprintf(run, sizeof run, MX_BINARY_DIR "/test_comm.%d.%d", mx_comm_size(comm), together ? -1 : mx_comm_rank(comm));
+    snprintf(run, sizeof run, MX_BINARY_DIR "/test_comm.%d.%d.%d.%d", MX_TEST_DEVICE, getenv("CUDASIM_NO_NCCL") != NULL, mx_comm_size(comm), together ? -1 : mx_comm_rank(comm));
     CHECK_OK(mx_devices_open(&devs, &n_devs, &dev, &err), err);
-    CHECK_OK(mx_lm_open(&lm, devs, MX_SOURCE_DIR "/tests/golden/decoder/gpt2", &lmo, &err), err);
+    CHECK_OK(mx_lm_open(&lm, &devs[MX_TEST_DEVICE], MX_SOURCE_DIR "/tests/golden/decoder/gpt2", &lmo, &err), err);
     CHECK_OK(mx_dataset_open(&data, paths, 1, &ids, &opt, &err), err);
     CHECK_OK(mx_batches_open(&b, data, MX_PACK_DOCUMENTS, 96, 1, true, true, &err), err);
     mx_learner l = mx_lm_learner(lm);
