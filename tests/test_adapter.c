@@ -53,7 +53,7 @@ typedef struct house {
     mx_generator *g;
     pthread_mutex_t lock;
     pthread_cond_t  over;
-    int           left;
+    int           left, failed;
 } house;
 
 static bool house_open(house *h, const char *path, const char *const *adapters, int n_adapters)
@@ -114,6 +114,7 @@ static void ask(house *h, const int32_t *adapters, int n, said *out)
     }
     pthread_mutex_lock(&h->lock);
     while (h->left) pthread_cond_wait(&h->over, &h->lock);
+    CHECK(!h->failed);
     pthread_mutex_unlock(&h->lock);
     for (int i = 0; i < n; i++) {
         const mx_candidate *c = mx_generation_candidate(r[i], 0);

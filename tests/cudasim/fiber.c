@@ -19,7 +19,7 @@ int sim_warp_waiting[SIM_THREADS / 32];
 
 /* ---- options, errors, random numbers ------------------------------------------------------ */
 
-static int mode, lazy, abort_at_once = 1, failed, findings;
+static int mode, lazy = -1, abort_at_once = 1, failed, findings;
 static unsigned chaos;
 static uint32_t random_state = 1;
 static long fail_in;
@@ -30,7 +30,12 @@ static pthread_mutex_t lock = PTHREAD_RECURSIVE_MUTEX_INITIALIZER_NP;
 void sim_lock(void) { pthread_mutex_lock(&lock); }
 void sim_unlock(void) { pthread_mutex_unlock(&lock); }
 int sim_mode(void) { return mode; }
-int sim_lazy(void) { return lazy; }
+int sim_lazy(void)
+{
+    if (lazy < 0) lazy = getenv("CUDASIM_LAZY") != NULL;
+    return lazy;
+}
+
 const char *sim_message(void) { return message; }
 void cudasim_set_lazy(int on) { lazy = on; }
 void cudasim_set_chaos(unsigned n) { chaos = n; }
