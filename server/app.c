@@ -1,6 +1,7 @@
 /* app.c - devices, scheduler and models, made and closed in order. */
 #include "server/app.h"
 
+#include "server/experiments.h"
 #include "server/training.h"
 
 #include "runtime/log.h"
@@ -117,6 +118,7 @@ mx_status mx_app_load(mx_app *app, const char *spec, const mx_generator_options 
 void mx_app_close(mx_app *app, uint32_t grace_ms)
 {
     mx_training_close(app->training);
+    mx_experiments_close(app->experiments);
     if (app->scheduler) mx_scheduler_close(app->scheduler, grace_ms);
     for (int i = 0; i < app->n_models; i++) mx_generator_close(app->models[i]);
     for (int i = 0; i < app->n_encoders; i++) mx_embedder_close(app->encoders[i]);

@@ -16,6 +16,7 @@
 typedef enum mx_app_state { MX_APP_STARTING, MX_APP_SERVING, MX_APP_DRAINING } mx_app_state;
 
 struct mx_training;
+struct mx_experiments;
 
 enum { MX_APP_MODELS = 64 };      /* of each kind, at most */
 
@@ -36,6 +37,7 @@ struct mx_app {
     mx_generator_options defaults;   /* of models that are loaded later */
     pthread_mutex_t loading;      /* one model at a time      */
     struct mx_training *training; /* NULL: off                */
+    struct mx_experiments *experiments;
     /* mx_app_load with the defaults; services call it through here. */
     mx_status    (*load)(mx_app *app, const char *spec, mx_error *err);
 };

@@ -59,6 +59,8 @@ const mx_setting mx_settings[] = {
      "How long running work may finish after SIGTERM."},
     {"training-folder", 0, MX_SET_STRING, NULL, 0, 0, NULL, MX_CMD_SERVE | MX_GROUP_SERVER, "FOLDER",
      "Clients may submit training runs; they go here, and go on after a restart."},
+    {"experiments", 0, MX_SET_STRING, NULL, 0, 0, NULL, MX_CMD_SERVE | MX_GROUP_SERVER, "FILE",
+     "Experiments are served, and kept in this SQLite database."},
     {"training-data", 0, MX_SET_LIST, NULL, 0, 0, NULL, MX_CMD_SERVE | MX_GROUP_SERVER, "FOLDER",
      "Where training runs may read models and data, and Models.Load models; the training folder always counts."},
     {"server", 's', MX_SET_STRING, "127.0.0.1:50051", 0, 0, NULL, MX_CMD_CLIENT | MX_GROUP_SERVER, "HOST:PORT",

@@ -1,0 +1,61 @@
+/* store.h - what must outlive the server: experiments, decisions, outcomes.
+ *
+ * One thread uses a store.  What stands between begin and commit is there whole or
+ * not at all, and after commit it survives a crash and a power cut.  SQLite in WAL
+ * mode, synchronous FULL, fills this interface (store_sqlite.c, the only file that
+ * knows it); another database would fill the same calls. */
+#ifndef MX_STORE_H
+#define MX_STORE_H
+
+#include "runtime/status.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+typedef struct mx_store mx_store;
+
+/* Makes the file if need be.  Errors of all: MX_ERR_IO (path, what SQLite said). */
+mx_status mx_store_open(mx_store **out, const char *path, mx_error *err);
+void      mx_store_close(mx_store *s);
+
+mx_status mx_store_begin(mx_store *s, mx_error *err);
+mx_status mx_store_commit(mx_store *s, mx_error *err);
+void      mx_store_rollback(mx_store *s);
+
+/* ---- experiments ------------------------------------------------------------------- */
+
+typedef struct mx_experiment_row {
+    const char *id, *spec;        /* spec: JSON                                         */
+    int64_t     created_ms;
+    int32_t     paused, promoted; /* promoted: an arm, or -1                            */
+    const void *state;
+    size_t      state_size;
+} mx_experiment_row;
+mx_status mx_store_put_experiment(mx_store *s, const mx_experiment_row *r, mx_error *err);      /* new or changed */
+mx_status mx_store_each_experiment(mx_store *s, mx_status (*each)(void *ctx, const mx_experiment_row *r, mx_error *err), void *ctx, mx_error *err);
+
+enum { MX_DECISION_HOLDOUT = 1, MX_DECISION_STICKY = 2, MX_DECISION_FIXED = 4 };     /* FIXED: paused or promoted */
+
+typedef struct mx_decision_row {
+    int64_t       id;             /* given by the store                                 */
+    const char   *experiment, *unit;
+    int32_t       arm, flags;
+    double        propensity;
+    int64_t       version, ts_ms; /* version: of the state that decided                 */
+    const double *context;        /* [n_context]                                        */
+    int32_t       n_context;
+} mx_decision_row;
+mx_status mx_store_add_decision(mx_store *s, mx_decision_row *r, mx_error *err);
+/* Texts and context are valid until the next call.  *found false: none. */
+mx_status mx_store_get_decision(mx_store *s, int64_t id, mx_decision_row *out, bool *found, mx_error *err);
+/* The unit's first decision in an experiment that was the policy's own. */
+mx_status mx_store_first_decision(mx_store *s, const char *experiment, const char *unit, mx_decision_row *out, bool *found, mx_error *err);
+
+/* *duplicate: this decision has an outcome with this key already; nothing is added. */
+mx_status mx_store_add_outcome(mx_store *s, int64_t decision, const char *key, double value, int64_t ts_ms, bool learned, bool *duplicate, mx_error *err);
+/* Learned outcomes with their decisions, in the order they came. */
+mx_status mx_store_each_outcome(mx_store *s, const char *experiment,
+                                mx_status (*each)(void *ctx, const mx_decision_row *d, double value, int64_t ts_ms, mx_error *err), void *ctx, mx_error *err);
+
+#endif

@@ -1,0 +1,214 @@
+/* store_sqlite.c - store.h on SQLite; the only file that knows it. */
+#include "server/store.h"
+
+#include <sqlite3.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { PUT_EXPERIMENT, ALL_EXPERIMENTS, ADD_DECISION, GET_DECISION, FIRST_DECISION, ADD_OUTCOME, ALL_OUTCOMES, STATEMENTS };
+
+static const char *const text_of[STATEMENTS] = {
+    [PUT_EXPERIMENT] = "INSERT INTO experiments(id, spec, created_ms, paused, promoted, state) VALUES(?,?,?,?,?,?) "
+                       "ON CONFLICT(id) DO UPDATE SET paused=excluded.paused, promoted=excluded.promoted, state=excluded.state",
+    [ALL_EXPERIMENTS] = "SELECT id, spec, created_ms, paused, promoted, state FROM experiments ORDER BY created_ms, id",
+    [ADD_DECISION] = "INSERT INTO decisions(experiment, unit, arm, flags, propensity, version, ts_ms, context) VALUES(?,?,?,?,?,?,?,?)",
+    [GET_DECISION] = "SELECT id, experiment, unit, arm, flags, propensity, version, ts_ms, context FROM decisions WHERE id=?",
+    [FIRST_DECISION] = "SELECT id, experiment, unit, arm, flags, propensity, version, ts_ms, context FROM decisions "
+                       "WHERE experiment=? AND unit=? AND flags=0 ORDER BY id LIMIT 1",
+    [ADD_OUTCOME] = "INSERT INTO outcomes(decision, key, value, ts_ms, learned) VALUES(?,?,?,?,?) ON CONFLICT(decision, key) DO NOTHING",
+    [ALL_OUTCOMES] = "SELECT d.id, d.experiment, d.unit, d.arm, d.flags, d.propensity, d.version, d.ts_ms, d.context, o.value, o.ts_ms "
+                     "FROM outcomes o JOIN decisions d ON d.id=o.decision WHERE d.experiment=? AND o.learned=1 ORDER BY o.seq",
+};
+
+static const char schema[] =
+    "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA foreign_keys=ON;"
+    "CREATE TABLE IF NOT EXISTS experiments(id TEXT PRIMARY KEY, spec TEXT NOT NULL, created_ms INTEGER NOT NULL, paused INTEGER NOT NULL,"
+    " promoted INTEGER NOT NULL, state BLOB NOT NULL) WITHOUT ROWID;"
+    "CREATE TABLE IF NOT EXISTS decisions(id INTEGER PRIMARY KEY AUTOINCREMENT, experiment TEXT NOT NULL REFERENCES experiments(id), unit TEXT NOT NULL,"
+    " arm INTEGER NOT NULL, flags INTEGER NOT NULL, propensity REAL NOT NULL, version INTEGER NOT NULL, ts_ms INTEGER NOT NULL, context BLOB);"
+    "CREATE INDEX IF NOT EXISTS decisions_by_unit ON decisions(experiment, unit, id);"
+    "CREATE TABLE IF NOT EXISTS outcomes(seq INTEGER PRIMARY KEY AUTOINCREMENT, decision INTEGER NOT NULL REFERENCES decisions(id), key TEXT NOT NULL,"
+    " value REAL NOT NULL, ts_ms INTEGER NOT NULL, learned INTEGER NOT NULL, UNIQUE(decision, key));";
+
+struct mx_store {
+    sqlite3      *db;
+    sqlite3_stmt *statement[STATEMENTS];
+    double       *context;        /* of the row that was read last: aligned */
+    size_t        context_room;
+};
+
+static mx_status failed(const mx_store *s, const char *what, mx_error *err)
+{
+    return mx_fail(err, MX_ERR_IO, "store: %s: %s", what, s->db ? sqlite3_errmsg(s->db) : "out of memory");
+}
+
+mx_status mx_store_open(mx_store **out, const char *path, mx_error *err)
+{
+    mx_store *s = calloc(1, sizeof *s);
+    *out = NULL;
+    if (!s) return mx_fail(err, MX_ERR_NO_MEMORY, "store");
+    bool ok = sqlite3_open_v2(path, &s->db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_NOMUTEX, NULL) == SQLITE_OK;
+    if (ok) sqlite3_busy_timeout(s->db, 5000);
+    ok = ok && sqlite3_exec(s->db, schema, NULL, NULL, NULL) == SQLITE_OK;
+    for (int i = 0; ok && i < STATEMENTS; i++) ok = sqlite3_prepare_v3(s->db, text_of[i], -1, SQLITE_PREPARE_PERSISTENT, &s->statement[i], NULL) == SQLITE_OK;
+    if (ok) {
+        *out = s;
+        return MX_OK;
+    }
+    mx_status st = failed(s, path, err);
+    mx_store_close(s);
+    return st;
+}
+
+void mx_store_close(mx_store *s)
+{
+    if (!s) return;
+    for (int i = 0; i < STATEMENTS; i++) sqlite3_finalize(s->statement[i]);
+    sqlite3_close(s->db);
+    free(s->context);
+    free(s);
+}
+
+static mx_status simple(mx_store *s, const char *sql, mx_error *err)
+{
+    return sqlite3_exec(s->db, sql, NULL, NULL, NULL) == SQLITE_OK ? MX_OK : failed(s, sql, err);
+}
+
+mx_status mx_store_begin(mx_store *s, mx_error *err) { return simple(s, "BEGIN IMMEDIATE", err); }
+mx_status mx_store_commit(mx_store *s, mx_error *err) { return simple(s, "COMMIT", err); }
+void      mx_store_rollback(mx_store *s) { sqlite3_exec(s->db, "ROLLBACK", NULL, NULL, NULL); }
+
+static sqlite3_stmt *fresh(mx_store *s, int which)
+{
+    sqlite3_reset(s->statement[which]);
+    sqlite3_clear_bindings(s->statement[which]);
+    return s->statement[which];
+}
+
+static mx_status run(mx_store *s, sqlite3_stmt *q, const char *what, mx_error *err)
+{
+    int code = sqlite3_step(q);
+    mx_status st = code == SQLITE_DONE ? MX_OK : failed(s, what, err);
+    sqlite3_reset(q);
+    return st;
+}
+
+/* ---- experiments ------------------------------------------------------------------------ */
+
+mx_status mx_store_put_experiment(mx_store *s, const mx_experiment_row *r, mx_error *err)
+{
+    sqlite3_stmt *q = fresh(s, PUT_EXPERIMENT);
+    sqlite3_bind_text(q, 1, r->id, -1, SQLITE_STATIC);
+    sqlite3_bind_text(q, 2, r->spec, -1, SQLITE_STATIC);
+    sqlite3_bind_int64(q, 3, r->created_ms);
+    sqlite3_bind_int(q, 4, r->paused);
+    sqlite3_bind_int(q, 5, r->promoted);
+    sqlite3_bind_blob64(q, 6, r->state, r->state_size, SQLITE_STATIC);
+    return run(s, q, "an experiment", err);
+}
+
+mx_status mx_store_each_experiment(mx_store *s, mx_status (*each)(void *ctx, const mx_experiment_row *r, mx_error *err), void *ctx, mx_error *err)
+{
+    sqlite3_stmt *q = fresh(s, ALL_EXPERIMENTS);
+    mx_status st = MX_OK;
+    int code = SQLITE_DONE;
+    while (!st && (code = sqlite3_step(q)) == SQLITE_ROW) {
+        mx_experiment_row r = {(const char *)sqlite3_column_text(q, 0), (const char *)sqlite3_column_text(q, 1), sqlite3_column_int64(q, 2),
+                               sqlite3_column_int(q, 3), sqlite3_column_int(q, 4), sqlite3_column_blob(q, 5), (size_t)sqlite3_column_bytes(q, 5)};
+        st = each(ctx, &r, err);
+    }
+    if (!st && code != SQLITE_DONE) st = failed(s, "reading experiments", err);
+    sqlite3_reset(q);
+    return st;
+}
+
+/* ---- decisions ---------------------------------------------------------------------------- */
+
+mx_status mx_store_add_decision(mx_store *s, mx_decision_row *r, mx_error *err)
+{
+    sqlite3_stmt *q = fresh(s, ADD_DECISION);
+    sqlite3_bind_text(q, 1, r->experiment, -1, SQLITE_STATIC);
+    sqlite3_bind_text(q, 2, r->unit, -1, SQLITE_STATIC);
+    sqlite3_bind_int(q, 3, r->arm);
+    sqlite3_bind_int(q, 4, r->flags);
+    sqlite3_bind_double(q, 5, r->propensity);
+    sqlite3_bind_int64(q, 6, r->version);
+    sqlite3_bind_int64(q, 7, r->ts_ms);
+    if (r->n_context) sqlite3_bind_blob(q, 8, r->context, r->n_context * (int)sizeof(double), SQLITE_STATIC);
+    MX_TRY(run(s, q, "a decision", err));
+    r->id = sqlite3_last_insert_rowid(s->db);
+    return MX_OK;
+}
+
+static mx_status read_decision(mx_store *s, sqlite3_stmt *q, mx_decision_row *r, mx_error *err)
+{
+    size_t bytes = (size_t)sqlite3_column_bytes(q, 8);
+    if (bytes > s->context_room) {
+        double *grown = realloc(s->context, bytes);
+        if (!grown) return mx_fail(err, MX_ERR_NO_MEMORY, "store: a context of %zu bytes", bytes);
+        s->context = grown;
+        s->context_room = bytes;
+    }
+    if (bytes) memcpy(s->context, sqlite3_column_blob(q, 8), bytes);
+    *r = (mx_decision_row){.id = sqlite3_column_int64(q, 0), .experiment = (const char *)sqlite3_column_text(q, 1),
+                           .unit = (const char *)sqlite3_column_text(q, 2), .arm = sqlite3_column_int(q, 3), .flags = sqlite3_column_int(q, 4),
+                           .propensity = sqlite3_column_double(q, 5), .version = sqlite3_column_int64(q, 6), .ts_ms = sqlite3_column_int64(q, 7),
+                           .context = bytes ? s->context : NULL, .n_context = (int32_t)(bytes / sizeof(double))};
+    return MX_OK;
+}
+
+/* The statement stays on its row, which keeps the texts, until the next call of it. */
+static mx_status one_decision(mx_store *s, sqlite3_stmt *q, mx_decision_row *out, bool *found, mx_error *err)
+{
+    int code = sqlite3_step(q);
+    *found = code == SQLITE_ROW;
+    if (*found) return read_decision(s, q, out, err);
+    return code == SQLITE_DONE ? MX_OK : failed(s, "reading a decision", err);
+}
+
+mx_status mx_store_get_decision(mx_store *s, int64_t id, mx_decision_row *out, bool *found, mx_error *err)
+{
+    sqlite3_stmt *q = fresh(s, GET_DECISION);
+    sqlite3_bind_int64(q, 1, id);
+    return one_decision(s, q, out, found, err);
+}
+
+mx_status mx_store_first_decision(mx_store *s, const char *experiment, const char *unit, mx_decision_row *out, bool *found, mx_error *err)
+{
+    sqlite3_stmt *q = fresh(s, FIRST_DECISION);
+    sqlite3_bind_text(q, 1, experiment, -1, SQLITE_STATIC);
+    sqlite3_bind_text(q, 2, unit, -1, SQLITE_STATIC);
+    return one_decision(s, q, out, found, err);
+}
+
+/* ---- outcomes ------------------------------------------------------------------------------- */
+
+mx_status mx_store_add_outcome(mx_store *s, int64_t decision, const char *key, double value, int64_t ts_ms, bool learned, bool *duplicate, mx_error *err)
+{
+    sqlite3_stmt *q = fresh(s, ADD_OUTCOME);
+    sqlite3_bind_int64(q, 1, decision);
+    sqlite3_bind_text(q, 2, key, -1, SQLITE_STATIC);
+    sqlite3_bind_double(q, 3, value);
+    sqlite3_bind_int64(q, 4, ts_ms);
+    sqlite3_bind_int(q, 5, learned);
+    MX_TRY(run(s, q, "an outcome", err));
+    *duplicate = sqlite3_changes(s->db) == 0;
+    return MX_OK;
+}
+
+mx_status mx_store_each_outcome(mx_store *s, const char *experiment,
+                                mx_status (*each)(void *ctx, const mx_decision_row *d, double value, int64_t ts_ms, mx_error *err), void *ctx, mx_error *err)
+{
+    sqlite3_stmt *q = fresh(s, ALL_OUTCOMES);
+    mx_status st = MX_OK;
+    int code = SQLITE_DONE;
+    sqlite3_bind_text(q, 1, experiment, -1, SQLITE_STATIC);
+    while (!st && (code = sqlite3_step(q)) == SQLITE_ROW) {
+        mx_decision_row d;
+        st = read_decision(s, q, &d, err);
+        if (!st) st = each(ctx, &d, sqlite3_column_double(q, 9), sqlite3_column_int64(q, 10), err);
+    }
+    if (!st && code != SQLITE_DONE) st = failed(s, "reading outcomes", err);
+    sqlite3_reset(q);
+    return st;
+}
