@@ -149,7 +149,7 @@ static int pieces(const draw *d, int n, double *cut)
 /* p[i] += weight * density of arm i at x, times that all others are below. */
 static void add_point(const draw *d, int n, double x, double weight, double *p)
 {
-    double f[MX_BANDIT_ARMS], after[MX_BANDIT_ARMS + 1], before = 1;
+    double f[MX_BANDIT_ARMS] = {0}, after[MX_BANDIT_ARMS + 1], before = 1;
     after[n] = 1;
     for (int i = n - 1; i >= 0; i--) {
         f[i] = below(&d[i], x);

@@ -209,7 +209,8 @@ mx_status lm_list_adapter(mx_lm *m, mx_error *err)
         for (int i = 0; i < n; i++) {
             if (!(o->targets >> i & 1)) continue;
             lm_lora *a = &t[i].product->lora[t[i].product->n_lora++];
-            *a = (lm_lora){.first = t[i].first, .rows = t[i].rows, .slot = slot++};
+            *a = (lm_lora){.first = t[i].first, .rows = t[i].rows, .slot = slot};
+            slot++;
             /* the variance of PEFT's uniform(-1/sqrt(C), 1/sqrt(C)); B begins at 0, so the model does too */
             MX_TRY(mx_params_init(&m->adapter, next, 1 / sqrtf(3 * (float)t[i].cols), m->opt.seed, err));
             bind(&m->adapter, &next, 1, &a->a, &a->da);
