@@ -38,6 +38,7 @@ typedef struct helper {
 } helper;
 
 struct mx_pool {
+    pthread_mutex_t turn;      /* one region at a time */
     /* Written by the caller before a region opens. */
     void      (*fn)(void *ctx, int64_t part, int thread);
     void       *ctx;
@@ -169,6 +170,7 @@ mx_status mx_pool_open(mx_pool **out, const mx_pool_config *c, mx_error *err)
     mx_pool *p = aligned_alloc(LINE, sizeof *p);     /* a multiple of LINE by its own alignment */
     if (!p) return mx_fail(err, MX_ERR_NO_MEMORY, "thread pool: out of memory");
     memset(p, 0, sizeof *p);
+    pthread_mutex_init(&p->turn, NULL);
     p->threads = c->threads;
     p->started = 1;
     p->spin_ns = (uint64_t)c->spin_us * 1000;
@@ -202,6 +204,7 @@ void mx_pool_close(mx_pool *p)
     for (int i = 1; i < p->started; i++) pthread_join(p->helpers[i - 1].thread, NULL);
     free(p->cpus);
     free(p->helpers);
+    pthread_mutex_destroy(&p->turn);
     free(p);
 }
 
@@ -222,6 +225,7 @@ void mx_pool_run(mx_pool *p, int64_t parts, void (*fn)(void *ctx, int64_t part, 
         return;
     }
     if (parts <= 0) return;
+    pthread_mutex_lock(&p->turn);
     unsigned before = atomic_load_explicit(&p->closed, memory_order_relaxed);
     p->fn = fn;
     p->ctx = ctx;
@@ -234,8 +238,10 @@ void mx_pool_run(mx_pool *p, int64_t parts, void (*fn)(void *ctx, int64_t part, 
         futex_wake(&p->opened, (int)helpers);
     }
     work(p, 0);
-    if (spin_until_changed(&p->closed, before, p->spin_ns)) return;
-    atomic_store(&p->caller_sleeps, true);
-    while (atomic_load(&p->closed) == before) futex_wait(&p->closed, before);
-    atomic_store(&p->caller_sleeps, false);
+    if (!spin_until_changed(&p->closed, before, p->spin_ns)) {
+        atomic_store(&p->caller_sleeps, true);
+        while (atomic_load(&p->closed) == before) futex_wait(&p->closed, before);
+        atomic_store(&p->caller_sleeps, false);
+    }
+    pthread_mutex_unlock(&p->turn);
 }

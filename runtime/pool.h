@@ -32,7 +32,8 @@ int       mx_pool_threads(const mx_pool *p);
 void      mx_pool_bind_caller(mx_pool *p);
 
 /* fn(ctx, part, thread) for part in 0..parts-1; thread in 0..threads-1 names
- * per-thread scratch.  One caller at a time; not reentrant. */
+ * per-thread scratch.  Any thread may call: regions take turns (a model is loaded while
+ * the worker computes).  Not reentrant. */
 void      mx_pool_run(mx_pool *p, int64_t parts, void (*fn)(void *ctx, int64_t part, int thread), void *ctx);
 
 #endif

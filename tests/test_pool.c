@@ -191,5 +191,41 @@ static void dispatch_cost(void)
     }
 }
 
-MX_TESTS(TEST(each_part_once), TEST(many_regions), TEST(busy_cores), TEST(binding), TEST(refused),
+/* A model is loaded, or a training run opened, while the device's worker computes: regions take turns. */
+enum { CALLER_REGIONS = 20000, CALLER_PARTS = 64 };
+
+typedef struct caller {
+    mx_pool *pool;
+    counted  c;
+    uint64_t wrong;
+} caller;
+
+static void *call_often(void *arg)
+{
+    caller *a = arg;
+    for (int r = 0; r < CALLER_REGIONS; r++) {
+        memset(&a->c, 0, sizeof a->c);
+        a->c.threads = mx_pool_threads(a->pool);
+        mx_pool_run(a->pool, CALLER_PARTS, count, &a->c);
+        for (int part = 0; part < CALLER_PARTS; part++) a->wrong += a->c.times[part] != 1;
+        a->wrong += atomic_load(&a->c.wrong);
+    }
+    return NULL;
+}
+
+static void two_callers(void)
+{
+    static caller a[2];
+    pthread_t other;
+    mx_pool *p = open_pool(3, 50, NULL);
+    if (!p) return;
+    for (int i = 0; i < 2; i++) a[i] = (caller){.pool = p};
+    CHECK(!pthread_create(&other, NULL, call_often, &a[1]));
+    call_often(&a[0]);
+    pthread_join(other, NULL);
+    CHECK_MSG(!a[0].wrong && !a[1].wrong, "%" PRIu64 " and %" PRIu64 " wrong", a[0].wrong, a[1].wrong);
+    mx_pool_close(p);
+}
+
+MX_TESTS(TEST(each_part_once), TEST(many_regions), TEST(busy_cores), TEST(binding), TEST(refused), TEST(two_callers),
          TEST(dispatch_cost))
