@@ -36,7 +36,7 @@ json.dump({"architectures": ["BertForMaskedLM"], "model_type": "bert", "vocab_si
            "dtype": "float32"}, open(out + "/model/config.json", "w"), indent=1)
 PY
 "$merx" train encoder --model "$out/model" --from-scratch --data "$out/train.jsonl" --eval-data "$out/held.jsonl" --run "$out/run_words" \
-    --batch 128 --micro-rows 8192 --epochs "${WORD_EPOCHS:-4}" --lr 2e-3 --warmup 100 --mask-rate 0.2 --eval-every 200 --save-every 200 \
+    --batch 128 --micro-rows 8192 --epochs "${WORD_EPOCHS:-8}" --lr 2e-3 --warmup 100 --mask-rate 0.2 --eval-every 200 --save-every 200 \
     ${THREADS:+--threads "$THREADS"}
 last=$(ls -d "$out"/run_words/checkpoint-* | tail -1)
 "$merx" train encoder --task classify --label-names negative --label-names positive --model "$last" --data "$out/train.jsonl" \

@@ -2,6 +2,7 @@
 #include "server/app.h"
 
 #include "server/experiments.h"
+#include "server/pricing.h"
 #include "server/training.h"
 
 #include "runtime/log.h"
@@ -119,6 +120,7 @@ void mx_app_close(mx_app *app, uint32_t grace_ms)
 {
     mx_training_close(app->training);
     mx_experiments_close(app->experiments);
+    mx_pricing_close(app->pricing);
     if (app->scheduler) mx_scheduler_close(app->scheduler, grace_ms);
     for (int i = 0; i < app->n_models; i++) mx_generator_close(app->models[i]);
     for (int i = 0; i < app->n_encoders; i++) mx_embedder_close(app->encoders[i]);

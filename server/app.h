@@ -17,6 +17,7 @@ typedef enum mx_app_state { MX_APP_STARTING, MX_APP_SERVING, MX_APP_DRAINING } m
 
 struct mx_training;
 struct mx_experiments;
+struct mx_pricing;
 
 enum { MX_APP_MODELS = 64 };      /* of each kind, at most */
 
@@ -38,6 +39,7 @@ struct mx_app {
     pthread_mutex_t loading;      /* one model at a time      */
     struct mx_training *training; /* NULL: off                */
     struct mx_experiments *experiments;
+    struct mx_pricing *pricing;
     /* mx_app_load with the defaults; services call it through here. */
     mx_status    (*load)(mx_app *app, const char *spec, mx_error *err);
 };

@@ -3,6 +3,7 @@
 
 #include "runtime/log.h"
 #include "server/experiments.h"
+#include "server/pricing.h"
 #include "server/rpc.h"
 #include "server/training.h"
 
@@ -71,7 +72,7 @@ mx_status cli_open_app(mx_app *app, mx_config *c, mx_error *err)
 {
     const char *const *specs;
     int n = mx_config_list(c, "model", &specs);
-    if (!n && !mx_config_string(c, "training-folder") && !mx_config_string(c, "experiments")) return mx_fail(err, MX_ERR_ARG, "no model: give one with --model PATH (a Hugging Face folder or a .gguf file)");
+    if (!n && !mx_config_string(c, "training-folder") && !mx_config_string(c, "experiments") && !mx_config_string(c, "pricing")) return mx_fail(err, MX_ERR_ARG, "no model: give one with --model PATH (a Hugging Face folder or a .gguf file)");
     mx_generator_options o = options_of(c);
     MX_TRY(mx_app_open(app, c, err));
     app->defaults = o;
@@ -102,6 +103,12 @@ static mx_status open_experiments(mx_app *app, const mx_config *c, mx_error *err
     return file ? mx_experiments_open(&app->experiments, file, err) : MX_OK;
 }
 
+static mx_status open_pricing(mx_app *app, const mx_config *c, mx_error *err)
+{
+    const char *file = mx_config_string(c, "pricing");
+    return file ? mx_pricing_open(&app->pricing, file, mx_config_float(c, "price-exploration"), err) : MX_OK;
+}
+
 int mx_cli_serve(mx_config *c, int n, char **rest)
 {
     mx_error err = {0};
@@ -112,7 +119,7 @@ int mx_cli_serve(mx_config *c, int n, char **rest)
     cli_hold_signals(&stop);
     signal(SIGPIPE, SIG_IGN);
     if (cli_open_app(&app, c, &err)) return cli_failed(&err);
-    if (open_training(&app, c, &err) || open_experiments(&app, c, &err)) {
+    if (open_training(&app, c, &err) || open_experiments(&app, c, &err) || open_pricing(&app, c, &err)) {
         mx_app_close(&app, 0);
         return cli_failed(&err);
     }

@@ -58,4 +58,24 @@ mx_status mx_store_add_outcome(mx_store *s, int64_t decision, const char *key, d
 mx_status mx_store_each_outcome(mx_store *s, const char *experiment,
                                 mx_status (*each)(void *ctx, const mx_decision_row *d, double value, int64_t ts_ms, mx_error *err), void *ctx, mx_error *err);
 
+/* ---- documents and a log: bytes that the services understand --------------------------- */
+
+typedef struct mx_log_row {
+    int64_t     id, ts_ms;
+    const char *kind, *key;       /* key: unique within its kind; NULL: none              */
+    const void *data;
+    size_t      size;
+} mx_log_row;
+
+mx_status mx_store_put_document(mx_store *s, const char *kind, const char *key, const void *data, size_t size, mx_error *err);
+mx_status mx_store_each_document(mx_store *s, const char *kind, mx_status (*each)(void *ctx, const char *key, const void *data, size_t size, mx_error *err),
+                                 void *ctx, mx_error *err);
+/* id 0: the store gives one.  *duplicate: the key is there already, nothing is added. */
+mx_status mx_store_add_log(mx_store *s, mx_log_row *r, bool *duplicate, mx_error *err);
+mx_status mx_store_replace_log(mx_store *s, int64_t id, const void *data, size_t size, mx_error *err);
+/* Its bytes are valid until the next call. */
+mx_status mx_store_get_log(mx_store *s, int64_t id, mx_log_row *out, bool *found, mx_error *err);
+mx_status mx_store_each_log(mx_store *s, const char *kind, mx_status (*each)(void *ctx, const mx_log_row *r, mx_error *err), void *ctx, mx_error *err);
+mx_status mx_store_last_log(mx_store *s, int64_t *id, mx_error *err);
+
 #endif

@@ -5,7 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { PUT_EXPERIMENT, ALL_EXPERIMENTS, ADD_DECISION, GET_DECISION, FIRST_DECISION, ADD_OUTCOME, ALL_OUTCOMES, STATEMENTS };
+enum { PUT_EXPERIMENT, ALL_EXPERIMENTS, ADD_DECISION, GET_DECISION, FIRST_DECISION, ADD_OUTCOME, ALL_OUTCOMES, PUT_DOCUMENT, ALL_DOCUMENTS,
+       ADD_LOG, REPLACE_LOG, GET_LOG, ALL_LOG, LAST_LOG, STATEMENTS };
 
 static const char *const text_of[STATEMENTS] = {
     [PUT_EXPERIMENT] = "INSERT INTO experiments(id, spec, created_ms, paused, promoted, state) VALUES(?,?,?,?,?,?) "
@@ -18,6 +19,13 @@ static const char *const text_of[STATEMENTS] = {
     [ADD_OUTCOME] = "INSERT INTO outcomes(decision, key, value, ts_ms, learned) VALUES(?,?,?,?,?) ON CONFLICT(decision, key) DO NOTHING",
     [ALL_OUTCOMES] = "SELECT d.id, d.experiment, d.unit, d.arm, d.flags, d.propensity, d.version, d.ts_ms, d.context, o.value, o.ts_ms "
                      "FROM outcomes o JOIN decisions d ON d.id=o.decision WHERE d.experiment=? AND o.learned=1 ORDER BY o.seq",
+    [PUT_DOCUMENT] = "INSERT INTO documents(kind, key, data) VALUES(?,?,?) ON CONFLICT(kind, key) DO UPDATE SET data=excluded.data",
+    [ALL_DOCUMENTS] = "SELECT key, data FROM documents WHERE kind=? ORDER BY key",
+    [ADD_LOG] = "INSERT INTO log(id, kind, key, ts_ms, data) VALUES(?,?,?,?,?) ON CONFLICT(kind, key) DO NOTHING",
+    [REPLACE_LOG] = "UPDATE log SET data=? WHERE id=?",
+    [GET_LOG] = "SELECT id, kind, key, ts_ms, data FROM log WHERE id=?",
+    [ALL_LOG] = "SELECT id, kind, key, ts_ms, data FROM log WHERE kind=? ORDER BY id",
+    [LAST_LOG] = "SELECT ifnull(max(id), 0) FROM log",
 };
 
 static const char schema[] =
@@ -28,7 +36,9 @@ static const char schema[] =
     " arm INTEGER NOT NULL, flags INTEGER NOT NULL, propensity REAL NOT NULL, version INTEGER NOT NULL, ts_ms INTEGER NOT NULL, context BLOB);"
     "CREATE INDEX IF NOT EXISTS decisions_by_unit ON decisions(experiment, unit, id);"
     "CREATE TABLE IF NOT EXISTS outcomes(seq INTEGER PRIMARY KEY AUTOINCREMENT, decision INTEGER NOT NULL REFERENCES decisions(id), key TEXT NOT NULL,"
-    " value REAL NOT NULL, ts_ms INTEGER NOT NULL, learned INTEGER NOT NULL, UNIQUE(decision, key));";
+    " value REAL NOT NULL, ts_ms INTEGER NOT NULL, learned INTEGER NOT NULL, UNIQUE(decision, key));"
+    "CREATE TABLE IF NOT EXISTS documents(kind TEXT NOT NULL, key TEXT NOT NULL, data BLOB NOT NULL, PRIMARY KEY(kind, key)) WITHOUT ROWID;"
+    "CREATE TABLE IF NOT EXISTS log(id INTEGER PRIMARY KEY, kind TEXT NOT NULL, key TEXT, ts_ms INTEGER NOT NULL, data BLOB NOT NULL, UNIQUE(kind, key));";
 
 struct mx_store {
     sqlite3      *db;
@@ -211,4 +221,91 @@ mx_status mx_store_each_outcome(mx_store *s, const char *experiment,
     if (!st && code != SQLITE_DONE) st = failed(s, "reading outcomes", err);
     sqlite3_reset(q);
     return st;
+}
+
+/* ---- documents and the log --------------------------------------------------------------------- */
+
+mx_status mx_store_put_document(mx_store *s, const char *kind, const char *key, const void *data, size_t size, mx_error *err)
+{
+    sqlite3_stmt *q = fresh(s, PUT_DOCUMENT);
+    sqlite3_bind_text(q, 1, kind, -1, SQLITE_STATIC);
+    sqlite3_bind_text(q, 2, key, -1, SQLITE_STATIC);
+    sqlite3_bind_blob64(q, 3, size ? data : "", size, SQLITE_STATIC);
+    return run(s, q, "a document", err);
+}
+
+mx_status mx_store_each_document(mx_store *s, const char *kind, mx_status (*each)(void *ctx, const char *key, const void *data, size_t size, mx_error *err),
+                                 void *ctx, mx_error *err)
+{
+    sqlite3_stmt *q = fresh(s, ALL_DOCUMENTS);
+    mx_status st = MX_OK;
+    int code = SQLITE_DONE;
+    sqlite3_bind_text(q, 1, kind, -1, SQLITE_STATIC);
+    while (!st && (code = sqlite3_step(q)) == SQLITE_ROW)
+        st = each(ctx, (const char *)sqlite3_column_text(q, 0), sqlite3_column_blob(q, 1), (size_t)sqlite3_column_bytes(q, 1), err);
+    if (!st && code != SQLITE_DONE) st = failed(s, "reading documents", err);
+    sqlite3_reset(q);
+    return st;
+}
+
+mx_status mx_store_add_log(mx_store *s, mx_log_row *r, bool *duplicate, mx_error *err)
+{
+    sqlite3_stmt *q = fresh(s, ADD_LOG);
+    if (r->id) sqlite3_bind_int64(q, 1, r->id);
+    sqlite3_bind_text(q, 2, r->kind, -1, SQLITE_STATIC);
+    if (r->key) sqlite3_bind_text(q, 3, r->key, -1, SQLITE_STATIC);
+    sqlite3_bind_int64(q, 4, r->ts_ms);
+    sqlite3_bind_blob64(q, 5, r->size ? r->data : "", r->size, SQLITE_STATIC);
+    MX_TRY(run(s, q, "the log", err));
+    *duplicate = sqlite3_changes(s->db) == 0;
+    if (!*duplicate) r->id = sqlite3_last_insert_rowid(s->db);
+    return MX_OK;
+}
+
+mx_status mx_store_replace_log(mx_store *s, int64_t id, const void *data, size_t size, mx_error *err)
+{
+    sqlite3_stmt *q = fresh(s, REPLACE_LOG);
+    sqlite3_bind_blob64(q, 1, size ? data : "", size, SQLITE_STATIC);
+    sqlite3_bind_int64(q, 2, id);
+    return run(s, q, "the log", err);
+}
+
+static mx_log_row log_row(sqlite3_stmt *q)
+{
+    return (mx_log_row){.id = sqlite3_column_int64(q, 0), .kind = (const char *)sqlite3_column_text(q, 1), .key = (const char *)sqlite3_column_text(q, 2),
+                        .ts_ms = sqlite3_column_int64(q, 3), .data = sqlite3_column_blob(q, 4), .size = (size_t)sqlite3_column_bytes(q, 4)};
+}
+
+mx_status mx_store_get_log(mx_store *s, int64_t id, mx_log_row *out, bool *found, mx_error *err)
+{
+    sqlite3_stmt *q = fresh(s, GET_LOG);
+    sqlite3_bind_int64(q, 1, id);
+    int code = sqlite3_step(q);
+    *found = code == SQLITE_ROW;
+    if (*found) *out = log_row(q);
+    return *found || code == SQLITE_DONE ? MX_OK : failed(s, "reading the log", err);
+}
+
+mx_status mx_store_each_log(mx_store *s, const char *kind, mx_status (*each)(void *ctx, const mx_log_row *r, mx_error *err), void *ctx, mx_error *err)
+{
+    sqlite3_stmt *q = fresh(s, ALL_LOG);
+    mx_status st = MX_OK;
+    int code = SQLITE_DONE;
+    sqlite3_bind_text(q, 1, kind, -1, SQLITE_STATIC);
+    while (!st && (code = sqlite3_step(q)) == SQLITE_ROW) {
+        mx_log_row r = log_row(q);
+        st = each(ctx, &r, err);
+    }
+    if (!st && code != SQLITE_DONE) st = failed(s, "reading the log", err);
+    sqlite3_reset(q);
+    return st;
+}
+
+mx_status mx_store_last_log(mx_store *s, int64_t *id, mx_error *err)
+{
+    sqlite3_stmt *q = fresh(s, LAST_LOG);
+    bool ok = sqlite3_step(q) == SQLITE_ROW;
+    *id = ok ? sqlite3_column_int64(q, 0) : 0;
+    sqlite3_reset(q);
+    return ok ? MX_OK : failed(s, "reading the log", err);
 }

@@ -1,0 +1,84 @@
+/* price_service.c - the service Pricing: each call is one operation of server/pricing.h. */
+#include "server/pricing.h"
+#include "server/services.h"
+
+#include <stdlib.h>
+
+typedef struct work {
+    mx_pricing_op op;
+    mx_call    *call;
+    mx_arena    decoded;              /* the request */
+    atomic_bool over;
+} work;
+
+static void done(mx_pricing_op *op)
+{
+    work *w = (work *)op;
+    mx_call *call = w->call;
+    atomic_store(&w->over, true);
+    mx_call_wake(call);
+}
+
+static void pump(mx_call *call, void *user, mx_arena *scratch)
+{
+    work *w = user;
+    (void)scratch;
+    if (!atomic_load(&w->over)) return;
+    if (w->op.st) {
+        mx_call_finish(call, w->op.st, w->op.err.text);
+        return;
+    }
+    ProtobufCMessage *m = protobuf_c_message_unpack(w->op.type, NULL, w->op.size, w->op.answer);
+    bool sent = m && mx_call_send(call, m, false);
+    if (m) protobuf_c_message_free_unpacked(m, NULL);
+    mx_call_finish(call, sent ? MX_OK : MX_ERR_NO_MEMORY, sent ? NULL : "the answer is over the server's memory budget for a message");
+}
+
+static void closed(void *user)
+{
+    work *w = user;
+    free(w->op.answer);
+    mx_arena_close(&w->decoded);
+    free(w);
+}
+
+static mx_status begin(mx_app *app, mx_call *call, const uint8_t *msg, size_t len, mx_arena *scratch, const ProtobufCMessageDescriptor *type,
+                       mx_pricing_run *run, mx_error *err)
+{
+    static const mx_call_handler handler = {.pump = pump, .closed = closed};
+    ProtobufCMessage *m;
+    if (!app->pricing) return mx_fail(err, MX_ERR_STATE, "pricing is off: start the server with --pricing");
+    work *w = calloc(1, sizeof *w);
+    if (!w) return mx_fail(err, MX_ERR_NO_MEMORY, "no memory for the request");
+    mx_arena_open(&w->decoded, scratch->budget);
+    mx_status st = mx_message_decode(&w->decoded, type, msg, len, &m, err);
+    if (st) {
+        closed(w);
+        return st;
+    }
+    w->call = call;
+    w->op = (mx_pricing_op){.run = run, .done = done, .request = m};
+    mx_call_attach(call, &handler, w);
+    mx_pricing_submit(app->pricing, &w->op);
+    return MX_OK;
+}
+
+#define PRICE_METHOD(name, message, run)                                                                       \
+    MX_METHOD(name)                                                                                            \
+    {                                                                                                          \
+        return begin(app, call, msg, len, scratch, &merx__v1__##message##__descriptor, run, err);              \
+    }
+
+PRICE_METHOD(mx_price_items_begin, put_items_request, mx_pricing_put_items)
+PRICE_METHOD(mx_price_item_begin, item_key, mx_pricing_get_item)
+PRICE_METHOD(mx_quote_begin, quote_request, mx_pricing_quote)
+PRICE_METHOD(mx_batch_quote_begin, batch_quote_request, mx_pricing_batch)
+PRICE_METHOD(mx_put_guardrails_begin, guardrail_set, mx_pricing_put_guardrails)
+PRICE_METHOD(mx_get_guardrails_begin, get_guardrails_request, mx_pricing_get_guardrails)
+PRICE_METHOD(mx_validate_guardrails_begin, guardrail_set, mx_pricing_validate)
+PRICE_METHOD(mx_price_approve_begin, decide_request, mx_pricing_approve)
+PRICE_METHOD(mx_price_reject_begin, decide_request, mx_pricing_reject)
+PRICE_METHOD(mx_price_rollback_begin, item_key, mx_pricing_rollback)
+PRICE_METHOD(mx_price_freeze_begin, freeze_request, mx_pricing_freeze)
+PRICE_METHOD(mx_report_sales_begin, report_sales_request, mx_pricing_sales)
+PRICE_METHOD(mx_price_decision_begin, get_decision_request, mx_pricing_decision)

@@ -1,0 +1,534 @@
+/* pricing.c - items and sales, and the thread that owns them. */
+#include "server/pricing_internal.h"
+
+#include "runtime/log.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#define LATE_MS (30 * PRICE_DAY_MS)
+
+int64_t price_now_ms(void)
+{
+    struct timespec ts;
+    clock_gettime(CLOCK_REALTIME, &ts);
+    return (int64_t)ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
+}
+
+mx_status price_answer(mx_pricing_op *op, const ProtobufCMessage *m)
+{
+    op->type = m->descriptor;
+    op->size = protobuf_c_message_get_packed_size(m);
+    op->answer = malloc(op->size + 1);
+    if (!op->answer) return mx_fail(&op->err, MX_ERR_NO_MEMORY, "no memory for an answer");
+    protobuf_c_message_pack(m, op->answer);
+    return MX_OK;
+}
+
+/* What is to be stored with this transaction. */
+void price_mark(mx_pricing *p, price_item *i)
+{
+    if (i->changed) return;
+    i->changed = true;
+    i->next_changed = p->changed;
+    p->changed = i;
+}
+
+/* ---- items ---------------------------------------------------------------------------------- */
+
+static uint32_t bucket_of(const char *sku, const char *channel)
+{
+    uint64_t h = 0xcbf29ce484222325u;                   /* FNV-1a */
+    for (const char *s = sku; *s; s++) h = (h ^ (unsigned char)*s) * 0x100000001b3u;
+    h = (h ^ 0xff) * 0x100000001b3u;
+    for (const char *s = channel; *s; s++) h = (h ^ (unsigned char)*s) * 0x100000001b3u;
+    return (uint32_t)(h ^ h >> 32) % PRICE_BUCKETS;
+}
+
+static price_item *look_up(const mx_pricing *p, const char *sku, const char *channel)
+{
+    for (price_item *i = p->bucket[bucket_of(sku, channel)]; i; i = i->next)
+        if (!strcmp(i->m->sku, sku) && !strcmp(i->m->channel, channel)) return i;
+    return NULL;
+}
+
+price_item *price_find(mx_pricing *p, const char *sku, const char *channel, mx_error *err)
+{
+    price_item *i = look_up(p, sku, channel);
+    if (!i) mx_fail(err, MX_ERR_NOT_FOUND, "sku: there is no \"%.60s\" in channel \"%.40s\"; PutItems first", sku, channel);
+    return i;
+}
+
+static void free_item(price_item *i)
+{
+    if (i->m) merx__v1__price_item__free_unpacked(i->m, NULL);
+    free(i);
+}
+
+/* A message as protobuf-c would have made it, so that free_unpacked() fits. */
+static Merx__V1__PriceItem *own_copy(const Merx__V1__PriceItem *m)
+{
+    size_t n = merx__v1__price_item__get_packed_size(m);
+    uint8_t *bytes = malloc(n + 1);
+    if (!bytes) return NULL;
+    merx__v1__price_item__pack(m, bytes);
+    Merx__V1__PriceItem *copy = merx__v1__price_item__unpack(NULL, n, bytes);
+    free(bytes);
+    return copy;
+}
+
+void price_elasticity(const price_item *i, double *mean, double *low, double *high)
+{
+    double m[2], d[2];
+    mx_demand_moments(&i->belief, m, d);
+    *mean = m[1];
+    *low = m[1] - 1.959963984540054 * d[1];
+    *high = m[1] + 1.959963984540054 * d[1];
+}
+
+/* The message's own fields that follow from the belief. */
+static mx_status refresh(mx_pricing *p, price_item *i, mx_error *err)
+{
+    const mx_demand_belief *b = &i->belief;
+    const double all[5] = {b->p11, b->p12, b->p22, b->h1, b->h2};
+    if (i->m->n_belief != 5) {
+        free(i->m->belief);
+        i->m->belief = malloc(sizeof all);
+        i->m->n_belief = i->m->belief ? 5 : 0;
+        if (!i->m->belief) return mx_fail(err, MX_ERR_NO_MEMORY, "an item");
+    }
+    memcpy(i->m->belief, all, sizeof all);
+    i->m->sales = b->n;
+    price_elasticity(i, &i->m->elasticity, &i->m->elasticity_low, &i->m->elasticity_high);
+    price_mark(p, i);
+    return MX_OK;
+}
+
+static mx_status store_item(mx_pricing *p, price_item *i, mx_error *err)
+{
+    char key[2 * PRICE_TEXT + 2];
+    size_t n = merx__v1__price_item__get_packed_size(i->m);
+    uint8_t *bytes = malloc(n + 1);
+    if (!bytes) return mx_fail(err, MX_ERR_NO_MEMORY, "an item");
+    merx__v1__price_item__pack(i->m, bytes);
+    snprintf(key, sizeof key, "%s\n%s", i->m->sku, i->m->channel);
+    mx_status st = mx_store_put_document(p->store, "price_item", key, bytes, n, err);
+    free(bytes);
+    i->changed = false;
+    return st;
+}
+
+/* ---- publishing --------------------------------------------------------------------------------- */
+
+static mx_status remember(Merx__V1__PriceItem *m, int64_t price, int64_t now, const char *decision, mx_error *err)
+{
+    Merx__V1__PriceChange *c = malloc(sizeof *c);
+    char *id = *decision ? strdup(decision) : NULL;
+    if (!c || (*decision && !id)) {
+        free(c);
+        return mx_fail(err, MX_ERR_NO_MEMORY, "a price's history");
+    }
+    merx__v1__price_change__init(c);
+    c->price = price;
+    c->ts_ms = now;
+    if (id) c->decision_id = id;
+    if (m->n_history == PRICE_HISTORY) {
+        merx__v1__price_change__free_unpacked(m->history[0], NULL);
+        memmove(m->history, m->history + 1, (PRICE_HISTORY - 1) * sizeof *m->history);
+        m->n_history--;
+    } else {
+        Merx__V1__PriceChange **grown = realloc(m->history, (m->n_history + 1) * sizeof *grown);
+        if (!grown) {
+            merx__v1__price_change__free_unpacked(c, NULL);
+            return mx_fail(err, MX_ERR_NO_MEMORY, "a price's history");
+        }
+        m->history = grown;
+    }
+    m->history[m->n_history++] = c;
+    return MX_OK;
+}
+
+static mx_status publish_one(mx_pricing *p, price_item *i, int64_t price, const char *decision, mx_error *err)
+{
+    int64_t now = price_now_ms(), day = now / PRICE_DAY_MS;
+    if (i->m->day != day || !i->m->day_open) {
+        i->m->day = day;
+        i->m->day_open = i->m->published ? i->m->published : price;
+    }
+    price_mark(p, i);
+    if (i->m->published == price) return MX_OK;
+    MX_TRY(remember(i->m, price, now, decision, err));
+    i->m->published = price;
+    i->m->published_ms = now;
+    return MX_OK;
+}
+
+mx_status price_publish(mx_pricing *p, price_item *i, int64_t price, const char *decision, mx_error *err)
+{
+    MX_TRY(publish_one(p, i, price, decision, err));
+    for (uint32_t b = 0; *i->m->parity_group && b < PRICE_BUCKETS; b++)       /* one price in all channels */
+        for (price_item *o = p->bucket[b]; o; o = o->next)
+            if (o != i && !strcmp(o->m->parity_group, i->m->parity_group) && !strcmp(o->m->sku, i->m->sku)) MX_TRY(publish_one(p, o, price, decision, err));
+    return MX_OK;
+}
+
+/* ---- PutItems, GetItem, Rollback, Freeze --------------------------------------------------------------- */
+
+static mx_status check_item(const Merx__V1__PriceItem *m, mx_error *err)
+{
+    const struct { const char *name; int64_t value; } money[] = {{"cost", m->cost}, {"reference_price", m->reference_price}, {"published", m->published}};
+    if (!*m->sku || strlen(m->sku) >= PRICE_TEXT) return mx_fail(err, MX_ERR_ARG, "sku: 1 to %d bytes", PRICE_TEXT - 1);
+    if (strlen(m->channel) >= PRICE_TEXT) return mx_fail(err, MX_ERR_ARG, "channel: at most %d bytes", PRICE_TEXT - 1);
+    if (strchr(m->sku, '\n') || strchr(m->channel, '\n')) return mx_fail(err, MX_ERR_ARG, "sku: no line breaks");
+    if (strlen(m->parity_group) >= PRICE_TEXT) return mx_fail(err, MX_ERR_ARG, "parity_group: at most %d bytes", PRICE_TEXT - 1);
+    if (strlen(m->currency) != 3) return mx_fail(err, MX_ERR_ARG, "currency: \"%.10s\" is no ISO 4217 code", m->currency);
+    for (int i = 0; i < 3; i++)
+        if (money[i].value < 0 || money[i].value > MX_PRICE_MOST) return mx_fail(err, MX_ERR_ARG, "%s is %lld; it must be from 0 to %lld", money[i].name, (long long)money[i].value, (long long)MX_PRICE_MOST);
+    if (m->reference_price < 1) return mx_fail(err, MX_ERR_ARG, "reference_price: needed, over 0");
+    if (m->n_competitors > 64) return mx_fail(err, MX_ERR_ARG, "competitors: %zu of them, at most 64", m->n_competitors);
+    for (size_t i = 0; i < m->n_competitors; i++)
+        if (m->competitors[i]->price < 1 || m->competitors[i]->price > MX_PRICE_MOST) return mx_fail(err, MX_ERR_ARG, "competitors[%zu].price is %lld", i, (long long)m->competitors[i]->price);
+    return MX_OK;
+}
+
+/* The new message takes over what the server tells of the old one. */
+static void keep_own(Merx__V1__PriceItem *to, Merx__V1__PriceItem *from)
+{
+    int64_t put = to->published;
+    to->published = from->published;
+    to->published_ms = from->published_ms;
+    to->day_open = from->day_open;
+    to->day = from->day;
+    to->frozen = from->frozen;
+    Merx__V1__PriceChange **history = to->history;
+    size_t n = to->n_history;
+    to->history = from->history, to->n_history = from->n_history;
+    from->history = history, from->n_history = n;
+    from->published = put;                              /* for the caller: what was asked for */
+}
+
+static mx_status put_item(mx_pricing *p, const Merx__V1__PriceItem *given, mx_error *err)
+{
+    MX_TRY(check_item(given, err));
+    price_item *i = look_up(p, given->sku, given->channel);
+    if (i && strcmp(i->m->currency, given->currency)) return mx_fail(err, MX_ERR_ARG, "currency: the item is priced in %s", i->m->currency);
+    if (i && i->m->reference_price != given->reference_price)
+        return mx_fail(err, MX_ERR_ARG, "reference_price: it is %lld, and what was learned is measured against it", (long long)i->m->reference_price);
+    Merx__V1__PriceItem bare = *given;
+    bare.n_history = bare.n_belief = 0;
+    bare.published_ms = bare.day = bare.day_open = 0;
+    bare.frozen = false;
+    Merx__V1__PriceItem *m = own_copy(&bare);
+    if (!m) return mx_fail(err, MX_ERR_NO_MEMORY, "an item");
+    int64_t price = given->published;
+    if (i) {
+        keep_own(m, i->m);
+        merx__v1__price_item__free_unpacked(i->m, NULL);
+        i->m = m;
+    } else {
+        i = calloc(1, sizeof *i);
+        if (!i) {
+            merx__v1__price_item__free_unpacked(m, NULL);
+            return mx_fail(err, MX_ERR_NO_MEMORY, "an item");
+        }
+        uint32_t b = bucket_of(m->sku, m->channel);
+        i->m = m;
+        m->published = 0;
+        i->belief = mx_demand_prior();
+        i->next = p->bucket[b];
+        p->bucket[b] = i;
+        if (!price) price = m->reference_price;
+    }
+    MX_TRY(refresh(p, i, err));
+    return price ? price_publish(p, i, price, "", err) : MX_OK;
+}
+
+mx_status mx_pricing_put_items(mx_pricing *p, mx_pricing_op *op)
+{
+    const Merx__V1__PutItemsRequest *q = (const Merx__V1__PutItemsRequest *)op->request;
+    Merx__V1__PutItemsResponse r = MERX__V1__PUT_ITEMS_RESPONSE__INIT;
+    size_t n = q->n_items;
+    if (!n || n > PRICE_BATCH) return mx_fail(&op->err, MX_ERR_ARG, "items: %zu of them, 1..%d are allowed", n, PRICE_BATCH);
+    Merx__V1__ItemStatus *s = calloc(n, sizeof *s), **list = calloc(n, sizeof *list);
+    mx_error *words = calloc(n, sizeof *words);
+    mx_status st = s && list && words ? MX_OK : mx_fail(&op->err, MX_ERR_NO_MEMORY, "%zu items", n);
+    for (size_t i = 0; !st && i < n; i++) {
+        merx__v1__item_status__init(&s[i]);
+        mx_status one = put_item(p, q->items[i], &words[i]);
+        if (one == MX_ERR_NO_MEMORY) st = mx_fail(&op->err, one, "%s", words[i].text);
+        s[i].code = one ? one == MX_ERR_ARG ? 3 : 13 : 0;            /* google.rpc.Code */
+        s[i].message = words[i].text;
+        list[i] = &s[i];
+    }
+    r.n_statuses = n;
+    r.statuses = list;
+    if (!st) st = price_answer(op, &r.base);
+    free(s), free(list), free(words);
+    return st;
+}
+
+mx_status mx_pricing_get_item(mx_pricing *p, mx_pricing_op *op)
+{
+    const Merx__V1__ItemKey *q = (const Merx__V1__ItemKey *)op->request;
+    price_item *i = price_find(p, q->sku, q->channel, &op->err);
+    return i ? price_answer(op, &i->m->base) : MX_ERR_NOT_FOUND;
+}
+
+mx_status mx_pricing_freeze(mx_pricing *p, mx_pricing_op *op)
+{
+    const Merx__V1__FreezeRequest *q = (const Merx__V1__FreezeRequest *)op->request;
+    Merx__V1__FreezeResponse r = MERX__V1__FREEZE_RESPONSE__INIT;
+    if (*q->sku) {
+        price_item *i = price_find(p, q->sku, q->channel, &op->err);
+        if (!i) return MX_ERR_NOT_FOUND;
+        i->m->frozen = q->frozen;
+        price_mark(p, i);
+        r.items = 1;
+        return price_answer(op, &r.base);
+    }
+    p->frozen = q->frozen;
+    MX_TRY(mx_store_put_document(p->store, "price_frozen", "all", q->frozen ? "1" : "0", 1, &op->err));
+    for (uint32_t b = 0; b < PRICE_BUCKETS; b++)
+        for (price_item *i = p->bucket[b]; i; i = i->next) r.items++;
+    return price_answer(op, &r.base);
+}
+
+/* ---- sales ------------------------------------------------------------------------------------------------ */
+
+static mx_status learn(price_item *i, const Merx__V1__SaleObservation *s, mx_error *err)
+{
+    double periods = s->periods > 0 ? s->periods : 1;
+    return mx_demand_observe(&i->belief, (double)s->price, (double)i->m->reference_price, s->units > 0 ? s->units : 0.5, periods, err);
+}
+
+static mx_status one_sale(mx_pricing *p, const Merx__V1__SaleObservation *s, Merx__V1__ReportSalesResponse *r, mx_error *err)
+{
+    mx_error why = {0};
+    bool duplicate;
+    int64_t now = price_now_ms(), ts = s->ts_ms ? s->ts_ms : now;
+    price_item *i = look_up(p, s->sku, s->channel);
+    if (!i) return r->unknown++, MX_OK;
+    if (now - ts > LATE_MS) return r->late++, MX_OK;
+    if (!*s->sale_id || strlen(s->sale_id) >= PRICE_TEXT || s->price < 1 || s->price > MX_PRICE_MOST || !(s->units >= 0 && s->units < 1e12) || !(s->periods >= 0 && s->periods < 1e6))
+        return r->wrong++, MX_OK;
+    size_t n = merx__v1__sale_observation__get_packed_size(s);
+    uint8_t *bytes = malloc(n + 1);
+    if (!bytes) return mx_fail(err, MX_ERR_NO_MEMORY, "a sale");
+    merx__v1__sale_observation__pack(s, bytes);
+    mx_log_row row = {.id = p->last_id + 1, .ts_ms = ts, .kind = "sale", .key = s->sale_id, .data = bytes, .size = n};
+    mx_status st = mx_store_add_log(p->store, &row, &duplicate, err);
+    free(bytes);
+    MX_TRY(st);
+    if (duplicate) return r->duplicate++, MX_OK;
+    p->last_id++;
+    r->accepted++;
+    if (s->stockout) return MX_OK;                      /* what would have sold is not known */
+    if (learn(i, s, &why)) return mx_fail(err, MX_ERR_INTERNAL, "%s", why.text);
+    return refresh(p, i, err);
+}
+
+mx_status mx_pricing_sales(mx_pricing *p, mx_pricing_op *op)
+{
+    const Merx__V1__ReportSalesRequest *q = (const Merx__V1__ReportSalesRequest *)op->request;
+    Merx__V1__ReportSalesResponse r = MERX__V1__REPORT_SALES_RESPONSE__INIT;
+    if (!q->n_sales || q->n_sales > PRICE_BATCH) return mx_fail(&op->err, MX_ERR_ARG, "sales: %zu of them, 1..%d are allowed", q->n_sales, PRICE_BATCH);
+    for (size_t i = 0; i < q->n_sales; i++) MX_TRY(one_sale(p, q->sales[i], &r, &op->err));
+    return price_answer(op, &r.base);
+}
+
+typedef struct again { const price_item *i; mx_demand_belief belief; } again;
+
+static mx_status learn_again(void *ctx, const mx_log_row *row, mx_error *err)
+{
+    again *a = ctx;
+    price_item shadow = {.m = a->i->m, .belief = a->belief};
+    mx_status st = MX_OK;
+    Merx__V1__SaleObservation *s = merx__v1__sale_observation__unpack(NULL, row->size, row->data);
+    if (!s) return mx_fail(err, MX_ERR_FORMAT, "log %lld is no sale", (long long)row->id);
+    if (!strcmp(s->sku, a->i->m->sku) && !strcmp(s->channel, a->i->m->channel) && !s->stockout) st = learn(&shadow, s, err);
+    a->belief = shadow.belief;
+    merx__v1__sale_observation__free_unpacked(s, NULL);
+    return st;
+}
+
+mx_status mx_pricing_replay(mx_pricing *p, const char *sku, const char *channel, bool *same, mx_error *err)
+{
+    again a = {.i = price_find(p, sku, channel, err), .belief = mx_demand_prior()};
+    if (!a.i) return MX_ERR_NOT_FOUND;
+    MX_TRY(mx_store_each_log(p->store, "sale", learn_again, &a, err));
+    *same = !memcmp(&a.belief, &a.i->belief, sizeof a.belief);
+    return MX_OK;
+}
+
+/* ---- memory from the store --------------------------------------------------------------------------------------- */
+
+static mx_status take_item(void *ctx, const char *key, const void *data, size_t size, mx_error *err)
+{
+    mx_pricing *p = ctx;
+    price_item *i = calloc(1, sizeof *i);
+    if (!i) return mx_fail(err, MX_ERR_NO_MEMORY, "an item");
+    i->m = merx__v1__price_item__unpack(NULL, size, data);
+    if (!i->m || i->m->n_belief != 5) {
+        free_item(i);
+        return mx_fail(err, MX_ERR_FORMAT, "the stored item \"%.60s\" is broken", key);
+    }
+    const double *b = i->m->belief;
+    i->belief = (mx_demand_belief){b[0], b[1], b[2], b[3], b[4], i->m->sales};
+    uint32_t at = bucket_of(i->m->sku, i->m->channel);
+    i->next = p->bucket[at];
+    p->bucket[at] = i;
+    return MX_OK;
+}
+
+static mx_status take_rules(void *ctx, const char *key, const void *data, size_t size, mx_error *err)
+{
+    mx_pricing *p = ctx;
+    price_rules *r = calloc(1, sizeof *r);
+    if (!r) return mx_fail(err, MX_ERR_NO_MEMORY, "a set of guardrails");
+    r->m = merx__v1__guardrail_set__unpack(NULL, size, data);
+    if (!r->m) {
+        free(r);
+        return mx_fail(err, MX_ERR_FORMAT, "the stored guardrails \"%.60s\" are broken", key);
+    }
+    price_rules **at = &p->rules;
+    while (*at) at = &(*at)->next;
+    *at = r;
+    return MX_OK;
+}
+
+static mx_status take_frozen(void *ctx, const char *key, const void *data, size_t size, mx_error *err)
+{
+    (void)key, (void)err;
+    ((mx_pricing *)ctx)->frozen = size == 1 && *(const char *)data == '1';
+    return MX_OK;
+}
+
+static void forget(mx_pricing *p)
+{
+    for (uint32_t b = 0; b < PRICE_BUCKETS; b++) {
+        for (price_item *i = p->bucket[b], *next; i; i = next) {
+            next = i->next;
+            free_item(i);
+        }
+        p->bucket[b] = NULL;
+    }
+    for (price_rules *r = p->rules, *next; r; r = next) {
+        next = r->next;
+        merx__v1__guardrail_set__free_unpacked(r->m, NULL);
+        free(r);
+    }
+    p->rules = NULL;
+    p->changed = NULL;
+    p->frozen = false;
+}
+
+static mx_status read_all(mx_pricing *p, mx_error *err)
+{
+    forget(p);
+    MX_TRY(mx_store_each_document(p->store, "price_item", take_item, p, err));
+    MX_TRY(mx_store_each_document(p->store, "guardrails", take_rules, p, err));
+    MX_TRY(mx_store_each_document(p->store, "price_frozen", take_frozen, p, err));
+    return mx_store_last_log(p->store, &p->last_id, err);
+}
+
+/* ---- the thread ------------------------------------------------------------------------------------------------------ */
+
+static void carry_out_all(mx_pricing *p, mx_pricing_op *batch)
+{
+    mx_error err = {0}, again_err = {0};
+    mx_status disk = mx_store_begin(p->store, &err);
+    for (mx_pricing_op *op = batch; op && !disk; op = op->next) {
+        op->st = op->run(p, op);
+        if (op->st == MX_ERR_IO || op->st == MX_ERR_NO_MEMORY) disk = mx_fail(&err, op->st, "%s", op->err.text);
+    }
+    for (; p->changed && !disk; p->changed = p->changed->next_changed) disk = store_item(p, p->changed, &err);
+    if (!disk) disk = mx_store_commit(p->store, &err);
+    if (disk) {
+        mx_log(MX_LOG_ERROR, "pricing", "%s: nothing of this batch is acknowledged", err.text);
+        mx_store_rollback(p->store);
+        if (read_all(p, &again_err)) mx_log(MX_LOG_ERROR, "pricing", "%s", again_err.text);
+    }
+    for (mx_pricing_op *op = batch, *next; op; op = next) {
+        next = op->next;
+        if (disk) {
+            free(op->answer);
+            op->answer = NULL;
+            op->st = disk;
+            op->err = err;
+        }
+        op->done(op);
+    }
+}
+
+static void *thread_main(void *ctx)
+{
+    mx_pricing *p = ctx;
+    pthread_mutex_lock(&p->lock);
+    while (!p->stop || p->first) {
+        mx_pricing_op *batch = p->first;
+        if (!batch) {
+            pthread_cond_wait(&p->news, &p->lock);
+            continue;
+        }
+        p->first = NULL;
+        p->last = &p->first;
+        pthread_mutex_unlock(&p->lock);
+        carry_out_all(p, batch);
+        pthread_mutex_lock(&p->lock);
+    }
+    pthread_mutex_unlock(&p->lock);
+    return NULL;
+}
+
+void mx_pricing_submit(mx_pricing *p, mx_pricing_op *op)
+{
+    op->next = NULL;
+    pthread_mutex_lock(&p->lock);
+    *p->last = op;
+    p->last = &op->next;
+    pthread_cond_signal(&p->news);
+    pthread_mutex_unlock(&p->lock);
+}
+
+mx_status mx_pricing_open(mx_pricing **out, const char *path, double exploration, mx_error *err)
+{
+    mx_status st;
+    *out = NULL;
+    if (!(exploration >= 0 && exploration <= 1)) return mx_fail(err, MX_ERR_ARG, "price-exploration is %g; it must be from 0 to 1", exploration);
+    mx_pricing *p = calloc(1, sizeof *p);
+    if (!p) return mx_fail(err, MX_ERR_NO_MEMORY, "pricing");
+    p->exploration = exploration;
+    p->last = &p->first;
+    pthread_mutex_init(&p->lock, NULL);
+    pthread_cond_init(&p->news, NULL);
+    MX_TRY_GOTO(st, mx_store_open(&p->store, path, err), fail);
+    MX_TRY_GOTO(st, read_all(p, err), fail);
+    if (pthread_create(&p->thread, NULL, thread_main, p)) {
+        st = mx_fail(err, MX_ERR_NO_MEMORY, "pricing: a thread could not start");
+        goto fail;
+    }
+    p->started = true;
+    *out = p;
+    return MX_OK;
+fail:
+    mx_pricing_close(p);
+    return st;
+}
+
+void mx_pricing_close(mx_pricing *p)
+{
+    if (!p) return;
+    pthread_mutex_lock(&p->lock);
+    p->stop = true;
+    pthread_cond_signal(&p->news);
+    pthread_mutex_unlock(&p->lock);
+    if (p->started) pthread_join(p->thread, NULL);
+    forget(p);
+    mx_store_close(p->store);
+    pthread_cond_destroy(&p->news);
+    pthread_mutex_destroy(&p->lock);
+    free(p);
+}

@@ -1,0 +1,41 @@
+/* pricing.h - items, guardrails, quotes and sales, by one thread and one store.
+ *
+ * As experiments.h: waiting operations are carried out in one transaction and
+ * answered after its commit.  Requests and answers are messages of the wire; a
+ * decision is logged as the bytes of its answer.  A belief about demand is the sum of
+ * its item's logged sales in their order (mx_pricing_replay). */
+#ifndef MX_PRICING_H
+#define MX_PRICING_H
+
+#include "proto/merx.pb-c.h"
+#include "runtime/status.h"
+
+#include <stdbool.h>
+
+typedef struct mx_pricing mx_pricing;
+
+typedef struct mx_pricing_op mx_pricing_op;
+typedef mx_status mx_pricing_run(mx_pricing *p, mx_pricing_op *op);
+struct mx_pricing_op {
+    mx_pricing_op *next;          /* the queue's                                          */
+    mx_pricing_run *run;          /* one of those below                                   */
+    void (*done)(mx_pricing_op *op);      /* once, from the thread                        */
+    const ProtobufCMessage *request;      /* stays until done                             */
+    const ProtobufCMessageDescriptor *type;      /* of the answer                         */
+    uint8_t  *answer;             /* packed, malloc'ed; the caller frees                  */
+    size_t    size;
+    mx_status st;
+    mx_error  err;
+};
+/* Of the request's kind each. */
+mx_pricing_run mx_pricing_put_items, mx_pricing_get_item, mx_pricing_quote, mx_pricing_batch, mx_pricing_put_guardrails, mx_pricing_get_guardrails,
+    mx_pricing_validate, mx_pricing_approve, mx_pricing_reject, mx_pricing_rollback, mx_pricing_freeze, mx_pricing_sales, mx_pricing_decision;
+
+/* exploration: share of live quotes.  Errors: MX_ERR_IO, MX_ERR_FORMAT (a file that is not ours). */
+mx_status mx_pricing_open(mx_pricing **out, const char *path, double exploration, mx_error *err);
+void      mx_pricing_close(mx_pricing *p);            /* what waits is carried out first */
+void      mx_pricing_submit(mx_pricing *p, mx_pricing_op *op);
+/* The belief from the logged sales: *same, if it has the same bits.  Not while operations run. */
+mx_status mx_pricing_replay(mx_pricing *p, const char *sku, const char *channel, bool *same, mx_error *err);
+
+#endif

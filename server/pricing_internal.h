@@ -1,0 +1,54 @@
+/* pricing_internal.h - what pricing.c (the thread, items, sales) and pricing_quote.c
+ * (guardrails, quotes) share. */
+#ifndef MX_PRICING_INTERNAL_H
+#define MX_PRICING_INTERNAL_H
+
+#include "models/guardrail.h"
+#include "models/price.h"
+#include "server/pricing.h"
+#include "server/store.h"
+
+#include <pthread.h>
+
+enum { PRICE_BUCKETS = 1 << 14, PRICE_BATCH = 4096, PRICE_HISTORY = 16, PRICE_TEXT = 128 };
+#define PRICE_DAY_MS INT64_C(86400000)
+
+typedef struct price_item {
+    struct price_item *next;      /* in its bucket                                        */
+    Merx__V1__PriceItem *m;       /* all that is known and stored; malloc'ed by protobuf-c */
+    mx_demand_belief belief;
+    bool changed;
+    struct price_item *next_changed;
+} price_item;
+
+typedef struct price_rules {
+    struct price_rules *next;
+    Merx__V1__GuardrailSet *m;
+} price_rules;
+
+struct mx_pricing {
+    mx_store        *store;
+    price_item      *bucket[PRICE_BUCKETS];
+    price_rules     *rules;
+    price_item      *changed;     /* since the last commit                                */
+    int64_t          last_id;     /* of the log                                           */
+    bool             frozen;      /* everything                                           */
+    double           exploration;
+    pthread_mutex_t  lock;
+    pthread_cond_t   news;
+    pthread_t        thread;
+    bool             started, stop;
+    mx_pricing_op   *first, **last;
+};
+
+int64_t     price_now_ms(void);
+void        price_mark(mx_pricing *p, price_item *i);
+price_item *price_find(mx_pricing *p, const char *sku, const char *channel, mx_error *err);     /* NULL: MX_ERR_NOT_FOUND in err */
+/* Publish a price now: history, day, parity group.  Errors: MX_ERR_NO_MEMORY. */
+mx_status   price_publish(mx_pricing *p, price_item *i, int64_t price, const char *decision, mx_error *err);
+mx_status   price_answer(mx_pricing_op *op, const ProtobufCMessage *m);
+void        price_elasticity(const price_item *i, double *mean, double *low, double *high);
+/* Of a set as it stands in a message; out->blackout is malloc'ed.  Errors: MX_ERR_ARG. */
+mx_status   price_rules_read(const Merx__V1__GuardrailSet *m, mx_guardrails *out, mx_error *err);
+
+#endif
