@@ -1,24 +1,14 @@
 /* choose.c - from the logits of a turn to the next token of every sequence. */
 #include "models/generation.h"
 
+#include "runtime/random.h"
+
 #include <stdlib.h>
 
-/* Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"): counter-based, so that a
- * sequence's numbers depend on its own seed, candidate and position, and not on who else is in the batch. */
+/* Counter-based, so that a sequence's numbers depend on its own seed, candidate and position, and not on who else is in the batch. */
 double gen_uniform(uint64_t seed, uint32_t candidate, uint32_t position)
 {
-    uint32_t c[4] = {position, candidate, 0, 0}, k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
-    for (int round = 0; round < 10; round++) {
-        uint64_t a = (uint64_t)0xD2511F53u * c[0], b = (uint64_t)0xCD9E8D57u * c[2];
-        uint32_t n0 = (uint32_t)(b >> 32) ^ c[1] ^ k0, n2 = (uint32_t)(a >> 32) ^ c[3] ^ k1;
-        c[0] = n0;
-        c[1] = (uint32_t)b;
-        c[2] = n2;
-        c[3] = (uint32_t)a;
-        k0 += 0x9E3779B9u;
-        k1 += 0xBB67AE85u;
-    }
-    return (double)(((uint64_t)c[0] << 32 | c[1]) >> 11) * 0x1p-53;
+    return mx_uniform(seed, position, candidate, 0, 0);
 }
 
 /* ---- the lists beside the rows -------------------------------------------------------- */

@@ -1,6 +1,7 @@
 /* loss.c - cross-entropy and its gradient, dropout. */
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/simd.h"
+#include "runtime/random.h"
 
 #include <math.h>
 
@@ -72,17 +73,6 @@ typedef struct drop_job {
     uint64_t  seed;
 } drop_job;
 
-/* Philox4x32-10 (Salmon et al. 2011): four words for a counter and a key. */
-static void philox(uint32_t c[4], uint64_t key)
-{
-    uint32_t k0 = (uint32_t)key, k1 = (uint32_t)(key >> 32);
-    for (int i = 0; i < 10; i++, k0 += 0x9e3779b9u, k1 += 0xbb67ae85u) {
-        uint64_t a = (uint64_t)c[0] * 0xd2511f53u, b = (uint64_t)c[2] * 0xcd9e8d57u;
-        uint32_t n[4] = {(uint32_t)(b >> 32) ^ c[1] ^ k0, (uint32_t)b, (uint32_t)(a >> 32) ^ c[3] ^ k1, (uint32_t)a};
-        memcpy(c, n, sizeof n);
-    }
-}
-
 static void drop_rows(const void *ctx, int64_t first, int64_t last)
 {
     const drop_job *j = ctx;
@@ -91,7 +81,7 @@ static void drop_rows(const void *ctx, int64_t first, int64_t last)
         float *y = mx_row(j->y, r);
         for (int64_t i = 0; i < j->x.cols; i += 4) {
             uint32_t c[4] = {(uint32_t)(i / 4), (uint32_t)r, 0, 0};
-            philox(c, j->seed);
+            mx_philox(c, j->seed);
             for (int64_t l = 0; l < 4 && i + l < j->x.cols; l++) y[i + l] = c[l] < j->limit ? 0 : x[i + l] * j->keep;
         }
     }
