@@ -47,7 +47,7 @@ mx_status mx_bert_open(mx_bert **out, mx_device *dev, const char *folder, const 
     }
     if (opt->task == MX_BERT_MASKED_WORDS) MX_TRY_GOTO(st, find_mask(m, err), fail);
     MX_TRY_GOTO(st, bert_list(m, err), fail);
-    MX_TRY_GOTO(st, mx_params_alloc(&m->params, dev, true, err), fail);
+    MX_TRY_GOTO(st, mx_params_alloc(&m->params, dev, !opt->frozen, err), fail);
     bert_bind(m);
     MX_TRY_GOTO(st, bert_init(m, err), fail);
     if (!opt->scratch_init) MX_TRY_GOTO(st, bert_read(m, err), fail);

@@ -20,6 +20,7 @@ typedef struct mx_bert_options {
     bool     scratch_init;        /* random weights instead of the folder's              */
     uint64_t seed;                /* of them                                             */
     bool     recompute;
+    bool     frozen;              /* no gradients of weights: for attribution             */
     float    dropout;             /* of embeddings, of what branches add, of the pooled text */
     float    mask_rate;           /* masked words: share of tokens to guess              */
     const mx_tokenizer *tokenizer;      /* masked words: what is special; outlives the network */

@@ -8,18 +8,6 @@
 
 /* ---- the memory of a pass ---------------------------------------------------------- */
 
-typedef struct kept {                 /* what a layer's backward pass reads              */
-    mx_tensor in, qkv, y, lse, sum1, mid, up, act, sum2;     /* sum: before its norm    */
-} kept;
-
-typedef struct work {
-    mx_tensor ids, positions, types, begin, targets, rows;   /* rows: those that are judged */
-    kept     *layer;                  /* [layers]; with recompute all but `in` are shared */
-    mx_tensor e, x, branch;           /* embeddings before their norm; the last layer's output; what a dropped gradient was */
-    mx_tensor last, pre, hidden, normed, logits, loss, sum, best, best_logprob;     /* a part of the head */
-    mx_tensor dx, dh, dqkv, dy, dup, dact, dlast, dpre, dnormed;
-} work;
-
 /* A tensor of the stream's scratch, or (s NULL) what it would take. */
 static mx_tensor room(mx_stream *s, size_t *sum, mx_dtype t, int64_t rows, int64_t cols)
 {
@@ -29,7 +17,7 @@ static mx_tensor room(mx_stream *s, size_t *sum, mx_dtype t, int64_t rows, int64
     return (mx_tensor){0};
 }
 
-static void keep_layer(const mx_encoder_config *c, mx_stream *s, size_t *sum, kept *k, int64_t N)
+static void keep_layer(const mx_encoder_config *c, mx_stream *s, size_t *sum, bert_kept *k, int64_t N)
 {
     k->qkv = room(s, sum, MX_F32, N, 3 * (int64_t)c->d_model);
     k->y = room(s, sum, MX_F32, N, c->d_model);
@@ -41,7 +29,7 @@ static void keep_layer(const mx_encoder_config *c, mx_stream *s, size_t *sum, ke
     k->sum2 = room(s, sum, MX_F32, N, c->d_model);
 }
 
-static void lay_out_head(const mx_bert *m, mx_stream *s, size_t *sum, work *w, int64_t counted, bool learn)
+static void lay_out_head(const mx_bert *m, mx_stream *s, size_t *sum, bert_work *w, int64_t counted, bool learn)
 {
     int64_t C = m->config.d_model, part = counted < HEAD_ROWS ? counted : HEAD_ROWS;
     bool classify = m->opt.task == MX_BERT_CLASSIFY;
@@ -62,16 +50,16 @@ static void lay_out_head(const mx_bert *m, mx_stream *s, size_t *sum, work *w, i
     w->dnormed = room(s, sum, MX_F32, part, C);
 }
 
-static void lay_out(const mx_bert *m, mx_stream *s, size_t *sum, work *w, int64_t N, int64_t counted, bool learn)
+void bert_lay_out(const mx_bert *m, mx_stream *s, size_t *sum, bert_work *w, int64_t N, int64_t counted, bool learn)
 {
     const mx_encoder_config *c = &m->config;
     int64_t C = c->d_model;
     bool every = learn && !m->opt.recompute;
-    kept shared = {0}, dry = {0};
+    bert_kept shared = {0}, dry = {0};
     w->e = room(s, sum, MX_F32, N, C);
     if (!every) keep_layer(c, s, sum, &shared, N);
     for (int32_t l = 0; l < c->layers; l++) {
-        kept *k = w->layer ? &w->layer[l] : &dry;
+        bert_kept *k = w->layer ? &w->layer[l] : &dry;
         if (every) keep_layer(c, s, sum, k, N);
         else *k = shared;
         if (learn || l == 0) k->in = room(s, sum, MX_F32, N, C);
@@ -93,9 +81,9 @@ size_t bert_scratch(const void *network, int32_t rows, int32_t spans, int32_t lo
 {
     const mx_bert *m = network;
     size_t sum = 0;
-    work w = {0};
+    bert_work w = {0};
     (void)longest;                    /* attention keeps nothing that grows with a sequence */
-    lay_out(m, NULL, &sum, &w, rows, m->opt.task == MX_BERT_CLASSIFY ? spans : rows, learn);
+    bert_lay_out(m, NULL, &sum, &w, rows, m->opt.task == MX_BERT_CLASSIFY ? spans : rows, learn);
     for (int i = 0; i < 5; i++) room(NULL, &sum, MX_I32, rows, 1);
     room(NULL, &sum, MX_I32, (int64_t)spans + 1, 1);
     return sum == SIZE_MAX ? 0 : sum;
@@ -170,46 +158,36 @@ static bool question_open(question *q, const mx_bert *m, const mx_batch *b, uint
 
 /* ---- pieces ----------------------------------------------------------------------------- */
 
-typedef struct pass {
-    const mx_bert *m;
-    mx_stream     *s;
-    work           w;
-    uint64_t       seed;
-    float          dropout;           /* 0 when nothing is learned                       */
-    bool           learn;
-    int32_t        layer;
-} pass;
-
 /* Where randomness is drawn in a layer, so that recomputing draws the same. */
 enum { DROP_EMBED, DROP_ATTENTION, DROP_MLP, DROP_HEAD, DROP_PLACES = 16 };
 
-static uint64_t seed_of(const pass *p, int place)
+static uint64_t seed_of(const bert_pass *p, int place)
 {
     return p->seed + (uint64_t)(p->layer * DROP_PLACES + place) * 0xd1342543de82ef95u;
 }
 
-static void norm(const pass *p, mx_tensor y, mx_tensor x, const bert_gain *g)
+static void norm(const bert_pass *p, mx_tensor y, mx_tensor x, const bert_gain *g)
 {
     mx_norm(p->s, y, x, g->g, g->b, p->m->config.norm_eps);
 }
 
-static void norm_back(const pass *p, mx_tensor dx, mx_tensor dy, mx_tensor x, const bert_gain *g)
+static void norm_back(const bert_pass *p, mx_tensor dx, mx_tensor dy, mx_tensor x, const bert_gain *g)
 {
     mx_norm_back(p->s, dx, g->dg, g->db, dy, x, g->g, p->m->config.norm_eps, false);
 }
 
-static void product(const pass *p, mx_tensor y, mx_tensor x, const bert_product *w)
+static void product(const bert_pass *p, mx_tensor y, mx_tensor x, const bert_product *w)
 {
     mx_product(p->s, y, x, w->w, w->b, p->m->opt.compute, false);
 }
 
-static void product_back(const pass *p, mx_tensor dx, mx_tensor dy, mx_tensor x, const bert_product *w, bool add)
+static void product_back(const bert_pass *p, mx_tensor dx, mx_tensor dy, mx_tensor x, const bert_product *w, bool add)
 {
     mx_product_back(p->s, dx, w->dw, w->db, dy, x, w->w, p->m->opt.compute, add);
 }
 
 /* out = x + dropped(h w^T + b) */
-static void add_branch(const pass *p, mx_tensor out, mx_tensor x, mx_tensor h, const bert_product *w, int place)
+static void add_branch(const bert_pass *p, mx_tensor out, mx_tensor x, mx_tensor h, const bert_product *w, int place)
 {
     product(p, out, h, w);
     if (p->dropout > 0) mx_dropout(p->s, out, out, p->dropout, seed_of(p, place));
@@ -217,7 +195,7 @@ static void add_branch(const pass *p, mx_tensor out, mx_tensor x, mx_tensor h, c
 }
 
 /* The gradient of what the branch was before it was dropped. */
-static mx_tensor undrop(const pass *p, mx_tensor d, int place)
+static mx_tensor undrop(const bert_pass *p, mx_tensor d, int place)
 {
     if (p->dropout <= 0) return d;
     mx_dropout(p->s, p->w.branch, d, p->dropout, seed_of(p, place));
@@ -232,7 +210,7 @@ static mx_attention_shape attention_of(const mx_encoder_config *c)
 }
 
 /* out.data NULL: only what the backward pass reads is computed. */
-static void block(const pass *p, const bert_layer *w, const kept *k, mx_tensor out)
+static void block(const bert_pass *p, const bert_layer *w, const bert_kept *k, mx_tensor out)
 {
     const mx_encoder_config *c = &p->m->config;
     int64_t C = c->d_model;
@@ -248,10 +226,10 @@ static void block(const pass *p, const bert_layer *w, const kept *k, mx_tensor o
 }
 
 /* dx: of the layer's output before, of its input after. */
-static void block_back(const pass *p, const bert_layer *w, const kept *k)
+static void block_back(const bert_pass *p, const bert_layer *w, const bert_kept *k)
 {
     const mx_encoder_config *c = &p->m->config;
-    const work *b = &p->w;
+    const bert_work *b = &p->w;
     int64_t C = c->d_model;
     norm_back(p, b->dh, b->dx, k->sum2, &w->norm2);
     product_back(p, b->dact, undrop(p, b->dh, DROP_MLP), k->act, &w->down, false);
@@ -267,15 +245,10 @@ static void block_back(const pass *p, const bert_layer *w, const kept *k)
 
 /* ---- heads ---------------------------------------------------------------------------------------- */
 
-typedef struct part {
-    mx_tensor rows, targets, loss, last, pre, hidden, normed, logits, dlast, dpre, dnormed, best, best_logprob;
-    uint64_t  drop;
-} part;
-
-static part part_of(const pass *p, int64_t at, int64_t n)
+bert_part bert_part_of(const bert_pass *p, int64_t at, int64_t n)
 {
-    const work *w = &p->w;
-    part t = {.rows = mx_tensor_rows(w->rows, at, n), .targets = mx_tensor_rows(w->targets, at, n), .loss = mx_tensor_rows(w->loss, at, n),
+    const bert_work *w = &p->w;
+    bert_part t = {.rows = mx_tensor_rows(w->rows, at, n), .targets = mx_tensor_rows(w->targets, at, n), .loss = mx_tensor_rows(w->loss, at, n),
               .last = mx_tensor_rows(w->last, 0, n), .pre = mx_tensor_rows(w->pre, 0, n), .hidden = mx_tensor_rows(w->hidden, 0, n),
               .normed = mx_tensor_rows(w->normed, 0, n), .logits = mx_tensor_rows(w->logits, 0, n),
               .drop = seed_of(p, DROP_HEAD) + (uint64_t)at};
@@ -291,7 +264,7 @@ static part part_of(const pass *p, int64_t at, int64_t n)
     return t;
 }
 
-static void head_forward(const pass *p, const part *t)
+void bert_head_forward(const bert_pass *p, const bert_part *t)
 {
     const mx_bert *m = p->m;
     mx_embed(p->s, t->last, p->w.x, t->rows, false);           /* pick rows */
@@ -306,7 +279,7 @@ static void head_forward(const pass *p, const part *t)
     product(p, t->logits, t->normed, &m->head);
 }
 
-static void head_backward(const pass *p, const part *t)
+void bert_head_backward(const bert_pass *p, const bert_part *t)
 {
     const mx_bert *m = p->m;
     product_back(p, t->dnormed, t->logits, t->normed, &m->head, false);
@@ -321,33 +294,26 @@ static void head_backward(const pass *p, const part *t)
     mx_embed_back(p->s, p->w.dx, t->dlast, t->rows);           /* put back */
 }
 
-static void heads(const pass *p, int64_t counted)
+static void heads(const bert_pass *p, int64_t counted)
 {
-    const work *w = &p->w;
+    const bert_work *w = &p->w;
     mx_tensor none = {0};
     if (p->learn) p->s->dev->ops->clear(p->s, w->dx.data, (size_t)(w->dx.rows * w->dx.cols) * sizeof(float));
     for (int64_t at = 0; at < counted; at += HEAD_ROWS) {
-        part t = part_of(p, at, counted - at < HEAD_ROWS ? counted - at : HEAD_ROWS);
-        head_forward(p, &t);
+        bert_part t = bert_part_of(p, at, counted - at < HEAD_ROWS ? counted - at : HEAD_ROWS);
+        bert_head_forward(p, &t);
         if (p->m->opt.task == MX_BERT_CLASSIFY) mx_logprobs(p->s, none, none, t.best, t.best_logprob, t.logits);
         mx_cross_entropy(p->s, t.loss, t.logits, t.targets, 1, p->learn);
-        if (p->learn) head_backward(p, &t);
+        if (p->learn) bert_head_backward(p, &t);
     }
 }
 
 /* ---- a pass ---------------------------------------------------------------------------------------- */
 
-static void forward(pass *p)
+void bert_layers(bert_pass *p)
 {
     const mx_bert *m = p->m;
-    work *w = &p->w;
-    mx_tensor x = w->layer[0].in;
-    p->layer = 0;
-    mx_embed(p->s, w->e, m->tokens.w, w->ids, false);
-    mx_embed(p->s, w->e, m->positions.w, w->positions, true);
-    mx_embed(p->s, w->e, m->types.w, w->types, true);
-    norm(p, x, w->e, &m->norm);
-    if (p->dropout > 0) mx_dropout(p->s, x, x, p->dropout, seed_of(p, DROP_EMBED));
+    bert_work *w = &p->w;
     for (int32_t l = 0; l < m->config.layers; l++) {
         p->layer = l;
         block(p, &m->layer[l], &w->layer[l], l + 1 < m->config.layers ? w->layer[l + 1].in : w->x);
@@ -355,22 +321,43 @@ static void forward(pass *p)
     p->layer = 0;
 }
 
-static void tell(const pass *p, const mx_pass *q, size_t first, size_t end)
+static void forward(bert_pass *p)
+{
+    const mx_bert *m = p->m;
+    bert_work *w = &p->w;
+    mx_tensor x = w->layer[0].in;
+    p->layer = 0;
+    mx_embed(p->s, w->e, m->tokens.w, w->ids, false);
+    mx_embed(p->s, w->e, m->positions.w, w->positions, true);
+    mx_embed(p->s, w->e, m->types.w, w->types, true);
+    norm(p, x, w->e, &m->norm);
+    if (p->dropout > 0) mx_dropout(p->s, x, x, p->dropout, seed_of(p, DROP_EMBED));
+    bert_layers(p);
+}
+
+static void tell(const bert_pass *p, const mx_pass *q, size_t first, size_t end)
 {
     if (q->ready && first < end && p->s->error.code == MX_OK) q->ready(q->ctx, first, end - first);
 }
 
-static void backward(pass *p, const mx_pass *q)
+void bert_layers_back(bert_pass *p, const mx_pass *q)
 {
     const mx_bert *m = p->m;
-    const work *w = &p->w;
+    const bert_work *w = &p->w;
     for (int32_t l = m->config.layers - 1; l >= 0; l--) {
         p->layer = l;
         if (m->opt.recompute) block(p, &m->layer[l], &w->layer[l], (mx_tensor){0});
         block_back(p, &m->layer[l], &w->layer[l]);
-        tell(p, q, m->layer_first[l], m->layer_first[l + 1]);
+        if (q) tell(p, q, m->layer_first[l], m->layer_first[l + 1]);
     }
     p->layer = 0;
+}
+
+static void backward(bert_pass *p, const mx_pass *q)
+{
+    const mx_bert *m = p->m;
+    const bert_work *w = &p->w;
+    bert_layers_back(p, q);
     if (p->dropout > 0) mx_dropout(p->s, w->dx, w->dx, p->dropout, seed_of(p, DROP_EMBED));
     norm_back(p, w->dh, w->dx, w->e, &m->norm);
     mx_embed_back(p->s, m->tokens.dw, w->dh, w->ids);
@@ -380,7 +367,7 @@ static void backward(pass *p, const mx_pass *q)
     tell(p, q, 0, m->layer_first[0]);
 }
 
-static void upload(pass *p, const mx_batch *b, const question *q)
+static void upload(bert_pass *p, const mx_batch *b, const question *q)
 {
     mx_stream *s = p->s;
     p->w.ids = mx_stream_upload(s, MX_I32, b->rows, 1, q->ids);
@@ -398,7 +385,7 @@ mx_status bert_run(void *network, mx_stream *s, mx_pass *q, mx_error *err)
     mx_status st = MX_OK;
     question ask;
     double loss = 0;
-    pass p = {.m = m, .s = s, .seed = q->seed, .learn = q->learn, .dropout = q->learn ? m->opt.dropout : 0};
+    bert_pass p = {.m = m, .s = s, .seed = q->seed, .learn = q->learn, .dropout = q->learn ? m->opt.dropout : 0};
     q->loss = q->extra = 0;
     q->counted = 0;
     if (b->longest > m->config.max_positions)
@@ -409,7 +396,7 @@ mx_status bert_run(void *network, mx_stream *s, mx_pass *q, mx_error *err)
         return mx_fail(err, MX_ERR_NO_MEMORY, "the lists of a pass");
     }
     upload(&p, b, &ask);
-    lay_out(m, s, NULL, &p.w, b->rows, ask.counted, q->learn);
+    bert_lay_out(m, s, NULL, &p.w, b->rows, ask.counted, q->learn);
     forward(&p);
     heads(&p, ask.counted);
     if (ask.counted) {
