@@ -98,5 +98,6 @@ mx_status mx_env_no_arguments(const char *kind, const char *arguments, mx_error 
 mx_status mx_env_cartpole(mx_env *e, const char *arguments, int64_t rows, uint64_t seed, mx_error *err);
 mx_status mx_env_acrobot(mx_env *e, const char *arguments, int64_t rows, uint64_t seed, mx_error *err);
 mx_status mx_env_gvr(mx_env *e, const char *arguments, int64_t rows, uint64_t seed, mx_error *err);
+mx_status mx_env_market(mx_env *e, const char *arguments, int64_t rows, uint64_t seed, mx_error *err);
 
 #endif

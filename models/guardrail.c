@@ -201,3 +201,19 @@ mx_status mx_guard(const mx_guardrails *g, const mx_price_state *s, int64_t raw,
     out->needs_approval = g->approval_pct > 0 && s->published && fabs((double)(ended - s->published)) > (double)s->published * g->approval_pct / 100 + 1e-6;
     return MX_OK;
 }
+
+int32_t mx_guard_mask(const mx_guardrails *g, const mx_price_state *s, const int64_t *price, int32_t n, uint8_t *feasible)
+{
+    interval rule[MX_RULES], all;
+    mx_error none;
+    int32_t count = 0;
+    memset(feasible, 0, (size_t)n);
+    if (mx_guardrails_check(g, &none) || check_state(s, 1, &none) || needs(g, s, &none) || meet(g, s, rule, &all, &none)) return 0;
+    for (int32_t i = 0; i < n; i++) {
+        bool ends = !g->n_endings;
+        for (int32_t k = 0; k < g->n_endings; k++) ends |= price[i] % g->ending[k].modulus == g->ending[k].remainder;
+        feasible[i] = ends && price[i] >= all.low && price[i] <= all.high;
+        count += feasible[i];
+    }
+    return count;
+}

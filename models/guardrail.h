@@ -71,5 +71,8 @@ mx_status mx_guardrails_check(const mx_guardrails *g, mx_error *err);
 /* raw: what the model wants, over 0.  Errors: MX_ERR_ARG; MX_ERR_STATE (infeasible: the
  * two rules and their bounds; a rule that needs a price that is not known). */
 mx_status mx_guard(const mx_guardrails *g, const mx_price_state *s, int64_t raw, mx_guarded *out, mx_error *err);
+/* Which of n prices are feasible as they stand: feasible[i] 1 or 0.  Returns how many;
+ * none where no price is, or a rule needs what is not known. */
+int32_t   mx_guard_mask(const mx_guardrails *g, const mx_price_state *s, const int64_t *price, int32_t n, uint8_t *feasible);
 
 #endif

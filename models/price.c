@@ -55,12 +55,21 @@ double mx_demand_units(const mx_demand_belief *b, double price, double reference
     return exp(mean[0] + mean[1] * x + fmin(variance, 4) / 2);
 }
 
+void mx_price_rungs(int64_t published, int64_t price[MX_LADDER])
+{
+    for (int32_t i = 0; i < MX_LADDER; i++) {
+        double p = round((double)published * (1 + mx_ladder_steps[i]));
+        price[i] = p < 1 ? 1 : (int64_t)p;
+    }
+}
+
 int32_t mx_price_ladder(const mx_price_inputs *in, mx_ladder_rung out[MX_LADDER])
 {
+    int64_t price[MX_LADDER];
     int32_t best = MX_LADDER / 2;
+    mx_price_rungs(in->published, price);
     for (int32_t i = 0; i < MX_LADDER; i++) {
-        double price = round((double)in->published * (1 + mx_ladder_steps[i]));
-        out[i].price = price < 1 ? 1 : (int64_t)price;
+        out[i].price = price[i];
         out[i].units = mx_demand_units(&in->belief, (double)out[i].price, (double)in->reference);
         out[i].revenue = out[i].units * (double)out[i].price;
         out[i].margin = out[i].units * (double)(out[i].price - in->cost);

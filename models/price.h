@@ -41,6 +41,8 @@ typedef struct mx_price_inputs {
     mx_demand_belief belief;
 } mx_price_inputs;
 
+/* The rungs' prices round the published one, whole and over 0. */
+void      mx_price_rungs(int64_t published, int64_t price[MX_LADDER]);
 typedef struct mx_ladder_rung { int64_t price; double units, revenue, margin; } mx_ladder_rung;
 /* All rungs, and the best one's index (of equals the one nearest to the published price). */
 int32_t   mx_price_ladder(const mx_price_inputs *in, mx_ladder_rung out[MX_LADDER]);

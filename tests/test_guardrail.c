@@ -115,6 +115,17 @@ static void a_million_sets(void)
             wrong++;
             CHECK_MSG(false, "%s", err.text);
         }
+        int64_t ladder[7] = {raw, raw + 1, raw * 9 / 10, raw * 11 / 10, s.published, raw / 2, out.price};
+        uint8_t mask[7];
+        int32_t allowed = mx_guard_mask(&g, &s, ladder, st ? 6 : 7, mask), seen = 0;     /* what a learned policy may choose from */
+        for (int i = 0; i < (st ? 6 : 7); i++) {
+            seen += mask[i];
+            if (mask[i] != feasible(&g, &s, ladder[i]) && !(st == MX_ERR_ARG)) {
+                wrong++;
+                CHECK_MSG(false, "set %d: the mask says %d of %lld", k, mask[i], (long long)ladder[i]);
+            }
+        }
+        wrong += seen != allowed || (!st && !mask[6]);
         if (!st && out.n_applied) {
             const mx_applied *last = &out.applied[out.n_applied - 1];
             if (out.applied[0].before != raw || last->after != out.price) {

@@ -1,0 +1,197 @@
+/* test_market.c - a market whose equations are known: they are found again from a panel
+ * drawn from them, its shelves keep their books, and the yardsticks do what they say.
+ *     MX_ORANGE_JUICE=FILE.csv.gz   bayesm's panel; ../shared/data when it is there */
+#include "models/env_market.h"
+#include "models/price_seen.h"
+#include "tests/test.h"
+
+#include <unistd.h>
+
+enum { BRANDS = 3, STORES = 12, WEEKS = 90 };
+
+static const double own[BRANDS] = {-2.5, -3.5, -1.5}, before[BRANDS] = {0.4, 0.2, 0.3}, feat[BRANDS] = {0.6, 0.8, 0.4};
+static char panel[256];
+static uint64_t state = 5;
+
+static double uniform(void)
+{
+    return (double)(test_random(&state) >> 11) * 0x1p-53;
+}
+
+static double normal(void)
+{
+    double sum = 0;
+    for (int i = 0; i < 12; i++) sum += uniform();
+    return sum - 6;
+}
+
+static void write_panel(const char *header, const char *extra)
+{
+    static double price[STORES][WEEKS][BRANDS];
+    snprintf(panel, sizeof panel, MX_BINARY_DIR "/test_market.%d.csv", (int)getpid());
+    FILE *f = fopen(panel, "w");
+    if (!f) return;
+    state = 5;
+    for (int s = 0; s < STORES; s++)
+        for (int w = 0; w < WEEKS; w++)
+            for (int b = 0; b < BRANDS; b++) price[s][w][b] = (0.03 + 0.005 * b) * exp(0.2 * (uniform() - 0.5));
+    fprintf(f, "%s", header);
+    for (int s = 0; s < STORES; s++)
+        for (int b = 0; b < BRANDS; b++)
+            for (int w = 0; w < WEEKS; w++) {
+                const double *p = price[s][w], *last = price[s][w ? w - 1 : 0];
+                int deal = uniform() < 0.3, featured = uniform() < 0.2;
+                double q = 0.1 * s + own[b] * log(p[b]) + before[b] * log(last[b]) + 0.1 * deal + feat[b] * featured + 0.1 * normal();
+                for (int k = 0; k < BRANDS; k++) q += k == b ? 0 : 0.3 * log(p[k]);
+                fprintf(f, "%d,%d,%d,%.10f,1,%.10f,%.10f,%.10f,%d,%d,%.6f\n", 100 + s, b + 1, 40 + w, q + log(64), p[0], p[1], p[2], deal, featured, 100 * (1 - 0.02 / p[b]));
+            }
+    fprintf(f, "%s", extra);
+    fclose(f);
+}
+
+#define HEADER "\"store\",\"brand\",\"week\",\"logmove\",\"constant\",\"price1\",\"price2\",\"price3\",\"deal\",\"feat\",\"profit\"\n"
+
+static void equations_found_again(void)
+{
+    mx_market m;
+    mx_error err = {0};
+    write_panel(HEADER, "");
+    for (int held_out = 0; held_out < 2; held_out++) {
+        CHECK_OK(mx_market_open(&m, panel, held_out, 30, &err), err);
+        CHECK(m.brands == BRANDS && m.n_pairs == BRANDS * (held_out ? 3 : 9));
+        for (int b = 0; b < m.brands; b++) {
+            CHECK_MSG(fabs(m.brand[b].own - own[b]) < 0.35 && fabs(m.brand[b].before - before[b]) < 0.35 && fabs(m.brand[b].feat - feat[b]) < 0.05,
+                      "brand %d: %.3f %.3f %.3f", b, m.brand[b].own, m.brand[b].before, m.brand[b].feat);
+            CHECK(fabs(m.brand[b].sigma - 0.1) < 0.02 && m.brand[b].spread < 0.2 && fabs(m.brand[b].rival[(b + 1) % 3] - 0.3) < 0.15 && m.brand[b].rival[b] == 0);
+            CHECK(held_out ? m.brand[b].own != m.known[b].own : m.brand[b].own == m.known[b].own);
+        }
+        for (int64_t i = 0; i < m.n_pairs; i++) {
+            const mx_market_pair *q = &m.pair[i];
+            CHECK(q->weeks == WEEKS && ((q->store - 100) % 4 == 3) == held_out && fabs(q->cost - 0.02 * 6400) < 0.5 && fabs(q->own - own[q->brand]) < 0.4);
+        }
+        mx_market_close(&m);
+    }
+    unlink(panel);
+}
+
+static void wrong_panels(void)
+{
+    const struct { const char *header, *extra, *part; } bad[] = {
+        {"store,brand,week\n", "", "logmove"}, {"store,brand,week,logmove,deal,feat,profit\n", "", "price1"},
+        {HEADER, "1,2,x,4,1,1,1,1,0,0,1\n", "column 3"}, {HEADER, "1,9,3,4,1,1,1,1,0,0,1\n", "brand is 9"}, {HEADER, "1,2\n", "missing"},
+        {HEADER, "1,2,3,4,1,0,1,1,0,0,1\n", "price1 is 0"}, {HEADER, "1,2,3,4,1,1,1,1,0,0,100\n", "profit"},
+    };
+    mx_market m;
+    mx_error err = {0};
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        write_panel(bad[i].header, bad[i].extra);
+        CHECK(mx_market_open(&m, panel, false, 30, &err) != MX_OK);
+        CHECK_MSG(strstr(err.text, bad[i].part), "%s", err.text);
+    }
+    unlink(panel);
+    CHECK(mx_market_open(&m, "/nowhere.csv", false, 30, &err) == MX_ERR_IO);
+}
+
+/* Margin of all rows in cents, 26 weeks of a rule; NULL closes nothing. */
+static double play(const char *name, int64_t rows, mx_market_rule rule, uint64_t seed)
+{
+    mx_env e;
+    mx_error err = {0};
+    int32_t *action = calloc((size_t)rows, sizeof *action);
+    float *reward = calloc((size_t)rows, sizeof *reward), *seen = calloc((size_t)rows * MX_PRICE_SEEN, sizeof *seen);
+    uint8_t *over = calloc((size_t)rows, 2), *mask = calloc((size_t)rows, MX_LADDER);
+    double sum = 0;
+    CHECK_OK(mx_env_open(&e, name, rows, seed, &err), err);
+    for (int w = 0; e.world && w < MX_MARKET_WEEKS; w++) {
+        mx_env_observe(&e, 0, rows, seen, mask);
+        for (int64_t i = 0; i < rows; i++) {
+            action[i] = mx_market_act(&e, i, rule);
+            CHECK(action[i] >= 0 && action[i] < MX_LADDER && mask[i * MX_LADDER + action[i]]);
+            for (int k = 0; k < MX_PRICE_SEEN; k++) CHECK(isfinite(seen[i * MX_PRICE_SEEN + k]) && fabsf(seen[i * MX_PRICE_SEEN + k]) <= 3);
+        }
+        mx_env_step(&e, 0, rows, action, reward, over, over + rows);
+        for (int64_t i = 0; i < rows; i++) CHECK(!over[i] && over[rows + i] == (w == MX_MARKET_WEEKS - 1));
+    }
+    for (int64_t i = 0; e.world && i < rows; i++) {
+        const mx_market_shelf *s = mx_market_shelf_of(&e, i);
+        const mx_market_pair *q = &mx_market_of(&e)->pair[s->pair];
+        CHECK(s->price >= 1 && (double)s->price < 1.36 * q->reference && s->stock >= 0);
+        CHECK(fabs(e.row[i].earned * q->units * (q->reference - q->cost) - s->margin) < 1e-3 * fabs(s->margin) + 1);
+        sum += s->margin;
+    }
+    mx_env_close(&e);
+    free(action), free(reward), free(seen), free(over), free(mask);
+    return sum;
+}
+
+static void yardsticks(void)
+{
+    char name[300];
+    double earned[MX_MARKET_RULES];
+    write_panel(HEADER, "");
+    snprintf(name, sizeof name, "market:%s,held-out", panel);
+    for (mx_market_rule r = 0; r < MX_MARKET_RULES; r++) earned[r] = play(name, 18, r, 3);
+    CHECK(earned[MX_MARKET_ORACLE] > earned[MX_MARKET_GALLEGO] && earned[MX_MARKET_ORACLE] > earned[MX_MARKET_THOMPSON]);
+    CHECK_MSG(earned[MX_MARKET_GALLEGO] > 1.02 * earned[MX_MARKET_ELASTICITY], "%.0f %.0f", earned[MX_MARKET_GALLEGO], earned[MX_MARKET_ELASTICITY]);      /* stock is short */
+    CHECK(play(name, 18, MX_MARKET_THOMPSON, 3) == earned[MX_MARKET_THOMPSON] && play(name, 18, MX_MARKET_THOMPSON, 4) != earned[MX_MARKET_THOMPSON]);
+    mx_env e;
+    mx_error err = {0};
+    CHECK(mx_env_open(&e, "market", 8, 1, &err) == MX_ERR_ARG && strstr(err.text, "PANEL.csv"));
+    CHECK(mx_env_open(&e, "market:/nowhere.csv,held-out", 8, 1, &err) == MX_ERR_IO);
+    unlink(panel);
+}
+
+/* Belief, stock and books of one shelf by hand. */
+static void a_shelf(void)
+{
+    mx_market m;
+    mx_error err = {0};
+    write_panel(HEADER, "");
+    CHECK_OK(mx_market_open(&m, panel, false, 30, &err), err);
+    unlink(panel);
+    if (!m.pair) return;
+    const mx_market_pair *q = &m.pair[0];
+    const mx_market_week *w = &m.week[q->first + 10];
+    mx_market_shelf s = {.pair = 0, .week = 10, .price = 200, .before = 190, .stock = 1e9, .belief = mx_demand_prior()}, low = s;
+    double units = exp(q->own * log(210 / 6400.0) + m.brand[q->brand].before * log(200 / 6400.0) + (double)w->rest);
+    double earned = mx_market_sell(&m, &s, 210, 0, true);
+    CHECK_MSG(fabs((1e9 - s.stock) / units - 1) < 1e-6, "%g of %g", 1e9 - s.stock, units);
+    CHECK(fabs(earned - (units * (210 - (double)w->cost) - 0.0025 * (double)w->cost * s.stock)) < 1e-6 * fabs(earned) && s.belief.n == 1 && s.price == 210 && s.before == 200 && s.week == 11);
+    low.stock = units / 2;
+    CHECK(mx_market_sell(&m, &low, 210, 0, true) > 0 && low.belief.n == 0 && low.surprise == 0 && low.stock == 0);       /* sold out: nothing is learned */
+    mx_market_sell(&m, &low, 210, 0, true);
+    CHECK(low.week == 12 && fabs(low.stock - 3 * q->units) < 1e-9);              /* delivered */
+    /* a price that its cost has overtaken: one step towards what is feasible is left */
+    int64_t price[MX_LADDER];
+    uint8_t feasible[MX_LADDER];
+    s.price = 80;
+    mx_market_ladder(&m, &s, price, feasible);
+    int n = 0;
+    for (int k = 0; k < MX_LADDER; k++) n += feasible[k];
+    CHECK(n == 1 && feasible[MX_LADDER - 1] && price[MX_LADDER - 1] == 88);
+    mx_market_close(&m);
+}
+
+static void orange_juice(void)
+{
+    const char *path = getenv("MX_ORANGE_JUICE") ? getenv("MX_ORANGE_JUICE") : MX_SOURCE_DIR "/../shared/data/orange_juice/yx.csv.gz";
+    char command[900], name[300];
+    mx_market m;
+    mx_error err = {0};
+    if (access(path, R_OK)) {
+        TEST_SKIP("the orange-juice panel is not there");
+        return;
+    }
+    snprintf(panel, sizeof panel, MX_BINARY_DIR "/test_market.%d.csv", (int)getpid());
+    snprintf(command, sizeof command, "gzip -dc '%s' > '%s'", path, panel);
+    CHECK(system(command) == 0);
+    CHECK_OK(mx_market_open(&m, panel, true, 30, &err), err);
+    CHECK_MSG(m.n_pairs == 220 && fabs(m.known[0].own + 2.8) < 0.2 && m.known[3].before > 0.3, "%lld pairs, %.2f", (long long)m.n_pairs, m.known[0].own);
+    mx_market_close(&m);
+    snprintf(name, sizeof name, "market:%s,held-out", panel);
+    double fixed = play(name, 220, MX_MARKET_FIXED, 1), elastic = play(name, 220, MX_MARKET_ELASTICITY, 1), gallego = play(name, 220, MX_MARKET_GALLEGO, 1);
+    CHECK_MSG(elastic > 1.05 * fixed && gallego > elastic, "%.0f %.0f %.0f", fixed, elastic, gallego);
+    unlink(panel);
+}
+
+MX_TESTS(TEST(equations_found_again), TEST(wrong_panels), TEST(yardsticks), TEST(a_shelf), TEST(orange_juice))
