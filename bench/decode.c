@@ -84,8 +84,15 @@ static mx_status turn(bench *b, int32_t n, int32_t *host, mx_sample_row *rows, m
     int32_t *ids = host, *positions = ids + n, *slots = positions + n, *at = slots + n, *wanted = at + 2 * n, *pages = wanted + n;
     mx_decoder_batch batch = {.n_rows = n, .n_seqs = n, .n_logits = n, .table_cols = per, .ids = ids, .positions = positions, .slots = slots,
                               .at = at, .pages = pages, .logit_rows = wanted};
-    mx_tensor logits = mx_decoder_forward(&b->m, &b->s, &b->kv, &batch), chosen = mx_stream_tensor(&b->s, MX_I32, n, 1);
-    mx_sample(&b->s, chosen, logits, rows);
+    mx_decoder_turn t;
+    mx_decoder_begin(&b->m, &b->s, &b->kv, &batch, &t);
+    mx_tensor chosen = mx_stream_tensor(&b->s, MX_I32, n, 1);
+    const mx_sample_row *placed = mx_sample_rows(&b->s, rows, n);
+    if (!mx_stream_section(&b->s, &n, sizeof n)) {
+        mx_decoder_run(&b->m, &b->s, &b->kv, &t);
+        mx_sample(&b->s, chosen, t.logits, placed);
+        mx_stream_section_end(&b->s);
+    }
     b->dev->ops->download(&b->s, ids, chosen.data, (size_t)n * sizeof *ids);
     mx_status st = mx_stream_sync(&b->s, err);
     mx_stream_rewind(&b->s);
@@ -111,7 +118,7 @@ static mx_status measure(bench *b, int32_t n, mx_error *err)
     }
     MX_TRY_GOTO(st, st, done);
     MX_TRY_GOTO(st, mx_kv_open(&b->kv, b->dev, b->o.layers, n * per, b->o.page, b->o.heads, b->o.width / b->o.heads, b->o.kv, false, err), done);
-    MX_TRY_GOTO(st, mx_stream_open(&b->s, b->dev, mx_decoder_scratch(&b->m, n, n, per, n) + mx_stream_tensor_bytes(MX_I32, n, 1), err), done);
+    MX_TRY_GOTO(st, mx_stream_open(&b->s, b->dev, mx_decoder_scratch(&b->m, n, n, per, n) + mx_stream_tensor_bytes(MX_I32, n, 1 + sizeof *rows / 4), err), done);
     for (int i = -3; i < TURNS; i++) {
         uint64_t from = mx_now_ns(&mx_clock_monotonic);
         MX_TRY_GOTO(st, turn(b, n, host, rows, err), done);

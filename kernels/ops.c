@@ -191,6 +191,12 @@ void mx_logits_process(mx_stream *s, mx_tensor logits, const mx_sample_row *rows
     if (logits.rows) table(s)->logits_process(s, logits, rows, lists);
 }
 
+const mx_sample_row *mx_sample_rows(mx_stream *s, const mx_sample_row *rows, int64_t n)
+{
+    if (s->dev->kind == MX_CPU) return rows;
+    return mx_stream_upload(s, MX_I32, n, sizeof *rows / sizeof(int32_t), rows).data;
+}
+
 void mx_sample(mx_stream *s, mx_tensor id, mx_tensor logits, const mx_sample_row *rows)
 {
     if (!need(s, is(logits, MX_F32) && shaped(id, MX_I32, logits.rows, 1) && rows, "sample", "id[N,1] i32, logits[N,V] f32"))

@@ -149,10 +149,14 @@ typedef struct mx_sample_row {
     float   repetition_penalty;   /* 1: off      */
     float   presence_penalty, frequency_penalty;     /* 0: off */
     double  uniform;              /* in [0,1): which token of the distribution */
+    int64_t forced;               /* > 0: the choice is forced - 1 whatever the logits say */
 } mx_sample_row;
 
-/* Ragged lists beside the rows; begin arrays have N+1 entries, all host memory
- * for the CPU and device memory for CUDA.  NULL begin: no such list. */
+/* Rows and lists are host memory for the CPU and device memory for CUDA; this puts
+ * rows where s reads them, in its scratch.  NULL after marking s. */
+const mx_sample_row *mx_sample_rows(mx_stream *s, const mx_sample_row *rows, int64_t n);
+
+/* Ragged lists beside the rows; begin arrays have N+1 entries.  NULL begin: no such list. */
 typedef struct mx_logit_lists {
     const int32_t *seen_begin, *seen_id, *seen_count;   /* distinct ids of prompt and output; count is of the
                                                            OUTPUT only (0: in the prompt alone): repetition penalty

@@ -100,7 +100,7 @@ static bool fill_lists(mx_generator *g)
             const gen_seq *q = source_of(w);
             p->row[i] = (mx_sample_row){sp->temperature, sp->top_k, sp->top_p, sp->min_p, sp->typical_p, sp->repetition_penalty,
                                         sp->presence_penalty, sp->frequency_penalty,
-                                        gen_uniform(w->gen->seed, (uint32_t)w->seq, (uint32_t)(q->n_ids - w->gen->n_prompt))};
+                                        gen_uniform(w->gen->seed, (uint32_t)w->seq, (uint32_t)(q->n_ids - w->gen->n_prompt)), 0};
             if ((w->gen->penalties && !push_seen(p, &q->seen)) || !push_bias(p, w->gen) ||
                 !ban_ngrams(p, q, sp->no_repeat_ngram) || !gen_ban_texts(p, w->gen, q) || !ban_ends(p, w->gen, q))
                 return false;
@@ -167,9 +167,10 @@ static mx_status take_row(mx_generation *r, int32_t seq, const gen_pack *p, int3
     return gen_accept(r, seq, p->chosen[i], err);
 }
 
-static void take_rows(mx_generator *g, int32_t k)
+void gen_choice_take(mx_generator *g, const gen_choice *c)
 {
     gen_pack *p = &g->pack;
+    int32_t k = c->k;
     for (int32_t i = 0; i < p->n_logits; i++) {
         mx_generation *r = p->want[i].gen;
         if (p->want[i].prompt_position >= 0) {
@@ -193,66 +194,84 @@ static void take_rows(mx_generator *g, int32_t k)
     }
 }
 
+/* ---- a turn's choices: prepared, made, taken ----------------------------------------------------- */
+
+/* n elements in room for a power of two of them, so that turns of about the same size lie in the same places. */
+static const void *place_list(mx_stream *s, mx_dtype type, int32_t n, const void *host)
+{
+    int64_t room = 64;
+    while (room < n) room *= 2;
+    mx_tensor t = mx_stream_tensor(s, type, room, 1);
+    s->dev->ops->upload(s, t.data, host, (size_t)n * sizeof(int32_t));
+    return t.data;
+}
+
 /* The lists where the device reads them; they are host memory already when that is the CPU. */
 static mx_logit_lists place_lists(mx_stream *s, const gen_pack *p, int32_t n)
 {
     mx_logit_lists l = {p->list_begin, p->list_id, p->list_count, p->bias_begin, p->bias_id, p->bias, p->ban_begin, p->ban_id};
     if (s->dev->kind == MX_CPU) return l;
-    l.seen_begin = mx_stream_upload(s, MX_I32, n + 1, 1, p->list_begin).data;
-    l.seen_id = mx_stream_upload(s, MX_I32, p->n_seen, 1, p->list_id).data;
-    l.seen_count = mx_stream_upload(s, MX_I32, p->n_seen, 1, p->list_count).data;
-    l.bias_begin = mx_stream_upload(s, MX_I32, n + 1, 1, p->bias_begin).data;
-    l.bias_id = mx_stream_upload(s, MX_I32, p->n_bias, 1, p->bias_id).data;
-    l.bias = mx_stream_upload(s, MX_F32, p->n_bias, 1, p->bias).data;
-    l.ban_begin = mx_stream_upload(s, MX_I32, n + 1, 1, p->ban_begin).data;
-    l.ban_id = mx_stream_upload(s, MX_I32, p->n_ban, 1, p->ban_id).data;
+    l.seen_begin = place_list(s, MX_I32, n + 1, p->list_begin);
+    l.bias_begin = place_list(s, MX_I32, n + 1, p->bias_begin);
+    l.ban_begin = place_list(s, MX_I32, n + 1, p->ban_begin);
+    l.seen_id = place_list(s, MX_I32, p->n_seen, p->list_id);
+    l.seen_count = place_list(s, MX_I32, p->n_seen, p->list_count);
+    l.bias_id = place_list(s, MX_I32, p->n_bias, p->bias_id);
+    l.bias = place_list(s, MX_F32, p->n_bias, p->bias);
+    l.ban_id = place_list(s, MX_I32, p->n_ban, p->ban_id);
     return l;
 }
 
-mx_status gen_choose(mx_generator *g, mx_stream *s, mx_tensor logits, mx_error *err)
+mx_status gen_choice_begin(mx_generator *g, mx_stream *s, mx_tensor logits, gen_choice *c, mx_error *err)
 {
     gen_pack *p = &g->pack;
-    int32_t n = p->n_logits, k = 0;
-    bool logprobs = false, process = false;
+    int32_t n = p->n_logits;
+    memset(c, 0, sizeof *c);
+    if (!n) return MX_OK;
     if (!fill_lists(g)) return mx_fail(err, MX_ERR_NO_MEMORY, "lists of a turn");
     for (int32_t i = 0; i < n; i++) {
         const mx_generation *r = p->want[i].gen;
         int32_t best = r->p.beams > 1 ? gen_beam_width(&g->model.config, &r->p) : r->p.logprobs;
-        if (best >= 0) logprobs = true;
-        if (best > k) k = best;
-        process |= r->penalties;
+        if (best >= 0) c->logprobs = true;
+        if (best > c->k) c->k = best;
+        c->process |= r->penalties;
+        if (p->want[i].prompt_position >= 0) p->row[i].forced = 1 + (int64_t)r->prompt[p->want[i].prompt_position + 1];
     }
-    process |= p->n_bias || p->n_ban;
-
-    mx_tensor raw = logits, ids = mx_stream_tensor(s, MX_I32, n, 1);
-    if (logprobs && process) {                /* log-probabilities are the model's own, before penalties */
+    c->process |= p->n_bias || p->n_ban;
+    c->raw = logits;
+    c->ids = mx_stream_tensor(s, MX_I32, n, 1);
+    c->row = mx_sample_rows(s, p->row, n);
+    if (c->logprobs && c->process) {          /* log-probabilities are the model's own, before penalties */
         for (int32_t i = 0; i < n; i++) p->chosen[i] = i;
-        raw = mx_stream_tensor(s, MX_F32, n, logits.cols);
-        mx_embed(s, raw, logits, mx_stream_upload(s, MX_I32, n, 1, p->chosen), false);
+        c->every = mx_stream_upload(s, MX_I32, n, 1, p->chosen);
+        c->raw = mx_stream_tensor(s, MX_F32, n, logits.cols);
     }
-    if (process) {
-        mx_logit_lists lists = place_lists(s, p, n);
-        mx_logits_process(s, logits, p->row, &lists);
+    if (c->logprobs) c->lp = mx_stream_tensor(s, MX_F32, n, 1);
+    if (c->logprobs && c->k) {
+        c->top_id = mx_stream_tensor(s, MX_I32, n, c->k);
+        c->top_lp = mx_stream_tensor(s, MX_F32, n, c->k);
     }
-    mx_sample(s, ids, logits, p->row);
-    s->dev->ops->download(s, p->chosen, ids.data, (size_t)n * sizeof *p->chosen);
-    MX_TRY(mx_stream_sync(s, err));
-    for (int32_t i = 0; i < n; i++)
-        if (p->want[i].prompt_position >= 0) p->chosen[i] = p->want[i].gen->prompt[p->want[i].prompt_position + 1];
-    if (logprobs) {
-        mx_tensor lp = mx_stream_tensor(s, MX_F32, n, 1), top_id = {0}, top_lp = {0};
-        if (k) {
-            top_id = mx_stream_tensor(s, MX_I32, n, k);
-            top_lp = mx_stream_tensor(s, MX_F32, n, k);
-        }
-        mx_logprobs(s, lp, mx_stream_upload(s, MX_I32, n, 1, p->chosen), top_id, top_lp, raw);
-        s->dev->ops->download(s, p->lp, lp.data, (size_t)n * sizeof *p->lp);
-        if (k) {
-            s->dev->ops->download(s, p->top_id, top_id.data, (size_t)n * (size_t)k * sizeof *p->top_id);
-            s->dev->ops->download(s, p->top_lp, top_lp.data, (size_t)n * (size_t)k * sizeof *p->top_lp);
-        }
-        MX_TRY(mx_stream_sync(s, err));
-    }
-    take_rows(g, k);
+    if (c->process) c->lists = place_lists(s, p, n);
     return MX_OK;
+}
+
+void gen_choice_run(mx_stream *s, mx_tensor logits, const gen_choice *c)
+{
+    if (!c->ids.rows) return;
+    if (c->every.data) mx_embed(s, c->raw, logits, c->every, false);
+    if (c->process) mx_logits_process(s, logits, c->row, &c->lists);
+    mx_sample(s, c->ids, logits, c->row);
+    if (c->logprobs) mx_logprobs(s, c->lp, c->ids, c->top_id, c->top_lp, c->raw);
+}
+
+void gen_choice_download(mx_generator *g, mx_stream *s, const gen_choice *c)
+{
+    gen_pack *p = &g->pack;
+    size_t n = (size_t)c->ids.rows, best = n * (size_t)c->k;
+    if (!n) return;
+    s->dev->ops->download(s, p->chosen, c->ids.data, n * sizeof *p->chosen);
+    if (c->logprobs) s->dev->ops->download(s, p->lp, c->lp.data, n * sizeof *p->lp);
+    if (!c->logprobs || !best) return;
+    s->dev->ops->download(s, p->top_id, c->top_id.data, best * sizeof *p->top_id);
+    s->dev->ops->download(s, p->top_lp, c->top_lp.data, best * sizeof *p->top_lp);
 }

@@ -263,13 +263,7 @@ void mx_decoder_close(mx_decoder *m)
 
 /* ---- the forward pass ---------------------------------------------------------------- */
 
-typedef struct turn {                    /* what a turn uploads, and its scratch           */
-    mx_tensor ids, positions, slots, at, pages, logit_rows;
-    mx_tensor x, h, qkv, y, up, act;     /* residual stream; normed; ...                   */
-    mx_tensor low;                       /* x A^T of an adapter                            */
-    const mx_decoder_batch *batch;
-    int32_t   layer;
-} turn;
+typedef mx_decoder_turn turn;
 
 static void norm(const mx_decoder *m, mx_stream *s, mx_tensor y, mx_tensor x, mx_tensor gain, mx_tensor bias)
 {
@@ -329,11 +323,11 @@ static void block(const mx_decoder *m, mx_stream *s, const mx_decoder_layer *w, 
     adapt(m, s, t, MX_PLACE_DOWN, t->x, t->act);
 }
 
-mx_tensor mx_decoder_forward(const mx_decoder *m, mx_stream *s, const mx_kv_cache *kv, const mx_decoder_batch *b)
+void mx_decoder_begin(const mx_decoder *m, mx_stream *s, const mx_kv_cache *kv, const mx_decoder_batch *b, mx_decoder_turn *t)
 {
     const mx_decoder_config *c = &m->config;
     int64_t N = b->n_rows, C = c->d_model, q = (int64_t)c->heads * c->head_dim;
-    turn t = {
+    *t = (turn){
         .ids = mx_stream_upload(s, MX_I32, N, 1, b->ids),
         .positions = mx_stream_upload(s, MX_I32, N, 1, b->positions),
         .slots = mx_stream_upload(s, MX_I32, N, 1, b->slots),
@@ -344,29 +338,38 @@ mx_tensor mx_decoder_forward(const mx_decoder *m, mx_stream *s, const mx_kv_cach
         .qkv = mx_stream_tensor(s, MX_F32, N, q + 2 * (int64_t)c->kv_heads * c->head_dim),
         .y = mx_stream_tensor(s, MX_F32, N, q),
         .act = mx_stream_tensor(s, MX_F32, N, c->d_ff),
+        .batch = b,
     };
-    if (c->gated) t.up = mx_stream_tensor(s, MX_F32, N, 2 * (int64_t)c->d_ff);
-    if (m->adapter_rank) t.low = mx_stream_tensor(s, MX_F32, N, m->adapter_rank);
-    t.batch = b;
-
-    if (b->copies && b->copies->n) {
-        mx_tensor moves = mx_stream_upload(s, MX_I32, b->copies->n, 2, b->copies->from_to);
-        for (int32_t l = 0; l < c->layers; l++) mx_kv_copy(s, &kv->layer[l], moves);
-    }
-    mx_embed(s, t.x, m->tokens, t.ids, false);
-    if (c->learned_positions) mx_embed(s, t.x, m->positions, t.positions, true);
-    for (t.layer = 0; t.layer < c->layers; t.layer++) block(m, s, &m->layer[t.layer], &kv->layer[t.layer], &t);
-
-    mx_tensor logits = {0};
+    if (c->gated) t->up = mx_stream_tensor(s, MX_F32, N, 2 * (int64_t)c->d_ff);
+    if (m->adapter_rank) t->low = mx_stream_tensor(s, MX_F32, N, m->adapter_rank);
     if (b->n_logits) {
-        t.logit_rows = mx_stream_upload(s, MX_I32, b->n_logits, 1, b->logit_rows);
-        mx_tensor last = mx_stream_tensor(s, MX_F32, b->n_logits, C);
-        logits = mx_stream_tensor(s, MX_F32, b->n_logits, c->vocab);
-        mx_embed(s, last, t.x, t.logit_rows, false);         /* pick rows */
-        norm(m, s, last, last, m->final_gain, m->final_bias);
-        mx_linear(s, logits, last, &m->head, (mx_tensor){0}, MX_ACT_NONE, false);
+        t->logit_rows = mx_stream_upload(s, MX_I32, b->n_logits, 1, b->logit_rows);
+        t->last = mx_stream_tensor(s, MX_F32, b->n_logits, C);
+        t->logits = mx_stream_tensor(s, MX_F32, b->n_logits, c->vocab);
     }
-    return logits;
+    if (!b->copies || !b->copies->n) return;
+    mx_tensor moves = mx_stream_upload(s, MX_I32, b->copies->n, 2, b->copies->from_to);
+    for (int32_t l = 0; l < c->layers; l++) mx_kv_copy(s, &kv->layer[l], moves);
+}
+
+void mx_decoder_run(const mx_decoder *m, mx_stream *s, const mx_kv_cache *kv, mx_decoder_turn *t)
+{
+    const mx_decoder_config *c = &m->config;
+    mx_embed(s, t->x, m->tokens, t->ids, false);
+    if (c->learned_positions) mx_embed(s, t->x, m->positions, t->positions, true);
+    for (t->layer = 0; t->layer < c->layers; t->layer++) block(m, s, &m->layer[t->layer], &kv->layer[t->layer], t);
+    if (!t->batch->n_logits) return;
+    mx_embed(s, t->last, t->x, t->logit_rows, false);        /* pick rows */
+    norm(m, s, t->last, t->last, m->final_gain, m->final_bias);
+    mx_linear(s, t->logits, t->last, &m->head, (mx_tensor){0}, MX_ACT_NONE, false);
+}
+
+mx_tensor mx_decoder_forward(const mx_decoder *m, mx_stream *s, const mx_kv_cache *kv, const mx_decoder_batch *b)
+{
+    turn t;
+    mx_decoder_begin(m, s, kv, b, &t);
+    mx_decoder_run(m, s, kv, &t);
+    return t.logits;
 }
 
 size_t mx_decoder_scratch(const mx_decoder *m, int32_t rows, int32_t seqs, int32_t table_cols, int32_t logits)

@@ -65,7 +65,22 @@ typedef struct mx_decoder_batch {
     int32_t        n_spans;
 } mx_decoder_batch;
 
-/* logits[n_logits,V] f32 in stream scratch.  Errors stick to the stream. */
+/* A batch on its way: what was uploaded, and the scratch of its pass.  n_logits 0: logits.data is NULL. */
+typedef struct mx_decoder_turn {
+    mx_tensor ids, positions, slots, at, pages, logit_rows;
+    mx_tensor x, h, qkv, y, up, act;     /* residual stream; normed; ...                   */
+    mx_tensor low;                       /* x A^T of an adapter                            */
+    mx_tensor last, logits;              /* [n_logits,C]; [n_logits,V] f32                 */
+    const mx_decoder_batch *batch;
+    int32_t   layer;
+} mx_decoder_turn;
+
+/* Upload b (which must live until run() returns), copy pages, take the scratch. */
+void      mx_decoder_begin(const mx_decoder *m, mx_stream *s, const mx_kv_cache *kv, const mx_decoder_batch *b, mx_decoder_turn *t);
+/* The pass itself.  It depends on t's addresses and shapes and on b's spans, so it may stand in a section (device.h). */
+void      mx_decoder_run(const mx_decoder *m, mx_stream *s, const mx_kv_cache *kv, mx_decoder_turn *t);
+
+/* Both: logits[n_logits,V] f32 in stream scratch.  Errors stick to the stream. */
 mx_tensor mx_decoder_forward(const mx_decoder *m, mx_stream *s, const mx_kv_cache *kv, const mx_decoder_batch *b);
 
 /* Scratch that forward() needs for such a batch, logits included; 0 when it overflows. */

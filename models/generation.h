@@ -131,8 +131,20 @@ void gen_plan_rows(mx_generation *r);
 /* Give back every page (preemption, end, cancel). */
 void gen_release_pages(mx_generation *r);
 
-/* choose.c: tokens for the rows of g->pack.want from logits[n_logits,V]. */
-mx_status gen_choose(mx_generator *g, mx_stream *s, mx_tensor logits, mx_error *err);
+/* choose.c: tokens for the rows of g->pack.want from logits[n_logits,V].  All of it is known before the
+ * logits are, so that a turn waits for its device once: begin() uploads, run() is the ops (it may stand in a
+ * section), and when the stream was waited for after download(), take() gives the tokens to their requests. */
+typedef struct gen_choice {
+    mx_tensor      ids, every, raw, lp, top_id, top_lp;      /* every: all rows, to copy logits by    */
+    const mx_sample_row *row;
+    mx_logit_lists lists;
+    int32_t        k;                  /* alternatives of a row                      */
+    bool           logprobs, process;
+} gen_choice;
+mx_status gen_choice_begin(mx_generator *g, mx_stream *s, mx_tensor logits, gen_choice *c, mx_error *err);
+void      gen_choice_run(mx_stream *s, mx_tensor logits, const gen_choice *c);
+void      gen_choice_download(mx_generator *g, mx_stream *s, const gen_choice *c);
+void      gen_choice_take(mx_generator *g, const gen_choice *c);
 /* A uniform number in [0,1) that depends on seed, candidate and position only. */
 double    gen_uniform(uint64_t seed, uint32_t candidate, uint32_t position);
 

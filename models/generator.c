@@ -150,8 +150,9 @@ static size_t turn_scratch(const mx_generator *g)
     size_t total;
     if (g->dev->kind != MX_CPU) {        /* the lists of choosing: seen ids and counts, biases, bans */
         int32_t ids = g->opt.max_model_len < g->model.config.vocab ? g->opt.max_model_len : g->model.config.vocab;
-        choose += 4 * mx_stream_tensor_bytes(MX_I32, p->max_logits, ids) +
-                  mx_stream_tensor_bytes(MX_I32, p->max_logits, g->model.config.vocab);
+        choose += 8 * mx_stream_tensor_bytes(MX_I32, p->max_logits, ids) +            /* in powers of two */
+                  2 * mx_stream_tensor_bytes(MX_I32, p->max_logits, g->model.config.vocab) +
+                  mx_stream_tensor_bytes(MX_I32, p->max_logits, sizeof(mx_sample_row) / sizeof(int32_t)) + 8 * 64 * sizeof(int32_t);
     }
     return forward && mx_add_size(forward, choose, &total) ? total : 0;
 }

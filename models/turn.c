@@ -173,13 +173,18 @@ static void pack_turn(mx_generator *g, mx_job **jobs, int n)
     for (int i = 0; i < n; i++) pack_request(p->order[i]);
 }
 
-/* Page lists side by side, as wide as the longest. */
+#define TABLE_STEP 16                    /* pages: tables grow by so many, for turns to have the same shape longer */
+
+/* Page lists side by side, as wide as the longest needs. */
 static void pack_pages(mx_generator *g)
 {
     gen_pack *p = &g->pack;
+    int32_t most = (g->opt.max_model_len + g->opt.page_tokens - 1) / g->opt.page_tokens;
     p->table_cols = 1;
     for (int32_t i = 0; i < p->n_seqs; i++)
         if (p->seq[i]->kv.n_pages > p->table_cols) p->table_cols = p->seq[i]->kv.n_pages;
+    p->table_cols = (p->table_cols + TABLE_STEP - 1) / TABLE_STEP * TABLE_STEP;
+    if (p->table_cols > most) p->table_cols = most;
     for (int32_t i = 0; i < p->n_seqs; i++) {
         int32_t *to = p->pages + (size_t)i * (size_t)p->table_cols;
         for (int32_t k = 0; k < p->table_cols; k++) to[k] = k < p->seq[i]->kv.n_pages ? p->seq[i]->kv.page[k] : 0;
@@ -205,6 +210,32 @@ static void settle(mx_generator *g, mx_job **jobs, int n)
     }
 }
 
+/* What the ops of a turn depend on (device.h, sections): where a decoding turn's tensors lie follows from these. */
+typedef struct turn_key {
+    const mx_generator *g;
+    const void *first, *logits, *row, *ids;
+    mx_logit_lists lists;
+    int32_t n_rows, n_seqs, n_logits, table_cols, k;
+    bool    logprobs, process;
+} turn_key;
+_Static_assert(sizeof(turn_key) <= MX_SECTION_KEY, "a turn's key is too long");
+
+/* The pass and the choices; a turn of decoding is one section, so a GPU gets it as one graph. */
+static void compute(mx_generator *g, mx_stream *s, mx_decoder_turn *t, const gen_choice *c)
+{
+    const gen_pack *p = &g->pack;
+    bool repeats = p->n_rows == p->n_logits && !p->n_spans;
+    turn_key key;
+    memset(&key, 0, sizeof key);         /* what lies between its fields is compared too */
+    key.g = g, key.first = t->ids.data, key.logits = t->logits.data, key.row = c->row, key.ids = c->ids.data, key.lists = c->lists;
+    key.n_rows = p->n_rows, key.n_seqs = p->n_seqs, key.n_logits = p->n_logits, key.table_cols = p->table_cols, key.k = c->k;
+    key.logprobs = c->logprobs, key.process = c->process;
+    if (repeats && mx_stream_section(s, &key, sizeof key)) return;
+    mx_decoder_run(&g->model, s, &g->kv, t);
+    gen_choice_run(s, t->logits, c);
+    if (repeats) mx_stream_section_end(s);
+}
+
 void gen_run(void *generator, mx_stream *s, mx_job **jobs, int n)
 {
     mx_generator *g = generator;
@@ -218,10 +249,18 @@ void gen_run(void *generator, mx_stream *s, mx_job **jobs, int n)
         mx_decoder_batch b = {.n_rows = p->n_rows, .n_seqs = p->n_seqs, .n_logits = p->n_logits, .table_cols = p->table_cols,
                               .ids = p->ids, .positions = p->positions, .slots = p->slots, .at = p->at, .pages = p->pages,
                               .logit_rows = p->logit_rows, .copies = &p->copies, .spans = p->spans, .n_spans = p->n_spans};
-        mx_tensor logits = mx_decoder_forward(&g->model, s, &g->kv, &b);
-        st = mx_stream_sync(s, &err);
+        mx_decoder_turn t;
+        gen_choice c;
+        mx_decoder_begin(&g->model, s, &g->kv, &b, &t);
+        st = gen_choice_begin(g, s, t.logits, &c, &err);
+        if (!st) {
+            compute(g, s, &t, &c);
+            gen_choice_download(g, s, &c);
+        }
+        mx_status done = mx_stream_sync(s, st ? NULL : &err);
+        if (!st) st = done;
         for (int32_t i = 0; !st && i < p->n_seqs; i++) mx_kv_commit(&g->kv, &p->seq[i]->kv, p->seq[i]->ids);
-        if (!st && p->n_logits) st = gen_choose(g, s, logits, &err);
+        if (!st) gen_choice_take(g, &c);
     }
     if (st)                              /* the device failed: everybody in this turn is told */
         for (int i = 0; i < n; i++) jobs[i]->error = err;

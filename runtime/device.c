@@ -168,6 +168,16 @@ void mx_stream_rewind(mx_stream *s)
     s->scratch_used = 0;
 }
 
+bool mx_stream_section(mx_stream *s, const void *key, size_t n)
+{
+    return s->dev->ops->section(s, key, n);
+}
+
+void mx_stream_section_end(mx_stream *s)
+{
+    s->dev->ops->section_end(s);
+}
+
 void mx_stream_fail(mx_stream *s, mx_status st, const char *fmt, ...)
 {
     if (s->error.code || !st) return;

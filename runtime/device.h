@@ -41,6 +41,8 @@ typedef struct mx_device_ops {
     void      (*upload)(mx_stream *s, void *dst, const void *host, size_t n);
     void      (*download)(mx_stream *s, void *host, const void *src, size_t n);
     void      (*clear)(mx_stream *s, void *dst, size_t n);
+    bool      (*section)(mx_stream *s, const void *key, size_t n);
+    void      (*section_end)(mx_stream *s);
     mx_status (*sync)(mx_stream *s, mx_error *err);
     void      (*enter)(mx_device *d);     /* a worker thread starts to serve d: bind it */
     void      (*close)(mx_device *d);
@@ -96,6 +98,18 @@ mx_tensor mx_stream_upload(mx_stream *s, mx_dtype t, int64_t rows, int64_t cols,
 void      mx_stream_rewind(mx_stream *s);
 /* What one such call takes; SIZE_MAX when that is negative or overflows. */
 size_t    mx_stream_tensor_bytes(mx_dtype t, int64_t rows, int64_t cols);
+
+/* A section is a list of ops that comes again and again on the same memory, as a
+ * turn of decoding does.  A GPU records it as a graph and issues it in one piece.
+ * True: what stands under this key was issued, and the caller leaves its ops out.
+ * False: the caller issues them and then calls mx_stream_section_end(); always so
+ * on the CPU.  The key (at most MX_SECTION_KEY bytes) must hold all that the ops
+ * depend on but the contents of device memory: shapes, addresses, settings.  What
+ * is recorded is forgotten when memory of the device is released.  In a section
+ * there are no uploads, downloads and syncs. */
+#define MX_SECTION_KEY 256
+bool      mx_stream_section(mx_stream *s, const void *key, size_t n);
+void      mx_stream_section_end(mx_stream *s);
 
 void      mx_stream_fail(mx_stream *s, mx_status st, const char *fmt, ...)
 #ifdef __GNUC__

@@ -78,6 +78,18 @@ static void cpu_clear(mx_stream *s, void *dst, size_t n)
     if (!s->error.code && n) memset(dst, 0, n);
 }
 
+/* Ops run when they are called: there is nothing to record. */
+static bool cpu_section(mx_stream *s, const void *key, size_t n)
+{
+    (void)s, (void)key, (void)n;
+    return false;
+}
+
+static void cpu_section_end(mx_stream *s)
+{
+    (void)s;
+}
+
 static mx_status cpu_sync(mx_stream *s, mx_error *err)
 {
     (void)s, (void)err;
@@ -99,7 +111,7 @@ static const mx_device_ops cpu_ops = {
     .alloc = cpu_alloc, .release = cpu_release,
     .stream_open = cpu_stream_open, .stream_close = cpu_stream_close,
     .upload = cpu_copy_in, .download = cpu_copy_out, .clear = cpu_clear,
-    .sync = cpu_sync, .enter = cpu_enter, .close = cpu_close,
+    .section = cpu_section, .section_end = cpu_section_end, .sync = cpu_sync, .enter = cpu_enter, .close = cpu_close,
 };
 
 /* "model name : ..." on x86; what other architectures say instead is less

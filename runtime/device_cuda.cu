@@ -10,6 +10,7 @@
 #define SEGMENT  ((size_t)1 << 20)      /* bytes of pinned memory an upload fills before the next is taken */
 #define BACK     ((size_t)1 << 20)      /* bytes that downloads may use between two syncs                  */
 #define PENDING  64                     /* downloads between two syncs, before one waits                   */
+#define SECTIONS 128                    /* that a stream remembers; the one that was used longest ago goes  */
 
 typedef struct cuda_device {
     int             ordinal, processors;
@@ -17,7 +18,16 @@ typedef struct cuda_device {
     pthread_mutex_t loading;
     mx_stream       loader;
     mx_cuda_library library;
+    unsigned long   released;           /* times that memory was given back: graphs may hold its address (atomic) */
 } cuda_device;
+
+/* A section (device.h): noticed when it first comes, recorded the second time, replayed from then on. */
+typedef struct cuda_section {
+    unsigned char   key[MX_SECTION_KEY];
+    size_t          n;
+    cudaGraphExec_t graph;              /* NULL: not recorded yet          */
+    unsigned long   released, used;     /* the device's count; when it last came */
+} cuda_section;
 
 typedef struct cuda_stream {
     cudaStream_t   q;
@@ -31,6 +41,9 @@ typedef struct cuda_stream {
     void          *work;
     size_t         work_size;
     mx_cuda_fault *fault;               /* pinned */
+    cuda_section  *section;             /* [SECTIONS] */
+    unsigned long  sections_used;
+    cuda_section  *recording;
 } cuda_stream;
 
 static cuda_device *device_of(const mx_device *d) { return (cuda_device *)d->impl; }
@@ -72,8 +85,79 @@ static void cuda_release(mx_device *d, void *base, size_t size)
     cuda_device *c = device_of(d);
     cudaSetDevice(c->ordinal);
     cudaDeviceSynchronize();
+    __atomic_fetch_add(&c->released, 1, __ATOMIC_RELEASE);
     cudaFreeAsync(base, c->memory);
     cudaGetLastError();
+}
+
+/* ---- sections: CUDA graphs ------------------------------------------------------------------ */
+
+/* What runs of it is waited for. */
+static void graph_drop(cuda_stream *t, cuda_section *c)
+{
+    if (!c->graph) return;
+    cudaStreamSynchronize(t->q);
+    cudaGraphExecDestroy(c->graph);
+    c->graph = NULL;
+}
+
+static void graphs_drop(cuda_stream *t)
+{
+    for (int i = 0; t->section && i < SECTIONS; i++) graph_drop(t, &t->section[i]);
+}
+
+/* Where this key stands, or will: *known says which. */
+static cuda_section *section_of(cuda_stream *t, const void *key, size_t n, bool *known)
+{
+    cuda_section *oldest = &t->section[0];
+    for (int i = 0; i < SECTIONS; i++) {
+        cuda_section *c = &t->section[i];
+        *known = c->n == n && !memcmp(c->key, key, n);
+        if (*known) return c;
+        if (c->used < oldest->used) oldest = c;
+    }
+    return oldest;
+}
+
+static bool cuda_section_begin(mx_stream *s, const void *key, size_t n)
+{
+    cuda_stream *t = stream_of(s);
+    bool known;
+    if (s->error.code || n > MX_SECTION_KEY || !n) return false;
+    unsigned long released = __atomic_load_n(&device_of(s->dev)->released, __ATOMIC_ACQUIRE);
+    cuda_section *c = section_of(t, key, n, &known);
+    if (!known || c->released != released) {       /* first time: what the ops allocate for themselves is there afterwards */
+        graph_drop(t, c);
+        memcpy(c->key, key, n);
+        c->n = n;
+        c->released = released;
+        c->used = ++t->sections_used;
+        return false;
+    }
+    c->used = ++t->sections_used;
+    cudaStream_t q = (cudaStream_t)mx_cuda_queue(s);
+    if (c->graph) {
+        mx_cuda_ok(s, cudaGraphLaunch(c->graph, q), "a recorded turn");
+        return true;
+    }
+    if (mx_cuda_ok(s, cudaStreamBeginCapture(q, cudaStreamCaptureModeThreadLocal), "recording a turn")) t->recording = c;
+    return false;
+}
+
+static void cuda_section_end(mx_stream *s)
+{
+    cuda_stream *t = stream_of(s);
+    cuda_section *c = t->recording;
+    if (!c) return;
+    t->recording = NULL;
+    cudaGraph_t graph = NULL;
+    cudaStream_t q = (cudaStream_t)mx_cuda_queue(s);
+    cudaError_t e = cudaStreamEndCapture(q, &graph);
+    if (e == cudaSuccess && !s->error.code) e = cudaGraphInstantiate(&c->graph, graph, 0);
+    if (graph) cudaGraphDestroy(graph);
+    if (e == cudaSuccess && c->graph) e = cudaGraphLaunch(c->graph, q);
+    if (!mx_cuda_ok(s, e, "a recorded turn")) cudaGetLastError();
+    if (s->error.code) graph_drop(t, c);
 }
 
 /* ---- streams ----------------------------------------------------------------------------- */
@@ -84,6 +168,8 @@ static void cuda_stream_close(mx_stream *s)
     if (!t) return;
     cudaSetDevice(device_of(s->dev)->ordinal);
     if (t->q) cudaStreamSynchronize(t->q);
+    graphs_drop(t);
+    free(t->section);
     if (t->work) cudaFreeAsync(t->work, t->q);
     for (int i = 0; i < SEGMENTS; i++)
         if (t->passed[i]) cudaEventDestroy(t->passed[i]);
@@ -104,6 +190,11 @@ static mx_status cuda_stream_open(mx_device *d, mx_stream *s, mx_error *err)
     cuda_stream *t = (cuda_stream *)calloc(1, sizeof *t);
     if (!t) return mx_fail(err, MX_ERR_NO_MEMORY, "%s: a stream", d->name);
     s->impl = t;
+    t->section = (cuda_section *)calloc(SECTIONS, sizeof *t->section);
+    if (!t->section) {
+        cuda_stream_close(s);
+        return mx_fail(err, MX_ERR_NO_MEMORY, "%s: a stream", d->name);
+    }
     cudaError_t e = cudaSetDevice(device_of(d)->ordinal);
     if (e == cudaSuccess) e = cudaStreamCreateWithFlags(&t->q, cudaStreamNonBlocking);
     if (e == cudaSuccess) e = cudaHostAlloc((void **)&t->ring, SEGMENTS * SEGMENT, cudaHostAllocDefault);
@@ -140,6 +231,11 @@ void *mx_cuda_work(mx_stream *s, size_t size)
 {
     cuda_stream *t = stream_of(s);
     if (size <= t->work_size) return t->work;
+    if (t->recording) {                                      /* the same section ran before: its key lacks something */
+        mx_stream_fail(s, MX_ERR_INTERNAL, "work memory grows inside a recorded turn");
+        return NULL;
+    }
+    graphs_drop(t);                                          /* they hold the old address */
     cudaStream_t q = (cudaStream_t)mx_cuda_queue(s);
     size_t more = t->work_size + t->work_size / 2;          /* grows seldom */
     if (more < size) more = size;
@@ -158,6 +254,13 @@ void *mx_cuda_work(mx_stream *s, size_t size)
 
 /* ---- uploads: through the ring -------------------------------------------------------------- */
 
+/* A recorded copy would read or write the same place of the ring each time. */
+static bool may_copy(mx_stream *s, const char *what)
+{
+    if (stream_of(s)->recording) mx_stream_fail(s, MX_ERR_INTERNAL, "%s inside a recorded turn", what);
+    return !s->error.code;
+}
+
 /* The next segment, once the copies that still read it are done. */
 static cudaError_t next_segment(cuda_stream *t)
 {
@@ -172,7 +275,7 @@ static cudaError_t next_segment(cuda_stream *t)
 
 static void cuda_upload(mx_stream *s, void *dst, const void *host, size_t n)
 {
-    if (s->error.code || !n) return;
+    if (s->error.code || !n || !may_copy(s, "an upload")) return;
     cuda_stream *t = stream_of(s);
     cudaError_t e = cudaSetDevice(device_of(s->dev)->ordinal);
     for (size_t done = 0; done < n && e == cudaSuccess;) {
@@ -203,7 +306,7 @@ static cudaError_t deliver(cuda_stream *t)
 
 static void cuda_download(mx_stream *s, void *host, const void *src, size_t n)
 {
-    if (s->error.code) return;
+    if (s->error.code || !may_copy(s, "a download")) return;
     cuda_stream *t = stream_of(s);
     cudaError_t e = cudaSetDevice(device_of(s->dev)->ordinal);
     for (size_t done = 0; done < n && e == cudaSuccess;) {
@@ -252,6 +355,7 @@ static mx_status cuda_sync(mx_stream *s, mx_error *err)
 {
     cuda_stream *t = stream_of(s);
     mx_status st = MX_OK;
+    cuda_section_end(s);                        /* a caller that gave up half way */
     cudaError_t e = cudaSetDevice(device_of(s->dev)->ordinal);
     if (e == cudaSuccess) e = cudaStreamSynchronize(t->q);
     if (e == cudaSuccess && t->fault->kind) {
@@ -309,7 +413,8 @@ static void cuda_close(mx_device *d)
 }
 
 static const mx_device_ops cuda_ops = {
-    cuda_alloc, cuda_release, cuda_stream_open, cuda_stream_close, cuda_upload, cuda_download, cuda_clear, cuda_sync,
+    cuda_alloc, cuda_release, cuda_stream_open, cuda_stream_close, cuda_upload, cuda_download, cuda_clear,
+    cuda_section_begin, cuda_section_end, cuda_sync,
     cuda_enter, cuda_close,
 };
 

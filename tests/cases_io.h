@@ -27,7 +27,8 @@ typedef struct case_io {
     mx_weight  w[MX_CASE_WEIGHTS];
     int        weights;
     mx_kv      kv;
-    mx_sample_row  *rows;           /* host; device copies are made by place() */
+    mx_sample_row  *rows;           /* host ...                                */
+    const mx_sample_row *placed_rows;   /* ... and where the op reads them          */
     mx_logit_lists  lists;
     double     tolerance;           /* of max |difference| / rms             */
     int        calls;

@@ -312,6 +312,7 @@ static void process_build(case_io *io)
         io->lists.bias_begin = case_place_bytes(io, begin, (n + 1) * sizeof *b);
         for (int64_t r = 0; r <= c->n; r++) begin[r] = (int32_t)r * 2;
         io->lists.ban_begin = case_place_bytes(io, begin, (n + 1) * sizeof *b);
+        io->placed_rows = case_place_bytes(io, io->rows, n * sizeof *io->rows);
     }
     io->tolerance = 1e-6;
     free(begin), free(id), free(count), free(bias);
@@ -319,7 +320,7 @@ static void process_build(case_io *io)
 
 static void process_call(case_io *io)
 {
-    io->env->kernels->logits_process(&io->s, T(0), io->rows, &io->lists);
+    io->env->kernels->logits_process(&io->s, T(0), io->placed_rows, &io->lists);
 }
 
 /* The host's copy of a list that case_place_bytes() put into tensor i. */
@@ -364,6 +365,7 @@ static mx_sample_row choice(case_io *io, int64_t r)
     case 8: o.top_k = 1 << 30; o.min_p = 1; break;
     default: o.top_p = 0.99f; o.min_p = 0.001f;
     }
+    if (r % 11 == 10) o.forced = 1 + case_below(io, io->c->o);
     if (r % 3 == 1) o.temperature *= 0.7f;
     if (r % 3 == 2) o.temperature *= 1.9f;
     return o;
@@ -396,11 +398,12 @@ static void sample_build(case_io *io)
         if (!c->perf && r % 2) odd_row(io, &io->t[1], r);
         if (!c->perf && r % 4 == 2) odd_row(io, &io->t[1], r);
     }
+    if (!io->broken) io->placed_rows = case_place_bytes(io, io->rows, (size_t)c->n * sizeof *io->rows);
 }
 
 static void sample_call(case_io *io)
 {
-    io->env->kernels->sample(&io->s, T(0), T(1), io->rows);
+    io->env->kernels->sample(&io->s, T(0), T(1), io->placed_rows);
 }
 
 /* A draw may fall the other way when a bound lies within f32 rounding of it:

@@ -191,6 +191,7 @@ static int64_t filter_typical(entry *e, double *p, int64_t n, double mass)
 
 int32_t ref_sample(const double *x, int64_t v, const mx_sample_row *o)
 {
+    if (o->forced > 0) return (int32_t)(o->forced - 1);
     entry *e = malloc((size_t)v * sizeof *e);
     double *p = malloc((size_t)v * sizeof *p), run = 0;
     int32_t id = -1;

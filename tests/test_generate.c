@@ -2,6 +2,9 @@
  * as transformers', the same tokens alone and in any company (chunks, shared
  * prefixes, candidates, preemption), stop rules, bans, errors, no page lost. */
 #include "tests/generate_rig.h"
+#ifdef MX_TEST_SIMULATED
+#include "cudasim.h"
+#endif
 
 static mx_generator_options small(int32_t rows, size_t pages, bool share)
 {
@@ -30,6 +33,11 @@ static void greedy_as_transformers(void)
             const mx_candidate *c = mx_generation_candidate(q.g, 0);
             CHECK(c->n_ids == 64 && c->finish == MX_FINISH_LENGTH && c->text_len == q.streamed);
             CHECK(c->n_ids == 64 && !memcmp(c->ids, golden_ids + PROMPT, sizeof(int32_t) * 64));
+#ifdef MX_TEST_SIMULATED
+            /* 63 turns of a row each: one as it comes, one recorded, the others replayed */
+            CHECK_MSG(cudasim_stats.graphs <= (unsigned long)(m + 1) * 2 && cudasim_stats.replays >= (unsigned long)(m + 1) * 60,
+                      "%lu graphs, %lu replays", cudasim_stats.graphs, cudasim_stats.replays);
+#endif
             mx_generation_close(q.g);
         }
         rig_close(&r);

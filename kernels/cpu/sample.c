@@ -333,7 +333,7 @@ static int32_t draw(const sample_job *j, int64_t r, int thread)
 static void sample_part(void *ctx, int64_t r, int thread)
 {
     const sample_job *j = ctx;
-    *mx_row_i32(j->id, r) = draw(j, r, thread);
+    *mx_row_i32(j->id, r) = j->rows[r].forced > 0 ? (int32_t)(j->rows[r].forced - 1) : draw(j, r, thread);
 }
 
 void mx_cpu_sample(mx_stream *s, mx_tensor id, mx_tensor logits, const mx_sample_row *rows)

@@ -73,21 +73,9 @@ static unsigned threads_for(int64_t v)
     return (unsigned)(t < THREADS ? t : THREADS);
 }
 
-/* The rows' settings, from the host to the work memory's beginning. */
-static const mx_sample_row *settings(mx_stream *s, const mx_sample_row *rows, int64_t n, size_t more, void **rest)
-{
-    size_t size = ((size_t)n * sizeof *rows + 255) & ~(size_t)255;
-    char *p = (char *)mx_cuda_work(s, size + more);
-    if (!p) return NULL;
-    s->dev->ops->upload(s, p, rows, (size_t)n * sizeof *rows);
-    if (rest) *rest = p + size;
-    return (const mx_sample_row *)p;
-}
-
 extern "C" void mx_cuda_logits_process(mx_stream *s, mx_tensor logits, const mx_sample_row *rows, const mx_logit_lists *lists)
 {
-    const mx_sample_row *on_device = settings(s, rows, logits.rows, 0, NULL);
-    if (on_device) MX_LAUNCH(s, "logits_process", process_kernel, (unsigned)logits.rows, 256, 0, logits, on_device, *lists, mx_cuda_faults(s));
+    MX_LAUNCH(s, "logits_process", process_kernel, (unsigned)logits.rows, 256, 0, logits, rows, *lists, mx_cuda_faults(s));
 }
 
 /* ---- a row's order -------------------------------------------------------------------------------- */
@@ -372,6 +360,10 @@ static __global__ void __launch_bounds__(THREADS) sample_kernel(mx_tensor id, mx
     __shared__ histogram h;
     __shared__ unsigned long long total;
     mx_sample_row o = rows[blockIdx.x];
+    if (o.forced > 0) {
+        if (threadIdx.x == 0) *mx_row_i32(id, blockIdx.x) = (int32_t)(o.forced - 1);
+        return;
+    }
     row_view w = {mx_row(logits, blockIdx.x), logits.cols, o.temperature > 0 ? o.temperature : 1.0f, 0};
     w.max = row_max(w);
     int32_t chosen = o.temperature <= 0 || w.max == -INFINITY ? greedy(w) : draw(w, o, &h, &total);
@@ -380,8 +372,7 @@ static __global__ void __launch_bounds__(THREADS) sample_kernel(mx_tensor id, mx
 
 extern "C" void mx_cuda_sample(mx_stream *s, mx_tensor id, mx_tensor logits, const mx_sample_row *rows)
 {
-    const mx_sample_row *on_device = settings(s, rows, logits.rows, 0, NULL);
-    if (on_device) MX_LAUNCH(s, "sample", sample_kernel, (unsigned)logits.rows, threads_for(logits.cols), 0, id, logits, on_device);
+    MX_LAUNCH(s, "sample", sample_kernel, (unsigned)logits.rows, threads_for(logits.cols), 0, id, logits, rows);
 }
 
 /* ---- log-probabilities -------------------------------------------------------------------------------------- */

@@ -314,3 +314,17 @@ void *__tsan_memset(void *d, int v, size_t n)
     on_write(d, n);
     return memset(d, v, n);
 }
+
+/* Atomics of the host code beside the kernels: kernels have their own (warp.c). */
+uint64_t __tsan_atomic64_fetch_add(volatile uint64_t *p, uint64_t v, int order);
+uint64_t __tsan_atomic64_load(const volatile uint64_t *p, int order);
+uint64_t __tsan_atomic64_fetch_add(volatile uint64_t *p, uint64_t v, int order)
+{
+    (void)order;
+    return __atomic_fetch_add(p, v, __ATOMIC_SEQ_CST);
+}
+uint64_t __tsan_atomic64_load(const volatile uint64_t *p, int order)
+{
+    (void)order;
+    return __atomic_load_n(p, __ATOMIC_SEQ_CST);
+}

@@ -39,7 +39,7 @@ int  cudasim_is_checker(void);
 int  cudasim_is_asan(void);
 
 typedef struct cudasim_stats {
-    unsigned long launches, blocks, threads, switches, barriers, warp_calls, checked, matmuls;
+    unsigned long launches, blocks, threads, switches, barriers, warp_calls, checked, matmuls, graphs, replays;
     size_t        live, peak;                       /* bytes of device memory */
 } cudasim_stats_t;
 extern cudasim_stats_t cudasim_stats;

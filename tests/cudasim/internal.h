@@ -122,6 +122,7 @@ void sim_guard(int closed);
 
 /* stream.c */
 void sim_enqueue(cudaStream_t s, void (*fn)(void *), void *arg, void (*del)(void *));
+int  sim_capturing(cudaStream_t s);
 void sim_enqueue_always(cudaStream_t s, void (*fn)(void *), void *arg);
 void sim_flush_all(void);
 

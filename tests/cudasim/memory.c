@@ -126,7 +126,7 @@ cudaError_t cudaFree(void *p)
 
 cudaError_t cudaMallocAsync(void **p, size_t n, cudaStream_t s)
 {
-    (void)s;
+    if (sim_capturing(s)) sim_error("an allocation on a stream that is being captured");
     return cudaMalloc(p, n);
 }
 
@@ -136,6 +136,7 @@ cudaError_t cudaFreeAsync(void *p, cudaStream_t s)
 {
     if (!p) return cudaSuccess;
     sim_lock();
+    if (sim_capturing(s)) sim_error("memory is freed on a stream that is being captured");
     sim_enqueue_always(s, release_run, p);
     cudaError_t e = sim_sticky(cudaSuccess);
     sim_unlock();

@@ -17,7 +17,7 @@ typedef struct op {
     struct op *next;
 } op;
 
-struct CUgraph_st { op *head, *tail; };
+struct CUgraph_st { op *head, *tail; int users; };     /* users: the handle and what was instantiated */
 struct CUgraphExec_st { struct CUgraph_st *graph; };
 struct CUstream_st {
     op *head, *tail;
@@ -101,6 +101,8 @@ static void enqueue(cudaStream_t stream, op o)
     if (!sim_lazy() || s == &null_stream) flush(s);
 }
 
+int sim_capturing(cudaStream_t s) { return stream_of(s)->capture != NULL; }
+
 void sim_enqueue(cudaStream_t s, void (*fn)(void *), void *arg, void (*del)(void *))
 {
     enqueue(s, (op){.fn = fn, .arg = arg, .del = del});
@@ -179,7 +181,7 @@ cudaError_t cudaEventDestroy(cudaEvent_t e)
 cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s)
 {
     sim_lock();
-    e->capture = stream_of(s)->capture;
+    e->capture = stream_of(s)->capture;      /* recorded into the graph, as in CUDA */
     enqueue(s, (op){.record = e, .generation = ++e->issued});
     sim_unlock();
     return cudaSuccess;
@@ -222,10 +224,14 @@ cudaError_t cudaStreamBeginCapture(cudaStream_t s, enum cudaStreamCaptureMode m)
 {
     (void)m;
     sim_lock();
-    flush(stream_of(s));
-    stream_of(s)->capture = calloc(1, sizeof(struct CUgraph_st));
+    cudaError_t e = sim_injected() ? sim_result(cudaErrorMemoryAllocation) : cudaSuccess;
+    if (e == cudaSuccess) {
+        stream_of(s)->capture = calloc(1, sizeof(struct CUgraph_st));
+        if (!stream_of(s)->capture) abort();
+        stream_of(s)->capture->users = 1;
+    }
     sim_unlock();
-    return cudaSuccess;
+    return e;
 }
 
 cudaError_t cudaStreamEndCapture(cudaStream_t s, cudaGraph_t *g)
@@ -241,8 +247,14 @@ cudaError_t cudaStreamEndCapture(cudaStream_t s, cudaGraph_t *g)
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t *x, cudaGraph_t g, unsigned long long flags)
 {
     (void)flags;
-    *x = calloc(1, sizeof **x);
-    if (*x) (*x)->graph = g;
+    sim_lock();
+    *x = sim_injected() ? NULL : calloc(1, sizeof **x);
+    if (*x) {
+        (*x)->graph = g;
+        g->users++;
+        cudasim_stats.graphs++;
+    }
+    sim_unlock();
     return *x ? cudaSuccess : sim_result(cudaErrorMemoryAllocation);
 }
 
@@ -254,26 +266,38 @@ static void graph_run(void *x)
 cudaError_t cudaGraphLaunch(cudaGraphExec_t x, cudaStream_t s)
 {
     sim_lock();
+    cudasim_stats.replays++;
     sim_enqueue(s, graph_run, x, NULL);
     sim_unlock();
     return sim_sticky(cudaSuccess);
 }
 
-cudaError_t cudaGraphExecDestroy(cudaGraphExec_t x)
+/* The list goes with its last user: a graph may be destroyed as soon as it is instantiated. */
+static void graph_leave(struct CUgraph_st *g)
 {
-    cudaDeviceSynchronize();
-    free(x);
-    return cudaSuccess;
-}
-
-cudaError_t cudaGraphDestroy(cudaGraph_t g)
-{
-    cudaDeviceSynchronize();
+    if (--g->users) return;
     for (op *o = g->head, *n; o; o = n) {
         n = o->next;
         op_free(o);
     }
     free(g);
+}
+
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t x)
+{
+    sim_lock();
+    sim_flush_all();
+    graph_leave(x->graph);
+    free(x);
+    sim_unlock();
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphDestroy(cudaGraph_t g)
+{
+    sim_lock();
+    graph_leave(g);
+    sim_unlock();
     return cudaSuccess;
 }
 

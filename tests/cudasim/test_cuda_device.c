@@ -126,6 +126,78 @@ static void faults_are_told_once(void)
     mx_stream_close(&s);
 }
 
+/* y = x + x, then y = softmax's choice: a section of two ops. */
+static void section_of_two(mx_stream *s, int key, mx_tensor x, mx_tensor y, mx_tensor id, const mx_sample_row *row)
+{
+    if (mx_stream_section(s, &key, sizeof key)) return;
+    mx_add(s, y, x, x);
+    mx_sample(s, id, y, row);
+    mx_stream_section_end(s);
+}
+
+/* The first time as it comes, the second time recorded, then replayed: the same bits from new contents. */
+static void sections_are_recorded_and_replayed(void)
+{
+    enum { V = 37 };
+    mx_stream s;
+    mx_buffer b, other;
+    mx_error err = {0};
+    CHECK_OK(mx_stream_open(&s, gpu(), 1 << 16, &err), err);
+    CHECK_OK(mx_buffer_open(&b, gpu(), 1000, &err), err);
+    for (int lazy = 0; lazy < 2; lazy++) {
+        cudasim_set_lazy(lazy);
+        mx_sample_row row = {.temperature = 0};
+        unsigned long graphs = cudasim_stats.graphs, replays = cudasim_stats.replays, launches = cudasim_stats.launches;
+        for (int turn = 0; turn < 12; turn++) {
+            float x[V], y[V];
+            int32_t id = -7;
+            for (int i = 0; i < V; i++) x[i] = (float)((i * 31 + turn * 17) % V);
+            if (turn == 8) {                                     /* memory goes back: what was recorded is forgotten */
+                CHECK_OK(mx_buffer_open(&other, gpu(), 100, &err), err);
+                mx_buffer_close(&other);
+            }
+            mx_stream_rewind(&s);
+            mx_tensor tx = mx_stream_upload(&s, MX_F32, 1, V, x), ty = mx_stream_tensor(&s, MX_F32, 1, V), ti = mx_stream_tensor(&s, MX_I32, 1, 1);
+            section_of_two(&s, 2 * lazy + (turn == 5), tx, ty, ti, mx_sample_rows(&s, &row, 1));
+            gpu()->ops->download(&s, y, ty.data, sizeof y);
+            gpu()->ops->download(&s, &id, ti.data, sizeof id);
+            CHECK_OK(mx_stream_sync(&s, &err), err);
+            for (int i = 0; i < V; i++) CHECK_MSG(y[i] == 2 * x[i], "turn %d: y[%d]", turn, i);
+            CHECK_MSG(id >= 0 && x[id] == V - 1, "turn %d: chosen %d", turn, id);
+        }
+        CHECK_MSG(cudasim_stats.graphs - graphs == 2, "%lu were recorded", cudasim_stats.graphs - graphs);
+        CHECK_MSG(cudasim_stats.replays - replays == 9, "%lu were replayed", cudasim_stats.replays - replays);
+        CHECK(cudasim_stats.launches - launches == 12 * 2);
+    }
+    cudasim_set_lazy(0);
+    /* what may not stand in a section is told, and the section is not kept */
+    mx_stream_rewind(&s);
+    mx_tensor t = mx_stream_tensor(&s, MX_F32, 4, 4);
+    float host[16] = {0};
+    for (int turn = 0, key = 100; turn < 4; turn++) {
+        bool replayed = mx_stream_section(&s, &key, sizeof key);
+        CHECK(!replayed);
+        mx_add(&s, t, t, t);
+        gpu()->ops->upload(&s, t.data, host, sizeof host);
+        mx_stream_section_end(&s);
+        mx_status st = mx_stream_sync(&s, &err);
+        CHECK(turn == 0 ? st == MX_OK : st == MX_ERR_INTERNAL && strstr(err.text, "an upload inside"));
+    }
+    char long_key[MX_SECTION_KEY + 1] = {0};
+    CHECK(!mx_stream_section(&s, long_key, sizeof long_key) && !mx_stream_section(&s, long_key, sizeof long_key));
+    for (int key = 1000; key < 1300; key++)                      /* more than are remembered */
+        for (int turn = 0; turn < 3; turn++)
+            if (!mx_stream_section(&s, &key, sizeof key)) {
+                mx_add(&s, t, t, t);
+                mx_stream_section_end(&s);
+            }
+    CHECK_OK(mx_stream_sync(&s, &err), err);
+    mx_stream_close(&s);
+    mx_buffer_close(&b);
+    char text[512];
+    CHECK_MSG(!cudasim_errors(text, sizeof text), "%s", text);
+}
+
 static void ones(const void *ctx, int64_t first, int64_t n, float *dst)
 {
     (void)first;
@@ -154,8 +226,13 @@ static bool story(long fail_at)
         if (mx_weight_open(&w[i], &mine[1], &src, 1, i == 0 ? MX_F32 : i == 1 ? MX_BF16 : MX_I8, &err)) goto done;
     mx_tensor tx = mx_stream_upload(&s, MX_F32, 2, 65, x), ty = mx_stream_tensor(&s, MX_F32, 2, 33), none = {0};
     mx_tensor chosen = mx_stream_tensor(&s, MX_I32, 2, 1);
-    for (int i = 0; i < 3; i++) mx_linear(&s, ty, tx, &w[i], none, MX_ACT_GELU_TANH, false);
-    mx_sample(&s, chosen, ty, rows);
+    const mx_sample_row *placed = mx_sample_rows(&s, rows, 2);
+    for (int turn = 0; turn < 3; turn++) {
+        if (mx_stream_section(&s, "turn", 4)) continue;
+        for (int i = 0; i < 3; i++) mx_linear(&s, ty, tx, &w[i], none, MX_ACT_GELU_TANH, false);
+        mx_sample(&s, chosen, ty, placed);
+        mx_stream_section_end(&s);
+    }
     mine[1].ops->download(&s, y, ty.data, sizeof y);
     mine[1].ops->download(&s, id, chosen.data, sizeof id);
     ok = !mx_stream_sync(&s, &err);
@@ -196,7 +273,7 @@ static void closing(void)
 int main(int argc, char **argv)
 {
     static const test_entry tests[] = {
-        TEST(table), TEST(what_goes_up_comes_down), TEST(faults_are_told_once), TEST(closing), TEST(any_call_may_fail),
+        TEST(table), TEST(what_goes_up_comes_down), TEST(faults_are_told_once), TEST(sections_are_recorded_and_replayed), TEST(closing), TEST(any_call_may_fail),
     };
     cudasim_set_abort(0);
     return test_main(tests, sizeof tests / sizeof *tests, argc, argv);
