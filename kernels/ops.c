@@ -379,3 +379,115 @@ void mx_adamw(mx_stream *s, mx_tensor p, mx_tensor g, mx_tensor m, mx_tensor v, 
         return;
     table(s)->adamw(s, p, g, m, v, o);
 }
+
+/* ---- choosing by value ------------------------------------------------------- */
+
+static bool is_mask(mx_tensor mask, mx_tensor q)
+{
+    return !mask.data || shaped(mask, MX_I8, q.rows, q.cols);
+}
+
+void mx_argmax(mx_stream *s, mx_tensor id, mx_tensor q, mx_tensor mask)
+{
+    if (!need(s, is(q, MX_F32) && q.cols > 0 && shaped(id, MX_I32, q.rows, 1) && is_mask(mask, q), "argmax",
+              "id[N,1] i32, q[N,A] f32, mask[N,A] i8"))
+        return;
+    if (q.rows) table(s)->argmax(s, id, q, mask);
+}
+
+static bool duels(mx_tensor va, mx_tensor q, int atoms)
+{
+    return atoms > 0 && is(q, MX_F32) && q.cols > 0 && q.cols % atoms == 0 && shaped(va, MX_F32, q.rows, q.cols + atoms);
+}
+
+void mx_dueling(mx_stream *s, mx_tensor q, mx_tensor va, int atoms)
+{
+    if (!need(s, duels(va, q, atoms), "dueling", "q[N,A*Z], va[N,(1+A)*Z] f32")) return;
+    if (q.rows) table(s)->dueling(s, q, va, atoms);
+}
+
+void mx_dueling_back(mx_stream *s, mx_tensor dva, mx_tensor dq, int atoms)
+{
+    if (!need(s, duels(dva, dq, atoms), "dueling_back", "dq[N,A*Z], dva[N,(1+A)*Z] f32")) return;
+    if (dq.rows) table(s)->dueling_back(s, dva, dq, atoms);
+}
+
+/* The columns that both losses have. */
+static bool learns_from(mx_tensor loss, mx_tensor error, mx_tensor action, mx_tensor mask, mx_tensor step, mx_tensor chooser)
+{
+    int64_t n = chooser.rows;
+    return is(chooser, MX_F32) && chooser.cols > 0 && shaped(loss, MX_F32, n, 1) && shaped(error, MX_F32, n, 1) &&
+           shaped(action, MX_I32, n, 1) && shaped(step, MX_F32, n, 3) && is_mask(mask, chooser);
+}
+
+void mx_td_loss(mx_stream *s, mx_tensor loss, mx_tensor error, mx_tensor q, mx_tensor action, mx_tensor next, mx_tensor chooser,
+                mx_tensor mask, mx_tensor step, float huber, float scale)
+{
+    if (!need(s, learns_from(loss, error, action, mask, step, chooser), "td_loss",
+              "loss[N,1], error[N,1], chooser[N,A], step[N,3] f32, action[N,1] i32, mask[N,A] i8"))
+        return;
+    if (!need(s, same_shape(q, chooser) && same_shape(next, chooser) && huber > 0, "td_loss", "q[N,A], next[N,A] f32, huber over 0")) return;
+    if (q.rows) table(s)->td_loss(s, loss, error, q, action, next, chooser, mask, step, huber, scale);
+}
+
+/* 512 atoms fit everywhere; C51 has 51. */
+static bool atoms(mx_tensor q, mx_tensor logits, float low, float high)
+{
+    return is(q, MX_F32) && q.cols > 0 && is(logits, MX_F32) && logits.rows == q.rows && logits.cols % q.cols == 0 &&
+           logits.cols / q.cols >= 2 && logits.cols / q.cols <= 512 && low < high;
+}
+
+void mx_atoms_value(mx_stream *s, mx_tensor q, mx_tensor logits, float low, float high)
+{
+    if (!need(s, atoms(q, logits, low, high), "atoms_value", "q[N,A], logits[N,A*Z] f32, 2 to 512 atoms, low < high")) return;
+    if (q.rows) table(s)->atoms_value(s, q, logits, low, high);
+}
+
+void mx_atoms_loss(mx_stream *s, mx_tensor loss, mx_tensor error, mx_tensor logits, mx_tensor action, mx_tensor next,
+                   mx_tensor chooser, mx_tensor mask, mx_tensor step, float low, float high, float scale)
+{
+    if (!need(s, learns_from(loss, error, action, mask, step, chooser), "atoms_loss",
+              "loss[N,1], error[N,1], chooser[N,A], step[N,3] f32, action[N,1] i32, mask[N,A] i8"))
+        return;
+    if (!need(s, atoms(chooser, logits, low, high) && same_shape(next, logits), "atoms_loss",
+              "logits and next [N,A*Z] f32, 2 to 512 atoms, low < high"))
+        return;
+    if (logits.rows) table(s)->atoms_loss(s, loss, error, logits, action, next, chooser, mask, step, low, high, scale);
+}
+
+void mx_noisy(mx_stream *s, mx_tensor w, mx_tensor mean, mx_tensor spread, mx_tensor out, mx_tensor in)
+{
+    if (!need(s, same_shape(w, mean) && same_shape(spread, mean) && shaped(out, MX_F32, 1, w.rows) && shaped(in, MX_F32, 1, w.cols), "noisy",
+              "w, mean, spread [O,C], out[1,O], in[1,C] f32"))
+        return;
+    if (w.rows) table(s)->noisy(s, w, mean, spread, out, in);
+}
+
+void mx_noisy_back(mx_stream *s, mx_tensor dmean, mx_tensor dspread, mx_tensor dw, mx_tensor out, mx_tensor in)
+{
+    if (!need(s, same_shape(dmean, dw) && same_shape(dspread, dw) && shaped(out, MX_F32, 1, dw.rows) && shaped(in, MX_F32, 1, dw.cols),
+              "noisy_back", "dmean, dspread, dw [O,C], out[1,O], in[1,C] f32"))
+        return;
+    if (dw.rows) table(s)->noisy_back(s, dmean, dspread, dw, out, in);
+}
+
+static bool is_tree(mx_tensor tree)
+{
+    return shaped(tree, MX_F32, 1, tree.cols) && tree.cols >= 4 && tree.cols <= (int64_t)1 << 31 && (tree.cols & (tree.cols - 1)) == 0;
+}
+
+void mx_priority_set(mx_stream *s, mx_tensor tree, mx_tensor ids, mx_tensor error, float exponent)
+{
+    if (!need(s, is_tree(tree) && shaped(ids, MX_I32, ids.rows, 1) && (!error.data || shaped(error, MX_F32, ids.rows, 1)), "priority_set",
+              "tree[1,2L] f32, L a power of two, ids[N,1] i32, error[N,1] f32"))
+        return;
+    if (ids.rows) table(s)->priority_set(s, tree, ids, error, exponent);
+}
+
+void mx_priority_sample(mx_stream *s, mx_tensor ids, mx_tensor weight, mx_tensor tree, mx_tensor uniform, float beta)
+{
+    if (!need(s, is_tree(tree) && shaped(ids, MX_I32, ids.rows, 1) && shaped(weight, MX_F32, ids.rows, 1) && shaped(uniform, MX_F32, ids.rows, 1),
+              "priority_sample", "ids[N,1] i32, weight[N,1], uniform[N,1], tree[1,2L] f32, L a power of two"))
+        return;
+    if (ids.rows) table(s)->priority_sample(s, ids, weight, tree, uniform, beta);
+}

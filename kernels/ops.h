@@ -256,6 +256,56 @@ typedef struct mx_adamw_step {
 } mx_adamw_step;
 void mx_adamw(mx_stream *s, mx_tensor p, mx_tensor g, mx_tensor m, mx_tensor v, mx_adamw_step o);
 
+/* ---- choosing by value: Q-learning --------------------------------------------- */
+
+/* N states or transitions, A actions, Z atoms of an action's distribution. */
+
+/* id[N,1] i32 = the action with the highest q[N,A] of those that mask[N,A] (i8, 1
+ * or 0; data NULL: all) allows.  Ties go to the lower id; a NaN is never chosen;
+ * -1 where nothing can be. */
+void mx_argmax(mx_stream *s, mx_tensor id, mx_tensor q, mx_tensor mask);
+
+/* q[N,A*Z] = v + a - mean over actions of a, of va[N,(1+A)*Z] = v, then the
+ * advantages (Wang et al. 2016, equation 9); Z is `atoms`.  Back: dva is written. */
+void mx_dueling(mx_stream *s, mx_tensor q, mx_tensor va, int atoms);
+void mx_dueling_back(mx_stream *s, mx_tensor dva, mx_tensor dq, int atoms);
+
+/* The temporal difference of action[N,1] (i32):
+ *     d = q[action] - (reward + discount * next[best]),  best = argmax(chooser) under mask
+ * with step[N,3] = reward, discount, weight.  chooser is next (Mnih et al. 2015) or
+ * the learning network's view of the next state (double Q-learning, van Hasselt et
+ * al. 2016); a discount of 0 is the end of an episode, and next is not looked at.
+ * loss[N,1] = weight * (d^2/2 up to |d| = huber, then huber * (|d| - huber/2));
+ * error[N,1] = |d|; q[N,A] becomes its gradient times `scale`. */
+void mx_td_loss(mx_stream *s, mx_tensor loss, mx_tensor error, mx_tensor q, mx_tensor action, mx_tensor next, mx_tensor chooser,
+                mx_tensor mask, mx_tensor step, float huber, float scale);
+
+/* Distributions of the return over Z atoms from low to high (C51, Bellemare et al.
+ * 2017): q[N,A] = the mean of softmax(logits[N,A*Z]). */
+void mx_atoms_value(mx_stream *s, mx_tensor q, mx_tensor logits, float low, float high);
+/* As mx_td_loss: chooser[N,A] are values, next[N,A*Z] logits.  The target's
+ * distribution, shifted by reward and discount, is projected on the atoms
+ * (algorithm 1); error = its cross-entropy with softmax(logits of action), loss =
+ * weight * error; logits[N,A*Z] become their gradient times `scale`. */
+void mx_atoms_loss(mx_stream *s, mx_tensor loss, mx_tensor error, mx_tensor logits, mx_tensor action, mx_tensor next,
+                   mx_tensor chooser, mx_tensor mask, mx_tensor step, float low, float high, float scale);
+
+/* w[O,C] = mean + spread * out[1,O]^T in[1,C]: a weight with factorised noise
+ * (Fortunato et al. 2018, equation 10).  Back: dmean += dw, dspread += dw * out^T in. */
+void mx_noisy(mx_stream *s, mx_tensor w, mx_tensor mean, mx_tensor spread, mx_tensor out, mx_tensor in);
+void mx_noisy_back(mx_stream *s, mx_tensor dmean, mx_tensor dspread, mx_tensor dw, mx_tensor out, mx_tensor in);
+
+/* Proportional prioritized replay (Schaul et al. 2016).  tree[1,2L], L a power of
+ * two: node i is the sum of nodes 2i and 2i+1, leaf L+j the priority of
+ * transition j, tree[0] the largest priority there was.  Cleared, it is empty.
+ * Set: transitions ids[N,1] (i32) get (error[N,1] + 1e-6)^exponent, or, when
+ * error.data is NULL, tree[0] (1 in an empty tree).  An id that comes twice has
+ * one error. */
+void mx_priority_set(mx_stream *s, mx_tensor tree, mx_tensor ids, mx_tensor error, float exponent);
+/* ids[N,1] = the transition under (row + uniform[N,1]) / N of the sum, one of each
+ * N-th; weight[N,1] = (least of the drawn priorities / its own)^beta. */
+void mx_priority_sample(mx_stream *s, mx_tensor ids, mx_tensor weight, mx_tensor tree, mx_tensor uniform, float beta);
+
 /* ---- the list --------------------------------------------------------------- */
 
 #define MX_OPS(X)                                                         \
@@ -265,7 +315,9 @@ void mx_adamw(mx_stream *s, mx_tensor p, mx_tensor g, mx_tensor m, mx_tensor v, 
     X(product) X(product_back) X(cast) X(scale) X(embed_back)             \
     X(norm_back) X(rms_norm_back) X(activate_back) X(gated_back)          \
     X(rope_back) X(dropout) X(attention) X(attention_back)                \
-    X(cross_entropy) X(sum) X(adamw)
+    X(cross_entropy) X(sum) X(adamw)                                      \
+    X(argmax) X(dueling) X(dueling_back) X(td_loss) X(atoms_value)        \
+    X(atoms_loss) X(noisy) X(noisy_back) X(priority_set) X(priority_sample)
 
 /* A backend: one pointer per op, none of them NULL (a test asserts it), and
  * the two weight calls. */

@@ -27,7 +27,7 @@ mx_status mx_device_cuda_open(mx_device *d, int index, mx_error *err);
 
 typedef enum mx_cuda_fault_kind {
     MX_CUDA_FINE, MX_CUDA_EMBED_ID, MX_CUDA_KV_SLOT, MX_CUDA_KV_PAGE, MX_CUDA_AT, MX_CUDA_LIST_ID, MX_CUDA_TARGET,
-    MX_CUDA_SPAN, MX_CUDA_NEIGHBOUR,
+    MX_CUDA_SPAN, MX_CUDA_NEIGHBOUR, MX_CUDA_ACTION, MX_CUDA_TRANSITION, MX_CUDA_EMPTY_TREE,
     MX_CUDA_FAULTS
 } mx_cuda_fault_kind;
 

@@ -218,7 +218,8 @@ static const case_op *op_of(const mx_case *c)
     const struct { const case_op *ops; int n; } tables[] = {{mx_case_row_ops, mx_case_row_ops_count},
                                                            {mx_case_span_ops, mx_case_span_ops_count},
                                                            {mx_case_learn_ops, mx_case_learn_ops_count},
-                                                           {mx_case_optim_ops, mx_case_optim_ops_count}};
+                                                           {mx_case_optim_ops, mx_case_optim_ops_count},
+                                                           {mx_case_value_ops, mx_case_value_ops_count}};
     for (size_t t = 0; t < sizeof tables / sizeof *tables; t++)
         for (int i = 0; i < tables[t].n; i++)
             if (strcmp(tables[t].ops[i].op, c->op) == 0) return &tables[t].ops[i];

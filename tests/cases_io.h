@@ -43,9 +43,9 @@ typedef struct case_op {
     void (*work)(const mx_case *c, double *flop, double *bytes);
 } case_op;
 
-/* cases_ops.c, cases_span.c, cases_learn.c, cases_optim.c */
-extern const case_op mx_case_row_ops[], mx_case_span_ops[], mx_case_learn_ops[], mx_case_optim_ops[];
-extern const int     mx_case_row_ops_count, mx_case_span_ops_count, mx_case_learn_ops_count, mx_case_optim_ops_count;
+/* cases_ops.c, cases_span.c, cases_learn.c, cases_optim.c, cases_value.c */
+extern const case_op mx_case_row_ops[], mx_case_span_ops[], mx_case_learn_ops[], mx_case_optim_ops[], mx_case_value_ops[];
+extern const int     mx_case_row_ops_count, mx_case_span_ops_count, mx_case_learn_ops_count, mx_case_optim_ops_count, mx_case_value_ops_count;
 
 /* The derivative that check() relies on, against finite differences; of a case that is set up. */
 bool case_has_gradient(const mx_case *c);

@@ -1,41 +1,11 @@
 /* cases_learn.c - ops that learn: a case says once what its function and its
  * derivative are.  `test` compares a backend's gradients with the derivative,
  * `grad` compares the derivative with finite differences of the function. */
-#include "tests/cases_io.h"
+#include "tests/cases_learn.h"
 #include "tests/reference.h"
 
 #include <math.h>
 #include <stdlib.h>
-
-#define T(i) (io->t[i].t)
-#define ABSENT (-1)
-
-static const mx_tensor none;
-
-static mx_tensor floats(case_io *io, int64_t rows, int64_t cols)
-{
-    return case_place(io, MX_F32, rows, cols, FILL_UNIFORM, false);
-}
-
-static mx_tensor result(case_io *io, int64_t rows, int64_t cols, bool holds)
-{
-    return case_place(io, MX_F32, rows, cols, holds ? FILL_UNIFORM : FILL_SENTINEL, true);
-}
-
-static double *before(case_io *io, int i)
-{
-    return case_dense(&io->t[i], io->t[i].before);
-}
-
-/* The integers of tensor i; malloc, never NULL with rows to read */
-static int32_t *integers(case_io *io, int i)
-{
-    const placed *p = &io->t[i];
-    int32_t *v = malloc((size_t)(p->t.rows * p->t.cols + 1) * sizeof *v);
-    for (int64_t r = 0; v && r < p->t.rows; r++)
-        for (int64_t c = 0; c < p->t.cols; c++) v[r * p->t.cols + c] = (int32_t)case_value(p, p->before, r, c);
-    return v;
-}
 
 static void random_ids(case_io *io, int64_t n, int64_t below, bool some_absent)
 {
@@ -44,38 +14,6 @@ static void random_ids(case_io *io, int64_t n, int64_t below, bool some_absent)
     if (id) case_place_i32(io, n, 1, id);
     io->broken |= !id;
     free(id);
-}
-
-/* ---- what a case with a derivative is -------------------------------------------------- */
-
-enum { INPUTS = 3 };
-
-typedef struct learn {
-    int      n;                     /* inputs with a derivative                                   */
-    double  *in[INPUTS], *d[INPUTS];
-    int64_t  size[INPUTS];
-    int      to[INPUTS];            /* the tensor that gets the gradient, or ABSENT               */
-    bool     adds[INPUTS];          /* it is added to                                             */
-    double  *dout, *out;            /* the loss is the sum of dout * out                          */
-    int64_t  outs;
-    int32_t *ids, *spans;           /* what a case needs besides                                  */
-    float   *freq;
-} learn;
-
-typedef struct learn_op {
-    const char *op;
-    void (*open)(case_io *io, learn *l);
-    void (*forward)(case_io *io, learn *l);
-    void (*backward)(case_io *io, learn *l);
-} learn_op;
-
-static void input(learn *l, double *values, int64_t size, int to, bool adds)
-{
-    int k = l->n++;
-    l->in[k] = values;
-    l->size[k] = size;
-    l->to[k] = to;
-    l->adds[k] = adds;
 }
 
 static void close_learn(learn *l)
@@ -680,15 +618,18 @@ static const learn_op *learn_op_of(const mx_case *c)
 {
     for (size_t i = 0; i < sizeof learn_ops / sizeof *learn_ops; i++)
         if (strcmp(learn_ops[i].op, c->op) == 0) return &learn_ops[i];
+    for (int i = 0; i < mx_case_value_learn_ops_count; i++)
+        if (strcmp(mx_case_value_learn_ops[i].op, c->op) == 0) return &mx_case_value_learn_ops[i];
     return NULL;
 }
 
-static bool back_check(case_io *io)
+bool case_back_check(case_io *io)
 {
     static const char *const names[INPUTS] = {"gradient 0", "gradient 1", "gradient 2"};
     learn l;
     bool ok = true;
-    open_learn(io, learn_op_of(io->c), &l);
+    const learn_op *op = learn_op_of(io->c);
+    open_learn(io, op, &l);
     for (int k = 0; k < l.n; k++) {
         if (l.to[k] == ABSENT) continue;
         placed *p = &io->t[l.to[k]];
@@ -697,7 +638,7 @@ static bool back_check(case_io *io)
         ok = case_close(io, p, names[k]) && ok;
     }
     io->tolerance = fmin(io->tolerance, 1e-6);
-    if (strcmp(io->c->op, "cross_entropy") == 0) ok = case_close(io, &io->t[0], "loss") && ok;
+    if (strcmp(op->op, "cross_entropy") == 0) ok = case_close(io, &io->t[0], "loss") && ok;
     close_learn(&l);
     return ok;
 }
@@ -752,18 +693,18 @@ bool case_gradient(case_io *io)
 
 const case_op mx_case_learn_ops[] = {
     {"product", product_build, product_call, product_check, product_work},
-    {"product_back", product_back_build, product_back_call, back_check, product_back_work},
+    {"product_back", product_back_build, product_back_call, case_back_check, product_back_work},
     {"cast", cast_build, cast_call, cast_check, rows_work},
     {"scale", scale_build, scale_call, scale_check, rows_work},
-    {"embed_back", embed_back_build, embed_back_call, back_check, rows_work},
-    {"norm_back", norm_back_build, norm_back_call, back_check, rows_work},
-    {"rms_norm_back", norm_back_build, rms_norm_back_call, back_check, rows_work},
-    {"activate_back", activate_back_build, activate_back_call, back_check, rows_work},
-    {"gated_back", gated_back_build, gated_back_call, back_check, rows_work},
-    {"rope_back", rope_back_build, rope_back_call, back_check, rows_work},
-    {"dropout", dropout_build, dropout_call, back_check, rows_work},
+    {"embed_back", embed_back_build, embed_back_call, case_back_check, rows_work},
+    {"norm_back", norm_back_build, norm_back_call, case_back_check, rows_work},
+    {"rms_norm_back", norm_back_build, rms_norm_back_call, case_back_check, rows_work},
+    {"activate_back", activate_back_build, activate_back_call, case_back_check, rows_work},
+    {"gated_back", gated_back_build, gated_back_call, case_back_check, rows_work},
+    {"rope_back", rope_back_build, rope_back_call, case_back_check, rows_work},
+    {"dropout", dropout_build, dropout_call, case_back_check, rows_work},
     {"attention", attention_build, attention_call, attention_check, attention_work},
-    {"attention_back", attention_back_build, attention_back_call, back_check, attention_back_work},
-    {"cross_entropy", cross_entropy_build, cross_entropy_call, back_check, vocabulary_work},
+    {"attention_back", attention_back_build, attention_back_call, case_back_check, attention_back_work},
+    {"cross_entropy", cross_entropy_build, cross_entropy_call, case_back_check, vocabulary_work},
 };
 const int mx_case_learn_ops_count = sizeof mx_case_learn_ops / sizeof *mx_case_learn_ops;

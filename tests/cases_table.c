@@ -140,6 +140,20 @@ const mx_case mx_cases[] = {
     {.op = "sum", .n = 1, .c = 100003, .flag = true},
     {.op = "adamw", .c = 1}, {.op = "adamw", .c = 131, .flag = true}, {.op = "adamw", .c = 50021, .flag = true},
 
+    /* ---- Q-learning: transitions, actions, atoms ---- */
+    {.op = "argmax", .n = 131, .c = 7}, {.op = "argmax", .n = 53, .c = 67, .bias = true, .flag = true}, {.op = "argmax", .n = 1, .c = 1, .bias = true},
+    {.op = "argmax", .n = 37, .c = 3, .bias = true, .flag = true},
+    {.op = "dueling", .n = 13, .c = 7, .o = 1}, {.op = "dueling", .n = 5, .c = 3, .o = 51}, {.op = "dueling", .n = 1, .c = 1, .o = 1},
+    {.op = "dueling_back", .n = 13, .c = 7, .o = 1}, {.op = "dueling_back", .n = 5, .c = 3, .o = 51},
+    {.op = "td_loss", .n = 67, .c = 7, .flag = true, .bias = true}, {.op = "td_loss", .n = 131, .c = 2}, {.op = "td_loss", .n = 17, .c = 41, .flag = true},
+    {.op = "td_loss", .n = 1, .c = 1, .bias = true},
+    {.op = "atoms_value", .n = 13, .c = 3, .o = 51}, {.op = "atoms_value", .n = 1, .c = 1, .o = 2}, {.op = "atoms_value", .n = 3, .c = 37, .o = 67},
+    {.op = "atoms_loss", .n = 19, .c = 3, .o = 51, .bias = true}, {.op = "atoms_loss", .n = 7, .c = 5, .o = 2}, {.op = "atoms_loss", .n = 5, .c = 2, .o = 131, .bias = true},
+    {.op = "noisy", .o = 7, .c = 67}, {.op = "noisy", .o = 1, .c = 1}, {.op = "noisy_back", .o = 31, .c = 17}, {.op = "noisy_back", .o = 5, .c = 131},
+    {.op = "priority_set", .n = 67, .c = 1024}, {.op = "priority_set", .n = 311, .c = 64}, {.op = "priority_set", .n = 5, .c = 2, .flag = true},
+    {.op = "priority_set", .n = 13, .c = 128, .flag = true, .add = true},
+    {.op = "priority_sample", .n = 67, .c = 1024}, {.op = "priority_sample", .n = 311, .c = 64}, {.op = "priority_sample", .n = 1, .c = 2},
+
     /* ---- measured: GPT-2 124M, then SmolLM2-135M ---- */
     LINEAR_PERF(768, 2304), LINEAR_PERF(768, 3072), LINEAR_PERF(3072, 768), LINEAR_PERF(768, 50257),
     LINEAR_PERF(576, 960), LINEAR_PERF(576, 3072), LINEAR_PERF(1536, 576), LINEAR_PERF(576, 49152),

@@ -52,6 +52,22 @@ void ref_attention_packed_back(double *dq, double *dk, double *dv, const double 
                                const double *v, const int32_t *begin, int64_t spans, int64_t d, const mx_attention_shape *a);
 void ref_cross_entropy(double *loss, double *dlogits, const double *logits, const int32_t *target, int64_t n, int64_t v,
                        double scale);
+/* ---- Q-learning: reference_value.c; a mask of NULL allows all; step[n][3] ----------- */
+
+int32_t ref_argmax(const double *q, const int8_t *mask, int64_t actions);
+void ref_dueling(double *q, const double *va, int64_t n, int64_t actions, int64_t atoms);
+void ref_dueling_back(double *dva, const double *dq, int64_t n, int64_t actions, int64_t atoms);
+/* dq is written times scale, or NULL */
+void ref_td_loss(double *loss, double *error, double *dq, const double *q, const int32_t *action, const double *next, const double *chooser,
+                 const int8_t *mask, const double *step, int64_t n, int64_t actions, double huber, double scale);
+void ref_atoms_value(double *q, const double *logits, int64_t n, int64_t actions, int64_t atoms, double low, double high);
+void ref_atoms_loss(double *loss, double *error, double *dlogits, const double *logits, const int32_t *action, const double *next,
+                    const double *chooser, const int8_t *mask, const double *step, int64_t n, int64_t actions, int64_t atoms, double low,
+                    double high, double scale);
+void ref_noisy(double *w, const double *mean, const double *spread, const double *out, const double *in, int64_t o, int64_t c);
+/* gradients are added to */
+void ref_noisy_back(double *dmean, double *dspread, const double *dw, const double *out, const double *in, int64_t o, int64_t c);
+
 void ref_adamw(double *p, double *m, double *v, const double *g, int64_t n, const mx_adamw_step *o);
 
 #endif

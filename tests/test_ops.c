@@ -204,6 +204,24 @@ static void wrong_learning_shapes_are_named(void)
     REFUSED(mx_aggregate(&s, row, a, none, mx_tensor_of(ids + 4, MX_I32, 2, 1), one, MX_REDUCE_MAX), "aggregate", "maximum");
     REFUSED(mx_sum(&s, ids2, a, true), "sum", "sum[1,2]");
     REFUSED(mx_adamw(&s, a, a, a, a, (mx_adamw_step){0}), "adamw", "[1,n]");
+    mx_tensor act2 = ids2, terms = mx_tensor_of(x, MX_F32, 2, 3), tree = mx_tensor_of(x + 8, MX_F32, 1, 4), bits = mx_tensor_of(x, MX_I8, 2, 3);
+    REFUSED(mx_argmax(&s, ids2, a, bits), "argmax", "mask[N,A]");
+    REFUSED(mx_dueling(&s, a, a, 2), "dueling", "va[N,(1+A)*Z]");
+    REFUSED(mx_dueling_back(&s, a, a, 1), "dueling_back", "dva");
+    REFUSED(mx_td_loss(&s, one, one, a, act2, a, b, none, terms, 1, 1), "td_loss", "step[N,3]");
+    REFUSED(mx_td_loss(&s, one, one, a, act2, b, a, none, terms, 1, 1), "td_loss", "next[N,A]");
+    REFUSED(mx_td_loss(&s, one, one, a, act2, a, a, none, terms, 0, 1), "td_loss", "huber");
+    REFUSED(mx_td_loss(&s, one, one, a, mx_tensor_of(ids + 2, MX_I32, 2, 1), a, a, none, terms, 1, 1), "td_loss", "action 9 of row 1");
+    REFUSED(mx_atoms_value(&s, one, one, 0, 1), "atoms_value", "atoms");
+    REFUSED(mx_atoms_value(&s, one, a, 1, 1), "atoms_value", "low < high");
+    REFUSED(mx_atoms_loss(&s, one, one, a, act2, a, one, none, one, 0, 1, 1), "atoms_loss", "step[N,3]");
+    REFUSED(mx_atoms_loss(&s, one, one, a, mx_tensor_of(ids + 2, MX_I32, 2, 1), a, one, none, terms, 0, 1, 1), "atoms_loss", "action 2 of row 0");
+    REFUSED(mx_noisy(&s, a, a, a, row, row), "noisy", "out[1,O]");
+    REFUSED(mx_noisy_back(&s, a, b, a, row, row), "noisy_back", "dspread");
+    REFUSED(mx_priority_set(&s, terms, ids2, one, 1), "priority_set", "power of two");
+    REFUSED(mx_priority_set(&s, tree, mx_tensor_of(ids + 1, MX_I32, 2, 1), one, 1), "priority_set", "id 3 of row 0");
+    REFUSED(mx_priority_sample(&s, ids2, one, tree, row, 1), "priority_sample", "uniform[N,1]");
+    REFUSED(mx_priority_sample(&s, ids2, one, tree, one, 1), "priority_sample", "empty");
 #undef REFUSED
     mx_stream_close(&s);
     mx_devices_close(devs, count);

@@ -324,7 +324,7 @@ static void a_draw_does_not_depend_on_the_batch(void)
 
 typedef struct exact {
     mx_stream s;
-    mx_buffer b[24];
+    mx_buffer b[32];
     int       n;
 } exact;
 
@@ -369,6 +369,12 @@ static void nothing_past_the_end_is_touched(void)
     mx_attention(s, y, loss, x, x, x, begin, shape), mx_attention_back(s, dq, dk, dv, x, x, x, x, y, loss, begin, shape);
     mx_logprobs(s, loss, ids, top, none, x), mx_cross_entropy(s, loss, x, ids, 1, true);
     mx_adamw(s, g, h, tight(&e, MX_F32, 1, C), tight(&e, MX_F32, 1, C), (mx_adamw_step){1e-3f, 0.9f, 0.95f, 1e-8f, 0.1f, 0.1f, 0.05f, 1});
+    mx_tensor va = tight(&e, MX_F32, R, C + 1), terms = tight(&e, MX_F32, R, 3), error = tight(&e, MX_F32, R, 1), tree = tight(&e, MX_F32, 1, 64);
+    mx_tensor zeros = tight(&e, MX_I32, R, 1);
+    s->dev->ops->clear(s, zeros.data, R * sizeof(int32_t));
+    mx_argmax(s, ids, x, none), mx_dueling(s, y, va, 1), mx_dueling_back(s, va, y, 1), mx_td_loss(s, loss, error, y, ids, x, x, none, terms, 1, 1);
+    mx_atoms_value(s, loss, x, 0, 1), mx_atoms_loss(s, loss, error, y, zeros, x, error, none, terms, 0, 1, 1);
+    mx_noisy(s, dw, w, w, ob, g), mx_noisy_back(s, dw, w, w, ob, g), mx_priority_sample(s, ids, loss, tree, error, 0.5f), mx_priority_set(s, tree, ids, error, 0.5f);
     mx_aggregate(s, g, x, ids, begin, loss, MX_REDUCE_SUM), mx_aggregate(s, h, x, none, begin, none, MX_REDUCE_MAX);
     CHECK_OK(mx_stream_sync(s, &err), err);
     CHECK_MSG(!cudasim_errors(text, sizeof text), "%s", text);
@@ -393,6 +399,16 @@ static void ids_outside_are_told(void)
     int32_t target = 3;
     mx_cross_entropy(&s, mx_tensor_cols(y, 0, 1), mx_tensor_rows(table, 0, 1), mx_stream_upload(&s, MX_I32, 1, 1, &target), 1, true);
     CHECK(mx_stream_sync(&s, &err) == MX_ERR_ARG && strstr(err.text, "target 3"));
+    mx_tensor one = mx_stream_tensor(&s, MX_F32, 1, 1), terms = mx_stream_tensor(&s, MX_F32, 1, 3), tree = mx_stream_tensor(&s, MX_F32, 1, 4);
+    s.dev->ops->clear(&s, one.data, 4), s.dev->ops->clear(&s, terms.data, 12), s.dev->ops->clear(&s, tree.data, 16), s.dev->ops->clear(&s, y.data, 12);
+    mx_td_loss(&s, one, one, y, mx_stream_upload(&s, MX_I32, 1, 1, &target), y, y, (mx_tensor){0}, terms, 1, 1);
+    CHECK(mx_stream_sync(&s, &err) == MX_ERR_ARG && strstr(err.text, "action 3"));
+    mx_atoms_loss(&s, one, one, mx_stream_upload(&s, MX_F32, 1, 2, rows), mx_stream_upload(&s, MX_I32, 1, 1, &target), mx_tensor_cols(y, 0, 2), one, (mx_tensor){0}, terms, 0, 1, 1);
+    CHECK(mx_stream_sync(&s, &err) == MX_ERR_ARG && strstr(err.text, "action 3"));
+    mx_priority_set(&s, tree, mx_stream_upload(&s, MX_I32, 1, 1, &target), one, 1);
+    CHECK(mx_stream_sync(&s, &err) == MX_ERR_ARG && strstr(err.text, "id 3"));
+    mx_priority_sample(&s, mx_stream_upload(&s, MX_I32, 1, 1, &target), one, tree, one, 1);
+    CHECK(mx_stream_sync(&s, &err) == MX_ERR_ARG && strstr(err.text, "empty"));
     mx_stream_close(&s);
     char text[512];
     CHECK_MSG(!cudasim_errors(text, sizeof text), "%s", text);
