@@ -210,6 +210,68 @@ static void wrong_adamw(mx_stream *s, mx_tensor p, mx_tensor g, mx_tensor m, mx_
     REAL.adamw(s, p, g, m, v, o);
 }
 
+/* ---- Q-learning ---- */
+
+/* Infeasible actions too. */
+static void wrong_argmax(mx_stream *s, mx_tensor id, mx_tensor q, mx_tensor mask)
+{
+    mask.data = NULL;
+    REAL.argmax(s, id, q, mask);
+}
+
+static void wrong_dueling(mx_stream *s, mx_tensor q, mx_tensor va, int atoms)
+{
+    REAL.dueling(s, q, va, atoms);
+    nudge(q);
+}
+
+static void wrong_dueling_back(mx_stream *s, mx_tensor dva, mx_tensor dq, int atoms)
+{
+    REAL.dueling_back(s, dva, dq, atoms);
+    nudge(dva);
+}
+
+/* The maximum over infeasible actions. */
+static void wrong_td_loss(mx_stream *s, mx_tensor loss, mx_tensor error, mx_tensor q, mx_tensor action, mx_tensor next, mx_tensor chooser,
+                          mx_tensor mask, mx_tensor step, float huber, float scale)
+{
+    mask.data = NULL;
+    REAL.td_loss(s, loss, error, q, action, next, chooser, mask, step, huber, scale);
+}
+
+static void wrong_atoms_value(mx_stream *s, mx_tensor q, mx_tensor logits, float low, float high)
+{
+    REAL.atoms_value(s, q, logits, low, high + 0.01f);
+}
+
+static void wrong_atoms_loss(mx_stream *s, mx_tensor loss, mx_tensor error, mx_tensor logits, mx_tensor action, mx_tensor next,
+                             mx_tensor chooser, mx_tensor mask, mx_tensor step, float low, float high, float scale)
+{
+    mask.data = NULL;
+    REAL.atoms_loss(s, loss, error, logits, action, next, chooser, mask, step, low, high, scale);
+}
+
+static void wrong_noisy(mx_stream *s, mx_tensor w, mx_tensor mean, mx_tensor spread, mx_tensor out, mx_tensor in)
+{
+    REAL.noisy(s, w, spread, mean, out, in);
+}
+
+static void wrong_noisy_back(mx_stream *s, mx_tensor dmean, mx_tensor dspread, mx_tensor dw, mx_tensor out, mx_tensor in)
+{
+    REAL.noisy_back(s, dspread, dmean, dw, out, in);
+}
+
+static void wrong_priority_set(mx_stream *s, mx_tensor tree, mx_tensor ids, mx_tensor error, float exponent)
+{
+    REAL.priority_set(s, tree, ids, error, exponent + 0.01f);
+    nudge(tree);
+}
+
+static void wrong_priority_sample(mx_stream *s, mx_tensor ids, mx_tensor weight, mx_tensor tree, mx_tensor uniform, float beta)
+{
+    REAL.priority_sample(s, ids, weight, tree, uniform, -beta);
+}
+
 static void a_wrong_op_turns_the_suite_red(void)
 {
     mx_device *devs = NULL;
