@@ -124,23 +124,23 @@ bool    mx_user_graph_node(const mx_user_graph *g, int32_t node, int32_t *type, 
 
 typedef enum mx_direction { MX_EDGES_OUT = 1, MX_EDGES_IN = 2, MX_EDGES_BOTH = 3 } mx_direction;
 
-typedef struct mx_edge {
+typedef struct mx_user_edge {
     int32_t  other, type;                 /* the node at the other end; event type              */
     uint32_t time_s;                      /* the event's second, rounded up                     */
     float    weight;
     bool     in;                          /* the node is its object                             */
-} mx_edge;
+} mx_user_edge;
 
-typedef struct mx_edge_list { mx_edge *edge; int64_t count, room; } mx_edge_list;         /* zero it */
-void mx_edge_list_free(mx_edge_list *l);
+typedef struct mx_user_edges { mx_user_edge *edge; int64_t count, room; } mx_user_edges;         /* zero it */
+void mx_user_edges_free(mx_user_edges *l);
 
 /* Edges of a node that were there as of a time, in the order of (second, arrival), outgoing first.
  * Errors: MX_ERR_NO_MEMORY. */
-mx_status mx_user_graph_edges(const mx_user_graph *g, int32_t node, mx_direction d, int64_t as_of_ms, mx_edge_list *out, mx_error *err);
+mx_status mx_user_graph_edges(const mx_user_graph *g, int32_t node, mx_direction d, int64_t as_of_ms, mx_user_edges *out, mx_error *err);
 
 /* weight * exp(-age/tau), the same bits everywhere; tau_s 0: the weight alone.  S1: tau is 14 days. */
 #define MX_TAU_S (14 * 86400.0)
-float mx_edge_decayed(float weight, uint32_t time_s, int64_t as_of_ms, double tau_s);
+float mx_user_edge_decayed(float weight, uint32_t time_s, int64_t as_of_ms, double tau_s);
 
 /* ---- a subject's events ------------------------------------------------------------------ */
 

@@ -44,10 +44,10 @@ bool mx_user_graph_node(const mx_user_graph *g, int32_t node, int32_t *type, cha
 
 /* ---- edges ----------------------------------------------------------------------------- */
 
-void mx_edge_list_free(mx_edge_list *l)
+void mx_user_edges_free(mx_user_edges *l)
 {
     free(l->edge);
-    *l = (mx_edge_list){0};
+    *l = (mx_user_edges){0};
 }
 
 /* exp(-x) for x >= 0 from additions and multiplications alone, so that no library's rounding counts:
@@ -61,13 +61,13 @@ static double decay(double x)
     return ldexp(sum, -(int)k);
 }
 
-float mx_edge_decayed(float weight, uint32_t time_s, int64_t as_of_ms, double tau_s)
+float mx_user_edge_decayed(float weight, uint32_t time_s, int64_t as_of_ms, double tau_s)
 {
     double age = (double)as_of_ms / 1000 - (double)time_s;
     return tau_s > 0 ? (float)((double)weight * decay((age > 0 ? age : 0) / tau_s)) : weight;
 }
 
-typedef struct placed { mx_edge edge; uint64_t at; } placed;
+typedef struct placed { mx_user_edge edge; uint64_t at; } placed;
 
 static int by_time(const void *a, const void *b)
 {
@@ -76,11 +76,11 @@ static int by_time(const void *a, const void *b)
     return x->at < y->at ? -1 : x->at > y->at;
 }
 
-static mx_status edges_room(mx_edge_list *l, int64_t more, mx_error *err)
+static mx_status edges_room(mx_user_edges *l, int64_t more, mx_error *err)
 {
     if (l->count + more <= l->room) return MX_OK;
     int64_t room = 2 * l->room > l->count + more ? 2 * l->room : l->count + more;
-    mx_edge *grown = realloc(l->edge, sizeof *grown * (size_t)room);
+    mx_user_edge *grown = realloc(l->edge, sizeof *grown * (size_t)room);
     if (!grown) return mx_fail(err, MX_ERR_NO_MEMORY, "%lld edges", (long long)room);
     l->edge = grown;
     l->room = room;
@@ -88,7 +88,7 @@ static mx_status edges_room(mx_edge_list *l, int64_t more, mx_error *err)
 }
 
 /* Fresh edges are few: they are sorted, then merged into the base's from behind. */
-static mx_status add_fresh(const mx_user_graph *g, int32_t node, bool in, uint32_t until, const uint64_t *base_at, int64_t first, mx_edge_list *l, mx_error *err)
+static mx_status add_fresh(const mx_user_graph *g, int32_t node, bool in, uint32_t until, const uint64_t *base_at, int64_t first, mx_user_edges *l, mx_error *err)
 {
     int64_t n = 0, k = 0;
     if (node >= g->heads) return MX_OK;
@@ -108,7 +108,7 @@ static mx_status add_fresh(const mx_user_graph *g, int32_t node, bool in, uint32
     if (!st) {
         int64_t a = l->count - first, b = k;
         for (int64_t to = l->count + k - 1; b; to--) {
-            const mx_edge *e = a ? &l->edge[first + a - 1] : NULL;
+            const mx_user_edge *e = a ? &l->edge[first + a - 1] : NULL;
             bool old = e && (e->time_s != p[b - 1].edge.time_s ? e->time_s > p[b - 1].edge.time_s : base_at[a - 1] > p[b - 1].at);
             l->edge[to] = old ? *e : p[b - 1].edge;
             if (old) a--;
@@ -120,7 +120,7 @@ static mx_status add_fresh(const mx_user_graph *g, int32_t node, bool in, uint32
     return st;
 }
 
-static mx_status one_way(const mx_user_graph *g, int32_t node, bool in, uint32_t until, mx_edge_list *l, mx_error *err)
+static mx_status one_way(const mx_user_graph *g, int32_t node, bool in, uint32_t until, mx_user_edges *l, mx_error *err)
 {
     const mx_base *b = g->base;
     bool there = node < b->head.nodes;
@@ -134,14 +134,14 @@ static mx_status one_way(const mx_user_graph *g, int32_t node, bool in, uint32_t
         if (b->out_time[event] > until) break;
         if (mx_edge_node(word) == MX_NO_NODE) continue;
         at[n++] = b->out_at[event];
-        l->edge[l->count++] = (mx_edge){.other = mx_edge_node(word), .type = mx_edge_type(word), .time_s = b->out_time[event], .weight = b->out_weight[event], .in = in};
+        l->edge[l->count++] = (mx_user_edge){.other = mx_edge_node(word), .type = mx_edge_type(word), .time_s = b->out_time[event], .weight = b->out_weight[event], .in = in};
     }
     mx_status st = add_fresh(g, node, in, until, at, first, l, err);
     if (at != few) free(at);
     return st;
 }
 
-mx_status mx_user_graph_edges(const mx_user_graph *g, int32_t node, mx_direction d, int64_t as_of_ms, mx_edge_list *out, mx_error *err)
+mx_status mx_user_graph_edges(const mx_user_graph *g, int32_t node, mx_direction d, int64_t as_of_ms, mx_user_edges *out, mx_error *err)
 {
     out->count = 0;
     if (as_of_ms < 0) return MX_OK;

@@ -1,4 +1,4 @@
-/* store.h - what must outlive the server: experiments, decisions, outcomes.
+/* store.h - what must outlive the server: experiments, decisions, outcomes, tags of subjects.
  *
  * One thread uses a store.  What stands between begin and commit is there whole or
  * not at all, and after commit it survives a crash and a power cut.  SQLite in WAL
@@ -68,6 +68,7 @@ typedef struct mx_log_row {
 } mx_log_row;
 
 mx_status mx_store_put_document(mx_store *s, const char *kind, const char *key, const void *data, size_t size, mx_error *err);
+mx_status mx_store_delete_document(mx_store *s, const char *kind, const char *key, mx_error *err);      /* not there: done */
 mx_status mx_store_each_document(mx_store *s, const char *kind, mx_status (*each)(void *ctx, const char *key, const void *data, size_t size, mx_error *err),
                                  void *ctx, mx_error *err);
 /* id 0: the store gives one.  *duplicate: the key is there already, nothing is added. */
@@ -77,5 +78,36 @@ mx_status mx_store_replace_log(mx_store *s, int64_t id, const void *data, size_t
 mx_status mx_store_get_log(mx_store *s, int64_t id, mx_log_row *out, bool *found, mx_error *err);
 mx_status mx_store_each_log(mx_store *s, const char *kind, mx_status (*each)(void *ctx, const mx_log_row *r, mx_error *err), void *ctx, mx_error *err);
 mx_status mx_store_last_log(mx_store *s, int64_t *id, mx_error *err);
+
+/* ---- tags of subjects: the state now, and every change --------------------------------------- */
+
+typedef struct mx_tag_row {
+    const char *subject, *tag;    /* subject: "user/anna", say                            */
+    int32_t     version, state, source;           /* the services' own numbers            */
+    double      score, probability;
+    int64_t     ts_ms, since_ms, expires_ms;      /* ts: of this row; expires 0: never    */
+    const void *data;             /* evidence and the like; may be empty                  */
+    size_t      size;
+} mx_tag_row;
+
+/* The state now; replaces the one there is. */
+mx_status mx_store_put_tag(mx_store *s, const mx_tag_row *r, mx_error *err);
+/* Another entry of the history. */
+mx_status mx_store_add_tag_change(mx_store *s, const mx_tag_row *r, mx_error *err);
+/* By tag; by time, oldest first.  tag NULL: all; of the history, those from since_ms on. */
+mx_status mx_store_each_tag(mx_store *s, const char *subject, mx_status (*each)(void *ctx, const mx_tag_row *r, mx_error *err), void *ctx, mx_error *err);
+mx_status mx_store_each_tag_change(mx_store *s, const char *subject, const char *tag, int64_t since_ms,
+                                   mx_status (*each)(void *ctx, const mx_tag_row *r, mx_error *err), void *ctx, mx_error *err);
+/* Who has a tag in this state, by subject, behind `after` ("": from the start), at most `limit`. */
+mx_status mx_store_each_tag_holder(mx_store *s, const char *tag, int32_t state, const char *after, int32_t limit,
+                                   mx_status (*each)(void *ctx, const mx_tag_row *r, mx_error *err), void *ctx, mx_error *err);
+
+/* A subject's tags and their history go, and the receipt of it stays, under the digest that stands for it.
+ * *rows: how many went.  Within a transaction. */
+mx_status mx_store_erase_subject(mx_store *s, const char *subject, const char *digest, int64_t erased_ms, const char *receipt, int64_t *rows, mx_error *err);
+/* The receipt's text, valid until the next call. */
+mx_status mx_store_get_erasure(mx_store *s, const char *digest, int64_t *erased_ms, const char **receipt, bool *found, mx_error *err);
+/* What was deleted is zeros in the file already; this clears the write-ahead log of it too.  After the commit. */
+mx_status mx_store_scrub(mx_store *s, mx_error *err);
 
 #endif

@@ -6,7 +6,10 @@
 #include <string.h>
 
 enum { PUT_EXPERIMENT, ALL_EXPERIMENTS, ADD_DECISION, GET_DECISION, FIRST_DECISION, ADD_OUTCOME, ALL_OUTCOMES, PUT_DOCUMENT, ALL_DOCUMENTS,
-       ADD_LOG, REPLACE_LOG, GET_LOG, ALL_LOG, LAST_LOG, STATEMENTS };
+       ADD_LOG, REPLACE_LOG, GET_LOG, ALL_LOG, LAST_LOG, DELETE_DOCUMENT, PUT_TAG, ADD_CHANGE, ALL_TAGS, ALL_CHANGES, ALL_HOLDERS,
+       DELETE_TAGS, DELETE_CHANGES, PUT_ERASURE, GET_ERASURE, STATEMENTS };
+
+#define TAG "subject, tag, version, state, source, score, probability, ts_ms, since_ms, expires_ms, data"
 
 static const char *const text_of[STATEMENTS] = {
     [PUT_EXPERIMENT] = "INSERT INTO experiments(id, spec, created_ms, paused, promoted, state) VALUES(?,?,?,?,?,?) "
@@ -26,10 +29,22 @@ static const char *const text_of[STATEMENTS] = {
     [GET_LOG] = "SELECT id, kind, key, ts_ms, data FROM log WHERE id=?",
     [ALL_LOG] = "SELECT id, kind, key, ts_ms, data FROM log WHERE kind=? ORDER BY id",
     [LAST_LOG] = "SELECT ifnull(max(id), 0) FROM log",
+    [DELETE_DOCUMENT] = "DELETE FROM documents WHERE kind=? AND key=?",
+    [PUT_TAG] = "INSERT INTO tags(" TAG ") VALUES(?,?,?,?,?,?,?,?,?,?,?) ON CONFLICT(subject, tag) DO UPDATE SET version=excluded.version,"
+                " state=excluded.state, source=excluded.source, score=excluded.score, probability=excluded.probability, ts_ms=excluded.ts_ms,"
+                " since_ms=excluded.since_ms, expires_ms=excluded.expires_ms, data=excluded.data",
+    [ADD_CHANGE] = "INSERT INTO tag_changes(" TAG ") VALUES(?,?,?,?,?,?,?,?,?,?,?)",
+    [ALL_TAGS] = "SELECT " TAG " FROM tags WHERE subject=? ORDER BY tag",
+    [ALL_CHANGES] = "SELECT " TAG " FROM tag_changes WHERE subject=?1 AND (?2 IS NULL OR tag=?2) AND ts_ms>=?3 ORDER BY ts_ms, seq",
+    [ALL_HOLDERS] = "SELECT " TAG " FROM tags WHERE tag=? AND state=? AND subject>? ORDER BY subject LIMIT ?",
+    [DELETE_TAGS] = "DELETE FROM tags WHERE subject=?",
+    [DELETE_CHANGES] = "DELETE FROM tag_changes WHERE subject=?",
+    [PUT_ERASURE] = "INSERT INTO erasures(digest, erased_ms, receipt) VALUES(?,?,?) ON CONFLICT(digest) DO UPDATE SET erased_ms=excluded.erased_ms, receipt=excluded.receipt",
+    [GET_ERASURE] = "SELECT erased_ms, receipt FROM erasures WHERE digest=?",
 };
 
 static const char schema[] =
-    "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA foreign_keys=ON;"
+    "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA foreign_keys=ON; PRAGMA secure_delete=ON;"
     "CREATE TABLE IF NOT EXISTS experiments(id TEXT PRIMARY KEY, spec TEXT NOT NULL, created_ms INTEGER NOT NULL, paused INTEGER NOT NULL,"
     " promoted INTEGER NOT NULL, state BLOB NOT NULL) WITHOUT ROWID;"
     "CREATE TABLE IF NOT EXISTS decisions(id INTEGER PRIMARY KEY AUTOINCREMENT, experiment TEXT NOT NULL REFERENCES experiments(id), unit TEXT NOT NULL,"
@@ -38,7 +53,14 @@ static const char schema[] =
     "CREATE TABLE IF NOT EXISTS outcomes(seq INTEGER PRIMARY KEY AUTOINCREMENT, decision INTEGER NOT NULL REFERENCES decisions(id), key TEXT NOT NULL,"
     " value REAL NOT NULL, ts_ms INTEGER NOT NULL, learned INTEGER NOT NULL, UNIQUE(decision, key));"
     "CREATE TABLE IF NOT EXISTS documents(kind TEXT NOT NULL, key TEXT NOT NULL, data BLOB NOT NULL, PRIMARY KEY(kind, key)) WITHOUT ROWID;"
-    "CREATE TABLE IF NOT EXISTS log(id INTEGER PRIMARY KEY, kind TEXT NOT NULL, key TEXT, ts_ms INTEGER NOT NULL, data BLOB NOT NULL, UNIQUE(kind, key));";
+    "CREATE TABLE IF NOT EXISTS log(id INTEGER PRIMARY KEY, kind TEXT NOT NULL, key TEXT, ts_ms INTEGER NOT NULL, data BLOB NOT NULL, UNIQUE(kind, key));"
+#define TAG_COLUMNS "subject TEXT NOT NULL, tag TEXT NOT NULL, version INTEGER NOT NULL, state INTEGER NOT NULL, source INTEGER NOT NULL," \
+    " score REAL NOT NULL, probability REAL NOT NULL, ts_ms INTEGER NOT NULL, since_ms INTEGER NOT NULL, expires_ms INTEGER NOT NULL, data BLOB NOT NULL"
+    "CREATE TABLE IF NOT EXISTS tags(" TAG_COLUMNS ", PRIMARY KEY(subject, tag)) WITHOUT ROWID;"
+    "CREATE INDEX IF NOT EXISTS tags_by_tag ON tags(tag, state, subject);"
+    "CREATE TABLE IF NOT EXISTS tag_changes(seq INTEGER PRIMARY KEY, " TAG_COLUMNS ");"
+    "CREATE INDEX IF NOT EXISTS tag_changes_by_subject ON tag_changes(subject, ts_ms);"
+    "CREATE TABLE IF NOT EXISTS erasures(digest TEXT PRIMARY KEY, erased_ms INTEGER NOT NULL, receipt TEXT NOT NULL) WITHOUT ROWID;";
 
 struct mx_store {
     sqlite3      *db;
@@ -234,6 +256,14 @@ mx_status mx_store_put_document(mx_store *s, const char *kind, const char *key, 
     return run(s, q, "a document", err);
 }
 
+mx_status mx_store_delete_document(mx_store *s, const char *kind, const char *key, mx_error *err)
+{
+    sqlite3_stmt *q = fresh(s, DELETE_DOCUMENT);
+    sqlite3_bind_text(q, 1, kind, -1, SQLITE_STATIC);
+    sqlite3_bind_text(q, 2, key, -1, SQLITE_STATIC);
+    return run(s, q, "a document", err);
+}
+
 mx_status mx_store_each_document(mx_store *s, const char *kind, mx_status (*each)(void *ctx, const char *key, const void *data, size_t size, mx_error *err),
                                  void *ctx, mx_error *err)
 {
@@ -309,3 +339,100 @@ mx_status mx_store_last_log(mx_store *s, int64_t *id, mx_error *err)
     sqlite3_reset(q);
     return ok ? MX_OK : failed(s, "reading the log", err);
 }
+
+/* ---- tags of subjects --------------------------------------------------------------------------- */
+
+static mx_status write_tag(mx_store *s, int which, const mx_tag_row *r, mx_error *err)
+{
+    sqlite3_stmt *q = fresh(s, which);
+    sqlite3_bind_text(q, 1, r->subject, -1, SQLITE_STATIC);
+    sqlite3_bind_text(q, 2, r->tag, -1, SQLITE_STATIC);
+    sqlite3_bind_int(q, 3, r->version);
+    sqlite3_bind_int(q, 4, r->state);
+    sqlite3_bind_int(q, 5, r->source);
+    sqlite3_bind_double(q, 6, r->score);
+    sqlite3_bind_double(q, 7, r->probability);
+    sqlite3_bind_int64(q, 8, r->ts_ms);
+    sqlite3_bind_int64(q, 9, r->since_ms);
+    sqlite3_bind_int64(q, 10, r->expires_ms);
+    sqlite3_bind_blob64(q, 11, r->size ? r->data : "", r->size, SQLITE_STATIC);
+    return run(s, q, "a tag", err);
+}
+
+mx_status mx_store_put_tag(mx_store *s, const mx_tag_row *r, mx_error *err) { return write_tag(s, PUT_TAG, r, err); }
+mx_status mx_store_add_tag_change(mx_store *s, const mx_tag_row *r, mx_error *err) { return write_tag(s, ADD_CHANGE, r, err); }
+
+static mx_status each_tag(mx_store *s, sqlite3_stmt *q, mx_status (*each)(void *ctx, const mx_tag_row *r, mx_error *err), void *ctx, mx_error *err)
+{
+    mx_status st = MX_OK;
+    int code = SQLITE_DONE;
+    while (!st && (code = sqlite3_step(q)) == SQLITE_ROW) {
+        mx_tag_row r = {.subject = (const char *)sqlite3_column_text(q, 0), .tag = (const char *)sqlite3_column_text(q, 1), .version = sqlite3_column_int(q, 2),
+                        .state = sqlite3_column_int(q, 3), .source = sqlite3_column_int(q, 4), .score = sqlite3_column_double(q, 5),
+                        .probability = sqlite3_column_double(q, 6), .ts_ms = sqlite3_column_int64(q, 7), .since_ms = sqlite3_column_int64(q, 8),
+                        .expires_ms = sqlite3_column_int64(q, 9), .data = sqlite3_column_blob(q, 10), .size = (size_t)sqlite3_column_bytes(q, 10)};
+        st = each(ctx, &r, err);
+    }
+    if (!st && code != SQLITE_DONE) st = failed(s, "reading tags", err);
+    sqlite3_reset(q);
+    return st;
+}
+
+mx_status mx_store_each_tag(mx_store *s, const char *subject, mx_status (*each)(void *ctx, const mx_tag_row *r, mx_error *err), void *ctx, mx_error *err)
+{
+    sqlite3_stmt *q = fresh(s, ALL_TAGS);
+    sqlite3_bind_text(q, 1, subject, -1, SQLITE_STATIC);
+    return each_tag(s, q, each, ctx, err);
+}
+
+mx_status mx_store_each_tag_change(mx_store *s, const char *subject, const char *tag, int64_t since_ms,
+                                   mx_status (*each)(void *ctx, const mx_tag_row *r, mx_error *err), void *ctx, mx_error *err)
+{
+    sqlite3_stmt *q = fresh(s, ALL_CHANGES);
+    sqlite3_bind_text(q, 1, subject, -1, SQLITE_STATIC);
+    if (tag) sqlite3_bind_text(q, 2, tag, -1, SQLITE_STATIC);
+    sqlite3_bind_int64(q, 3, since_ms);
+    return each_tag(s, q, each, ctx, err);
+}
+
+mx_status mx_store_each_tag_holder(mx_store *s, const char *tag, int32_t state, const char *after, int32_t limit,
+                                   mx_status (*each)(void *ctx, const mx_tag_row *r, mx_error *err), void *ctx, mx_error *err)
+{
+    sqlite3_stmt *q = fresh(s, ALL_HOLDERS);
+    sqlite3_bind_text(q, 1, tag, -1, SQLITE_STATIC);
+    sqlite3_bind_int(q, 2, state);
+    sqlite3_bind_text(q, 3, after, -1, SQLITE_STATIC);
+    sqlite3_bind_int(q, 4, limit);
+    return each_tag(s, q, each, ctx, err);
+}
+
+mx_status mx_store_erase_subject(mx_store *s, const char *subject, const char *digest, int64_t erased_ms, const char *receipt, int64_t *rows, mx_error *err)
+{
+    *rows = 0;
+    for (int which = DELETE_TAGS; which <= DELETE_CHANGES; which++) {
+        sqlite3_stmt *q = fresh(s, which);
+        sqlite3_bind_text(q, 1, subject, -1, SQLITE_STATIC);
+        MX_TRY(run(s, q, "erasing tags", err));
+        *rows += sqlite3_changes(s->db);
+    }
+    sqlite3_stmt *q = fresh(s, PUT_ERASURE);
+    sqlite3_bind_text(q, 1, digest, -1, SQLITE_STATIC);
+    sqlite3_bind_int64(q, 2, erased_ms);
+    sqlite3_bind_text(q, 3, receipt, -1, SQLITE_STATIC);
+    return run(s, q, "a receipt", err);
+}
+
+mx_status mx_store_get_erasure(mx_store *s, const char *digest, int64_t *erased_ms, const char **receipt, bool *found, mx_error *err)
+{
+    sqlite3_stmt *q = fresh(s, GET_ERASURE);
+    sqlite3_bind_text(q, 1, digest, -1, SQLITE_STATIC);
+    int code = sqlite3_step(q);
+    *found = code == SQLITE_ROW;
+    if (*found) {
+        *erased_ms = sqlite3_column_int64(q, 0);
+        *receipt = (const char *)sqlite3_column_text(q, 1);
+    }
+    return *found || code == SQLITE_DONE ? MX_OK : failed(s, "reading a receipt", err);
+}
+
+mx_status mx_store_scrub(mx_store *s, mx_error *err) { return simple(s, "PRAGMA wal_checkpoint(TRUNCATE)", err); }

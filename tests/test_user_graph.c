@@ -139,7 +139,7 @@ static void check_events(mx_user_graph *g, const char *key, int64_t as_of, int l
 static void check_edges(mx_user_graph *g, const char *key, int type, int64_t as_of)
 {
     static int want[MODEL_MOST];
-    mx_edge_list got = {0};
+    mx_user_edges got = {0};
     mx_error err = {0};
     int64_t at = 0;
     int node = mx_user_graph_find(g, type, key);
@@ -155,7 +155,7 @@ static void check_edges(mx_user_graph *g, const char *key, int type, int64_t as_
         qsort(want, (size_t)n, sizeof *want, rising);
         for (int i = 0; i < n; i++, at++) {
             if (at >= got.count) break;
-            const mx_edge *e = &got.edge[at];
+            const mx_user_edge *e = &got.edge[at];
             const plain *p = &list[want[i]];
             char other[MX_KEY_MOST + 1];
             int32_t other_type;
@@ -167,7 +167,7 @@ static void check_edges(mx_user_graph *g, const char *key, int type, int64_t as_
         }
         if (in) CHECK_MSG(got.count == at, "%s: %lld edges, want %lld", key, (long long)got.count, (long long)at);
     }
-    mx_edge_list_free(&got);
+    mx_user_edges_free(&got);
 }
 
 static void check_all(mx_user_graph *g)
@@ -276,10 +276,10 @@ static void answers(void)
 static void decays(void)
 {
     for (double x = 0; x < 60; x += 0.37) {
-        float w = mx_edge_decayed(1, 0, (int64_t)(x * 1000), 1), want = (float)exp(-(double)(int64_t)(x * 1000) / 1000);
+        float w = mx_user_edge_decayed(1, 0, (int64_t)(x * 1000), 1), want = (float)exp(-(double)(int64_t)(x * 1000) / 1000);
         CHECK_MSG(fabsf(w - want) <= want * 1e-6f, "exp(-%g) = %g, want %g", x, w, want);
     }
-    CHECK(mx_edge_decayed(3, 100, 50000, MX_TAU_S) == 3 && mx_edge_decayed(2, 0, 1000, 0) == 2);
+    CHECK(mx_user_edge_decayed(3, 100, 50000, MX_TAU_S) == 3 && mx_user_edge_decayed(2, 0, 1000, 0) == 2);
 }
 
 /* ---- kills ------------------------------------------------------------------------------------ */
@@ -312,7 +312,7 @@ static void killed(void)
                 atomic_store(told, i + 1);
             }
         }
-        nanosleep(&(struct timespec){.tv_nsec = (long)(test_random(&seed) % 30000000)}, NULL);
+        nanosleep(&(struct timespec){.tv_nsec = (long)(test_random(&seed) % 60000000)}, NULL);
         kill(child, SIGKILL);
         int status;
         waitpid(child, &status, 0);
@@ -465,7 +465,7 @@ static void erased(void)
     CHECK(x[0].events == 3 && x[0].edges == 3 && x[0].bytes > 0 && x[1].events == 0 && strlen(x[0].receipt) == 64 && strcmp(x[0].receipt, x[1].receipt));
     for (int again = 0; again < 3; again++) {
         mx_event_list events = {0};
-        mx_edge_list edges = {0};
+        mx_user_edges edges = {0};
         CHECK(!folder_has("gone-forever") && !folder_has("my secret words") && folder_has("stays"));
         CHECK(mx_user_graph_find(g, 0, "gone-forever") == -1);
         CHECK_OK(mx_user_graph_events(g, mx_user_graph_find(g, 0, "stays"), MX_TIME_ANY, 0, &events, &err), err);
@@ -482,7 +482,7 @@ static void erased(void)
         if (again == 1) CHECK(!unlink(path));
         g = open_graph(&o);
         mx_event_list_free(&events);
-        mx_edge_list_free(&edges);
+        mx_user_edges_free(&edges);
     }
     mx_user_graph_close(g);
     clear();
@@ -516,7 +516,7 @@ static void *writes(void *ctx)
 static void *reads(void *ctx)
 {
     share *s = ctx;
-    mx_edge_list l = {0};
+    mx_user_edges l = {0};
     int64_t most = 0;
     while (!atomic_load(s->stop)) {
         mx_error err = {0};
@@ -526,7 +526,7 @@ static void *reads(void *ctx)
         }
         most = l.count;
     }
-    mx_edge_list_free(&l);
+    mx_user_edges_free(&l);
     return NULL;
 }
 
