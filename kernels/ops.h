@@ -234,6 +234,8 @@ typedef struct mx_attention_shape {
     float   scale;
     bool    causal;
     int     window;               /* 0: none */
+    mx_dtype as;                  /* MX_F32, or MX_BF16: a device with matrix units for it may round all
+                                     factors (q, k, v, dy and the weights); sums are f32 */
 } mx_attention_shape;
 void mx_attention(mx_stream *s, mx_tensor y, mx_tensor lse, mx_tensor q, mx_tensor k, mx_tensor v, mx_tensor begin,
                   mx_attention_shape a);

@@ -204,9 +204,9 @@ static mx_tensor undrop(const bert_pass *p, mx_tensor d, int place)
 
 /* ---- layers ----------------------------------------------------------------------------------- */
 
-static mx_attention_shape attention_of(const mx_encoder_config *c)
+static mx_attention_shape attention_of(const mx_encoder_config *c, mx_dtype as)
 {
-    return (mx_attention_shape){.heads = c->heads, .kv_heads = c->heads, .scale = (float)(1 / sqrt((double)c->head_dim))};
+    return (mx_attention_shape){.heads = c->heads, .kv_heads = c->heads, .scale = (float)(1 / sqrt((double)c->head_dim)), .as = as};
 }
 
 /* out.data NULL: only what the backward pass reads is computed. */
@@ -216,7 +216,7 @@ static void block(const bert_pass *p, const bert_layer *w, const bert_kept *k, m
     int64_t C = c->d_model;
     product(p, k->qkv, k->in, &w->qkv);
     mx_attention(p->s, k->y, k->lse, mx_tensor_cols(k->qkv, 0, C), mx_tensor_cols(k->qkv, C, C), mx_tensor_cols(k->qkv, 2 * C, C),
-                 p->w.begin, attention_of(c));
+                 p->w.begin, attention_of(c, p->m->opt.compute));
     add_branch(p, k->sum1, k->in, k->y, &w->out, DROP_ATTENTION);
     norm(p, k->mid, k->sum1, &w->norm1);
     product(p, k->up, k->mid, &w->up);
@@ -239,7 +239,7 @@ static void block_back(const bert_pass *p, const bert_layer *w, const bert_kept 
     product_back(p, b->dy, undrop(p, b->dx, DROP_ATTENTION), k->y, &w->out, false);
     mx_attention_back(p->s, mx_tensor_cols(b->dqkv, 0, C), mx_tensor_cols(b->dqkv, C, C), mx_tensor_cols(b->dqkv, 2 * C, C), b->dy,
                       mx_tensor_cols(k->qkv, 0, C), mx_tensor_cols(k->qkv, C, C), mx_tensor_cols(k->qkv, 2 * C, C), k->y, k->lse, b->begin,
-                      attention_of(c));
+                      attention_of(c, p->m->opt.compute));
     product_back(p, b->dx, b->dqkv, k->in, &w->qkv, true);
 }
 

@@ -215,7 +215,8 @@ static void block(const mx_encoder *m, mx_stream *s, const mx_encoder_layer *w, 
 {
     const mx_encoder_config *c = &m->config;
     int64_t C = c->d_model;
-    mx_attention_shape shape = {.heads = c->heads, .kv_heads = c->heads, .scale = (float)(1 / sqrt((double)c->head_dim))};
+    mx_attention_shape shape = {.heads = c->heads, .kv_heads = c->heads, .scale = (float)(1 / sqrt((double)c->head_dim)),
+                                .as = m->dtype == MX_F32 ? MX_F32 : MX_BF16};
     linear(s, t->qkv, t->x, &w->qkv, MX_ACT_NONE, false);
     mx_attention(s, t->y, t->lse, mx_tensor_cols(t->qkv, 0, C), mx_tensor_cols(t->qkv, C, C), mx_tensor_cols(t->qkv, 2 * C, C), t->begin, shape);
     linear(s, t->x, t->y, &w->out, MX_ACT_NONE, true);

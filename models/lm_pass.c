@@ -209,9 +209,9 @@ static void add_branch_back(const pass *p, mx_tensor dh, mx_tensor dout, mx_tens
 
 /* ---- layers ----------------------------------------------------------------------------------- */
 
-static mx_attention_shape attention_of(const mx_decoder_config *c)
+static mx_attention_shape attention_of(const mx_decoder_config *c, mx_dtype as)
 {
-    return (mx_attention_shape){c->heads, c->kv_heads, c->attention_scale, true, c->window};
+    return (mx_attention_shape){c->heads, c->kv_heads, c->attention_scale, true, c->window, as};
 }
 
 /* out.data NULL: only what the backward pass reads is computed. */
@@ -224,7 +224,7 @@ static void block(const pass *p, const lm_layer *w, const kept *k, mx_tensor out
     if (!c->learned_positions)
         mx_rope(p->s, mx_tensor_cols(k->qkv, 0, q + g), p->w.positions, p->m->rope_freq, c->rope_magnitude, c->heads + c->kv_heads, false);
     mx_attention(p->s, k->y, k->lse, mx_tensor_cols(k->qkv, 0, q), mx_tensor_cols(k->qkv, q, g), mx_tensor_cols(k->qkv, q + g, g),
-                 p->w.begin, attention_of(c));
+                 p->w.begin, attention_of(c, p->m->opt.compute));
     add_branch(p, k->mid, k->in, k->y, &w->out, k->lora, DROP_ATTENTION);
     norm(p, k->h2, k->mid, &w->norm2);
     product(p, k->up, k->h2, &w->up, k->lora, false);
@@ -249,7 +249,7 @@ static void block_back(const pass *p, const lm_layer *w, const kept *k)
 
     add_branch_back(p, b->dy, b->dx, k->y, &w->out, k->lora, DROP_ATTENTION);
     mx_attention_back(p->s, dq, dk, dv, b->dy, mx_tensor_cols(k->qkv, 0, q), mx_tensor_cols(k->qkv, q, g),
-                      mx_tensor_cols(k->qkv, q + g, g), k->y, k->lse, b->begin, attention_of(c));
+                      mx_tensor_cols(k->qkv, q + g, g), k->y, k->lse, b->begin, attention_of(c, p->m->opt.compute));
     if (!c->learned_positions)
         mx_rope_back(p->s, mx_tensor_cols(b->dqkv, 0, q + g), b->positions, p->m->rope_freq, c->rope_magnitude, c->heads + c->kv_heads, false);
     product_back(p, b->dh, b->dqkv, k->h1, &w->qkv, k->lora);

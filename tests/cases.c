@@ -192,19 +192,22 @@ static bool untouched(case_io *io, const placed *p)
 
 bool case_close(case_io *io, placed *p, const char *what)
 {
-    double squares = 0, worst = 0;
+    double squares = 0, worst = 0, apart = 0;
     int64_t n = p->t.rows * p->t.cols, at = 0;
     for (int64_t i = 0; i < n; i++)
         if (isfinite(p->want[i])) squares += p->want[i] * p->want[i] / (double)n;
     for (int64_t i = 0; i < n; i++) {
         double got = case_value(p, p->after, i / p->t.cols, i % p->t.cols), d = fabs(got - p->want[i]);
         if (got == p->want[i]) d = 0;                   /* two infinities */
+        apart += d * d / (double)n;
         if (!(d <= worst)) {
             worst = isnan(d) ? INFINITY : d;
             at = i;
         }
     }
     worst /= sqrt(squares) + 1e-30;
+    apart = sqrt(apart) / (sqrt(squares) + 1e-30);
+    if (io->norm_tolerance > 0 && !(apart <= io->norm_tolerance)) return case_fail(io, "%s: error %.2e of the norm", what, apart);
     if (worst <= io->tolerance) return true;
     return case_fail(io, "%s: error %.2e (of the rms %.3g) at row %lld, column %lld: got %.9g, want %.9g", what, worst,
                      sqrt(squares), (long long)(at / p->t.cols), (long long)(at % p->t.cols),

@@ -31,6 +31,7 @@ typedef struct case_io {
     const mx_sample_row *placed_rows;   /* ... and where the op reads them          */
     mx_logit_lists  lists;
     double     tolerance;           /* of max |difference| / rms             */
+    double     norm_tolerance;      /* of the whole, when > 0: norm of the error over norm of what is wanted */
     int        calls;
     bool       broken;              /* a set-up step failed                  */
 } case_io;

@@ -14,7 +14,11 @@
     PACKED(OP, 149, 6, 2, 32, 131, .flag = true), PACKED(OP, 139, 2, 1, 64, 67), \
     PACKED(OP, 197, 2, 2, 24, 197, .flag = true, .window = 29), PACKED(OP, 71, 1, 1, 67, 71), \
     PACKED(OP, 131, 3, 1, 130, 130, .flag = true), PACKED(OP, 83, 4, 4, 64, 5, .flag = true), \
-    PACKED(OP, 73, 2, 1, 16, 41, .window = 7)
+    PACKED(OP, 73, 2, 1, 16, 41, .window = 7),                                                              \
+    PACKED(OP, 23, 3, 3, 13, 11, .type = MX_BF16), PACKED(OP, 149, 6, 2, 32, 131, .flag = true, .type = MX_BF16), \
+    PACKED(OP, 139, 2, 1, 64, 67, .type = MX_BF16), PACKED(OP, 197, 2, 2, 24, 197, .flag = true, .window = 29, .type = MX_BF16), \
+    PACKED(OP, 131, 4, 2, 100, 130, .flag = true, .type = MX_BF16), PACKED(OP, 83, 4, 4, 64, 5, .flag = true, .type = MX_BF16), \
+    PACKED(OP, 67, 1, 1, 130, 41, .type = MX_BF16), PACKED(OP, 270, 2, 1, 64, 203, .window = 70, .type = MX_BF16)
 /* one shape, decode and prefill batches, three kinds of weights */
 #define LINEAR_PERF(C, O)                                                                       \
     LINEAR(1, C, O, .perf = true), LINEAR(8, C, O, .perf = true), LINEAR(32, C, O, .perf = true), \
@@ -186,8 +190,12 @@ const mx_case mx_cases[] = {
     PRODUCT_BACK(1024, 768, 3072, .perf = true, .bias = true), PRODUCT_BACK(1024, 3072, 768, .perf = true, .bias = true),
     PRODUCT_BACK(256, 768, 50257, .perf = true), PRODUCT_BACK(1024, 768, 3072, .perf = true, .bias = true, .type = MX_BF16),
     PACKED("attention", 1024, 12, 12, 64, 1024, .perf = true, .flag = true),
+    PACKED("attention", 8192, 12, 12, 64, 1024, .perf = true, .flag = true, .type = MX_BF16),
+    PACKED("attention", 8192, 12, 12, 64, 128, .perf = true, .type = MX_BF16),
     PACKED("attention", 1024, 12, 12, 64, 128, .perf = true), PACKED("attention", 1024, 9, 3, 64, 1024, .perf = true, .flag = true),
     PACKED("attention_back", 1024, 12, 12, 64, 1024, .perf = true, .flag = true),
+    PACKED("attention_back", 8192, 12, 12, 64, 1024, .perf = true, .flag = true, .type = MX_BF16),
+    PACKED("attention_back", 8192, 12, 12, 64, 128, .perf = true, .type = MX_BF16),
     PACKED("attention_back", 1024, 12, 12, 64, 128, .perf = true),
     PACKED("attention_back", 1024, 9, 3, 64, 1024, .perf = true, .flag = true),
     {.op = "aggregate", .n = 8192, .c = 64, .o = 100003, .context = 10, .page = MX_REDUCE_MEAN, .perf = true},

@@ -6,23 +6,16 @@
  * softmax and its channels never leave a warp.  Tiles of the other side are counted
  * from the beginning of the sequence, and rows of different sequences in one block
  * are walked one sequence after the other: what a row gets does not depend on where
- * in the batch it stands. */
-#include "kernels/cuda/common.cuh"
+ * in the batch it stands.
+ *
+ * This is the way of f32, and of heads wider than 128 channels; the other one is
+ * attention_mma.cu. */
+#include "kernels/cuda/attention_learn.cuh"
 
 #define TILE     32
 #define LANES    8                      /* of a row */
 #define THREADS  (TILE * LANES)
 #define HEAD_MAX 256
-
-typedef struct learn_args {
-    mx_tensor y, lse, q, k, v, begin;   /* forward: y and lse are written */
-    mx_tensor dy, dq, dk, dv;
-    mx_attention_shape a;
-    int       d, pitch;                 /* channels of a head; floats of a row in shared memory, odd */
-    int2     *seen;                     /* [N]: what a row sees, [x, y)      */
-    int2     *span;                     /* [N]: its sequence's rows          */
-    float    *delta;                    /* [N][heads]: sum of dy * y         */
-} learn_args;
 
 /* Which rows each row sees, by bisecting the begins. */
 static __global__ void bounds_kernel(learn_args a)
@@ -103,13 +96,6 @@ static __device__ int2 walk_of(int2 span, int from, int to)
     w.x = span.x + (from - span.x) / TILE * TILE;
     w.y = to;
     return w;
-}
-
-/* The first row after r, below last, of another sequence. */
-static __device__ int64_t next_span(const learn_args &a, int64_t r, int64_t last)
-{
-    int64_t end = a.span[r].y;
-    return end <= r ? r + 1 : end < last ? end : last;
 }
 
 template <int CH> static __global__ void __launch_bounds__(THREADS) forward_kernel(learn_args a)
@@ -285,11 +271,15 @@ static bool prepare(mx_stream *s, const char *op, learn_args *a)
         mx_stream_fail(s, MX_ERR_ARG, "%s: heads of %d channels, at most %d", op, a->d, HEAD_MAX);
         return false;
     }
-    char *work = (char *)mx_cuda_work(s, (size_t)n * (2 * sizeof(int2) + (size_t)a->a.heads * sizeof(float)));
+    a->wide = a->a.as == MX_BF16 ? mma_width(a->d) : 0;
+    size_t side = ((size_t)n * (2 * sizeof(int2) + (size_t)a->a.heads * sizeof(float)) + 255) & ~(size_t)255;
+    size_t q = (size_t)n * (size_t)a->a.heads * (size_t)a->wide, k = (size_t)n * (size_t)a->a.kv_heads * (size_t)a->wide;
+    char *work = (char *)mx_cuda_work(s, side + 2 * (q + k) * sizeof(mx_bf16));
     if (!work) return false;
     a->seen = (int2 *)work;
     a->span = a->seen + n;
     a->delta = (float *)(a->span + n);
+    a->qh = (mx_bf16 *)(work + side), a->dyh = a->qh + q, a->kh = a->dyh + q, a->vh = a->kh + k;
     MX_LAUNCH(s, op, bounds_kernel, (unsigned)((n + 127) / 128), 128, 0, *a);
     return true;
 }
@@ -326,6 +316,10 @@ extern "C" void mx_cuda_attention(mx_stream *s, mx_tensor y, mx_tensor lse, mx_t
     learn_args a = {};
     a.y = y, a.lse = lse, a.q = q, a.k = k, a.v = v, a.begin = begin, a.a = shape;
     if (!prepare(s, "attention", &a)) return;
+    if (a.wide) {
+        mx_mma_attention(s, &a);
+        return;
+    }
     if (a.d <= 64) forward<8>(s, a);
     else if (a.d <= 128) forward<16>(s, a);
     else forward<32>(s, a);
@@ -339,6 +333,10 @@ extern "C" void mx_cuda_attention_back(mx_stream *s, mx_tensor dq, mx_tensor dk,
     if (!prepare(s, "attention_back", &a)) return;
     int64_t pairs = q.rows * shape.heads;
     MX_LAUNCH(s, "attention_back", delta_kernel, (unsigned)((pairs + 3) / 4), 128, 0, a);
+    if (a.wide) {
+        mx_mma_attention_back(s, &a);
+        return;
+    }
     if (a.d <= 64) backward<8>(s, a);
     else if (a.d <= 128) backward<16>(s, a);
     else backward<32>(s, a);

@@ -97,8 +97,7 @@ static __global__ void __launch_bounds__(BACK_THREADS) embed_back_kernel(mx_tens
             float sum = to[i];
             for (unsigned k = 0; k < all; k++) sum += mx_row(dy, same[k])[i];
             to[i] = sum;
-        }
-        __syncthreads();
+        }                               /* counts are read, and the next barrier comes before the list is made again */
     }
 }
 

@@ -42,6 +42,20 @@ static __device__ __forceinline__ void mx_mma_s8(int d[4], const unsigned a[4], 
 #endif
 }
 
+/* Two numbers rounded to bf16 (to the nearest, ties to even): lo in the lower half */
+static __device__ __forceinline__ unsigned mx_pack_bf16(float lo, float hi)
+{
+#ifdef MX_CUDASIM
+    mx_bf16 l, h;
+    mx_down(&l, lo), mx_down(&h, hi);
+    return (unsigned)l.bits | (unsigned)h.bits << 16;
+#else
+    unsigned d;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(hi), "f"(lo));
+    return d;
+#endif
+}
+
 /* Four 8x8 matrices of 16-bit words; lane l gives the address of row l%8 of matrix l/8. */
 static __device__ __forceinline__ void mx_ldmatrix_x4(unsigned r[4], const void *row)
 {
@@ -49,6 +63,19 @@ static __device__ __forceinline__ void mx_ldmatrix_x4(unsigned r[4], const void 
     cudasim_ldmatrix(r, row, 4, 0);
 #else
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"((unsigned)__cvta_generic_to_shared(row))
+                 : "memory");
+#endif
+}
+
+/* The same, each matrix transposed. */
+static __device__ __forceinline__ void mx_ldmatrix_x4_trans(unsigned r[4], const void *row)
+{
+#ifdef MX_CUDASIM
+    cudasim_ldmatrix(r, row, 4, 1);
+#else
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                  : "r"((unsigned)__cvta_generic_to_shared(row))
                  : "memory");

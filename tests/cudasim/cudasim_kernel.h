@@ -166,6 +166,7 @@ CUDASIM_MINMAX(long)
 CUDASIM_MINMAX(long long)
 CUDASIM_MINMAX(unsigned long)
 static inline int4 make_int4(int x, int y, int z, int w) { return {x, y, z, w}; }
+static inline int2 make_int2(int x, int y) { return {x, y}; }
 static inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
 static inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 static inline float2 make_float2(float x, float y) { return {x, y}; }

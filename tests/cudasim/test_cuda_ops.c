@@ -293,6 +293,59 @@ static void attention_does_not_depend_on_chunks_or_pages(void)
     CHECK_MSG(!cudasim_errors(text, sizeof text), "%s", text);
 }
 
+/* Sequences packed from row `first` on, their y, lse, dq, dk, dv one after the other in out. */
+static void attend_packed(mx_stream *s, const float *const in[4], const int32_t *begin, int spans, mx_attention_shape a, int d, float *out)
+{
+    mx_error err = {0};
+    int first = begin[0], n = begin[spans] - first, h = a.heads * d, g = a.kv_heads * d;
+    int32_t own[8];
+    for (int i = 0; i <= spans; i++) own[i] = begin[i] - first;
+    mx_tensor q = put(s, in[0] + first * h, n, h, true), k = put(s, in[1] + first * g, n, g, false), v = put(s, in[2] + first * g, n, g, true);
+    mx_tensor dy = put(s, in[3] + first * h, n, h, false), y = put(s, NULL, n, h, true), lse = put(s, NULL, n, a.heads, false);
+    mx_tensor dq = put(s, NULL, n, h, true), dk = put(s, NULL, n, g, false), dv = put(s, NULL, n, g, false);
+    mx_tensor at = mx_stream_upload(s, MX_I32, spans + 1, 1, own);
+    mx_attention(s, y, lse, q, k, v, at, a);
+    mx_attention_back(s, dq, dk, dv, dy, q, k, v, y, lse, at, a);
+    mx_tensor all[] = {y, lse, dq, dk, dv};
+    for (int i = 0; i < 5; i++) {
+        get(s, out, all[i]);
+        out += n * all[i].cols;
+    }
+    CHECK_OK(mx_stream_sync(s, &err), err);
+    mx_stream_rewind(s);
+}
+
+static void packed_attention_does_not_depend_on_the_batch(void)
+{
+    static const struct { int heads, groups, d, window; bool causal; } ways[] = {{2, 1, 40, 0, true}, {2, 2, 64, 0, false}, {2, 2, 24, 29, true}, {3, 1, 64, 45, false}};
+    static const int32_t begin[] = {0, 37, 38, 150, 214};
+    enum { SPANS = 4, N = 214 };
+    mx_stream s;
+    mx_error err = {0};
+    CHECK_OK(mx_stream_open(&s, gpu(), 16 << 20, &err), err);
+    for (size_t i = 0; i < 2 * sizeof ways / sizeof *ways; i++) {
+        int h = ways[i / 2].heads, g = ways[i / 2].groups, d = ways[i / 2].d, cols[] = {h * d, h, h * d, g * d, g * d}, wide = 0;
+        mx_attention_shape a = {h, g, 0.4f, ways[i / 2].causal, ways[i / 2].window, i % 2 ? MX_BF16 : MX_F32};
+        if ((cudasim_is_checker() || cudasim_is_asan()) && i < 6) continue;
+        for (int k = 0; k < 5; k++) wide += cols[k];
+        float *q = randoms(N * h * d), *kk = randoms(N * g * d), *v = randoms(N * g * d), *dy = randoms(N * h * d);
+        const float *const in[4] = {q, kk, v, dy};
+        float *together = malloc((size_t)(N * wide) * sizeof *together), *alone = malloc((size_t)(N * wide) * sizeof *alone);
+        attend_packed(&s, in, begin, SPANS, a, d, together);
+        for (int b = 0; b < SPANS; b++) {
+            int n = begin[b + 1] - begin[b];
+            const float *x = together, *y = alone;
+            attend_packed(&s, in, begin + b, 1, a, d, alone);
+            for (int k = 0; k < 5; x += N * cols[k], y += n * cols[k], k++)
+                CHECK_MSG(!memcmp(x + begin[b] * cols[k], y, (size_t)(n * cols[k]) * sizeof *x), "way %d, sequence %d: output %d", (int)i, b, k);
+        }
+        free(q), free(kk), free(v), free(dy), free(together), free(alone);
+    }
+    mx_stream_close(&s);
+    char text[512];
+    CHECK_MSG(!cudasim_errors(text, sizeof text), "%s", text);
+}
+
 static void a_draw_does_not_depend_on_the_batch(void)
 {
     enum { V = 1003, N = 9 };
@@ -350,7 +403,7 @@ static void nothing_past_the_end_is_touched(void)
     mx_error err = {0};
     char text[512];
     mx_tensor none = {0};
-    mx_attention_shape shape = {1, 1, 0.1f, true, 0};
+    mx_attention_shape shape = {1, 1, 0.1f, true, 0, MX_F32};
     CHECK_OK(mx_stream_open(&e.s, gpu(), 1 << 16, &err), err);
     mx_stream *s = &e.s;
     mx_tensor x = tight(&e, MX_F32, R, C), y = tight(&e, MX_F32, R, C), g = tight(&e, MX_F32, 1, C), h = tight(&e, MX_F32, 1, C);
@@ -366,6 +419,8 @@ static void nothing_past_the_end_is_touched(void)
     mx_gated_back(s, wide, x, two, MX_ACT_SILU), mx_embed_back(s, y, x, ids), mx_sum(s, sum, x, true);
     mx_product(s, o, x, w, ob, MX_F32, false), mx_product(s, o, x, w, ob, MX_BF16, false);
     mx_product_back(s, y, dw, ob, o, x, w, MX_F32, false), mx_product_back(s, y, dw, ob, o, x, w, MX_BF16, true);
+    mx_attention(s, y, loss, x, x, x, begin, shape), mx_attention_back(s, dq, dk, dv, x, x, x, x, y, loss, begin, shape);
+    shape.as = MX_BF16;
     mx_attention(s, y, loss, x, x, x, begin, shape), mx_attention_back(s, dq, dk, dv, x, x, x, x, y, loss, begin, shape);
     mx_logprobs(s, loss, ids, top, none, x), mx_cross_entropy(s, loss, x, ids, 1, true);
     mx_adamw(s, g, h, tight(&e, MX_F32, 1, C), tight(&e, MX_F32, 1, C), (mx_adamw_step){1e-3f, 0.9f, 0.95f, 1e-8f, 0.1f, 0.1f, 0.05f, 1});
@@ -426,7 +481,7 @@ int main(int argc, char **argv)
     static const test_entry tests[] = {
         TEST(every_op_is_there), TEST(cases_hold), TEST(cases_hold_in_any_order_of_threads),
         TEST(products_hold_without_the_library), TEST(rows_do_not_depend_on_the_batch),
-        TEST(attention_does_not_depend_on_chunks_or_pages), TEST(a_draw_does_not_depend_on_the_batch),
+        TEST(attention_does_not_depend_on_chunks_or_pages), TEST(packed_attention_does_not_depend_on_the_batch), TEST(a_draw_does_not_depend_on_the_batch),
         TEST(nothing_past_the_end_is_touched), TEST(ids_outside_are_told), TEST(closing),
     };
     cudasim_set_abort(0);
