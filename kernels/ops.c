@@ -491,3 +491,92 @@ void mx_priority_sample(mx_stream *s, mx_tensor ids, mx_tensor weight, mx_tensor
         return;
     if (ids.rows) table(s)->priority_sample(s, ids, weight, tree, uniform, beta);
 }
+
+/* ---- graphs ------------------------------------------------------------------ */
+
+static bool turned(mx_turned t, int64_t rows, int64_t edges)
+{
+    return shaped(t.begin, MX_I32, rows + 1, 1) && shaped(t.span, MX_I32, edges, 1) && shaped(t.edge, MX_I32, edges, 1);
+}
+
+void mx_aggregate_max_back(mx_stream *s, mx_tensor dx, mx_tensor dy, mx_tensor x, mx_tensor y, mx_tensor ids, mx_tensor begin,
+                           mx_turned t)
+{
+    if (!need(s, same_shape(dx, x) && same_shape(dy, y) && x.cols == y.cols, "aggregate_max_back", "dx, x [V,C], dy, y [S,C] f32")) return;
+    if (!need(s, shaped(ids, MX_I32, -1, 1) && shaped(begin, MX_I32, y.rows + 1, 1), "aggregate_max_back", "ids[E,1], begin[S+1,1] i32")) return;
+    if (!need(s, turned(t, x.rows, ids.rows), "aggregate_max_back", "turned: begin[V+1,1], span[E,1], edge[E,1] i32")) return;
+    if (x.rows) table(s)->aggregate_max_back(s, dx, dy, x, y, ids, begin, t);
+}
+
+static bool heads_fit(mx_tensor y, mx_tensor lse, mx_tensor z, mx_tensor src, mx_tensor dst, mx_tensor ids, mx_tensor begin, mx_graph_heads a)
+{
+    return a.heads > 0 && a.rate >= 0 && a.rate < 1 && is(y, MX_F32) && y.cols % a.heads == 0 && shaped(z, MX_F32, -1, y.cols) &&
+           shaped(lse, MX_F32, y.rows, a.heads) && shaped(src, MX_F32, z.rows, a.heads) && shaped(dst, MX_F32, y.rows, a.heads) &&
+           shaped(ids, MX_I32, -1, 1) && shaped(begin, MX_I32, y.rows + 1, 1);
+}
+
+void mx_graph_attention(mx_stream *s, mx_tensor y, mx_tensor lse, mx_tensor z, mx_tensor src, mx_tensor dst, mx_tensor ids,
+                        mx_tensor begin, mx_graph_heads a)
+{
+    if (!need(s, heads_fit(y, lse, z, src, dst, ids, begin, a), "graph_attention",
+              "y[S,H*D], z[V,H*D], src[V,H], lse and dst [S,H] f32, ids[E,1], begin[S+1,1] i32, rate in [0,1)"))
+        return;
+    if (y.rows) table(s)->graph_attention(s, y, lse, z, src, dst, ids, begin, a);
+}
+
+void mx_graph_attention_back(mx_stream *s, mx_tensor dz, mx_tensor dsrc, mx_tensor ddst, mx_tensor dy, mx_tensor y, mx_tensor lse,
+                             mx_tensor z, mx_tensor src, mx_tensor dst, mx_tensor ids, mx_tensor begin, mx_turned t, mx_graph_heads a)
+{
+    if (!need(s, heads_fit(y, lse, z, src, dst, ids, begin, a) && same_shape(dy, y), "graph_attention_back",
+              "dy, y [S,H*D], z[V,H*D], src[V,H], lse and dst [S,H] f32, ids[E,1], begin[S+1,1] i32, rate in [0,1)"))
+        return;
+    if (!need(s, same_shape(dz, z) && same_shape(dsrc, src) && same_shape(ddst, dst), "graph_attention_back", "dz, dsrc, ddst as z, src, dst")) return;
+    if (!need(s, turned(t, z.rows, ids.rows), "graph_attention_back", "turned: begin[V+1,1], span[E,1], edge[E,1] i32")) return;
+    if (z.rows) table(s)->graph_attention_back(s, dz, dsrc, ddst, dy, y, lse, z, src, dst, ids, begin, t, a);
+}
+
+void mx_sample_neighbours(mx_stream *s, mx_tensor edge, mx_tensor nodes, mx_tensor begin, mx_sample_key key)
+{
+    if (!need(s, is(edge, MX_I32) && shaped(nodes, MX_I32, edge.rows, 1) && shaped(begin, MX_I32, -1, 1) && begin.rows >= 1, "sample_neighbours",
+              "edge[N,F], nodes[N,1], begin[V+1,1] i32"))
+        return;
+    if (edge.rows) table(s)->sample_neighbours(s, edge, nodes, begin, key);
+}
+
+void mx_unit_rows(mx_stream *s, mx_tensor y, mx_tensor x, float eps)
+{
+    if (!need(s, same_shape(y, x), "unit_rows", "y[N,C], x[N,C] f32")) return;
+    if (x.rows) table(s)->unit_rows(s, y, x, eps);
+}
+
+void mx_unit_rows_back(mx_stream *s, mx_tensor dx, mx_tensor dy, mx_tensor x, float eps)
+{
+    if (!need(s, same_shape(dx, x) && same_shape(dy, x), "unit_rows_back", "dx, dy, x [N,C] f32")) return;
+    if (x.rows) table(s)->unit_rows_back(s, dx, dy, x, eps);
+}
+
+/* y[N,H] of a[N,H*D] and b of as many rows, or one */
+static bool dots(mx_tensor y, mx_tensor a, mx_tensor b)
+{
+    return is(y, MX_F32) && is(a, MX_F32) && a.rows == y.rows && a.cols % y.cols == 0 && is(b, MX_F32) && b.cols == a.cols &&
+           (b.rows == a.rows || b.rows == 1);
+}
+
+void mx_dot(mx_stream *s, mx_tensor y, mx_tensor a, mx_tensor b)
+{
+    if (!need(s, dots(y, a, b), "dot", "y[N,H], a[N,H*D], b[N,H*D] or [1,H*D] f32")) return;
+    if (a.rows) table(s)->dot(s, y, a, b);
+}
+
+void mx_dot_back(mx_stream *s, mx_tensor da, mx_tensor db, mx_tensor dy, mx_tensor a, mx_tensor b, bool add)
+{
+    if (!need(s, dots(dy, a, b), "dot_back", "dy[N,H], a[N,H*D], b[N,H*D] or [1,H*D] f32")) return;
+    if (!need(s, absent_or(da, a.rows, a.cols) && absent_or(db, b.rows, b.cols), "dot_back", "da as a, db as b")) return;
+    if (a.rows) table(s)->dot_back(s, da, db, dy, a, b, add);
+}
+
+void mx_logistic(mx_stream *s, mx_tensor loss, mx_tensor x, mx_tensor target, float scale, bool learn)
+{
+    if (!need(s, is(x, MX_F32) && shaped(loss, MX_F32, x.rows, 1) && same_shape(target, x), "logistic", "loss[N,1], x[N,C], target[N,C] f32")) return;
+    if (x.rows) table(s)->logistic(s, loss, x, target, scale, learn);
+}

@@ -56,7 +56,9 @@ mx_status mx_weight_open(mx_weight *w, mx_device *d, const mx_row_source *parts,
 void      mx_weight_close(mx_weight *w);
 
 typedef enum mx_activation {
-    MX_ACT_NONE, MX_ACT_GELU_TANH, MX_ACT_GELU_ERF, MX_ACT_SILU, MX_ACT_RELU, MX_ACT_TANH, MX_ACT_COUNT
+    MX_ACT_NONE, MX_ACT_GELU_TANH, MX_ACT_GELU_ERF, MX_ACT_SILU, MX_ACT_RELU, MX_ACT_TANH,
+    MX_ACT_ELU,                    /* x > 0 ? x : e^x - 1 (Clevert et al. 2015) */
+    MX_ACT_COUNT
 } mx_activation;
 
 /* ---- row ops: an output row depends on its own input row ------------------ */
@@ -128,7 +130,8 @@ typedef enum mx_reduce { MX_REDUCE_SUM, MX_REDUCE_MEAN, MX_REDUCE_MAX, MX_REDUCE
  * begin[S+1,1] and ids[E,1] i32, weight[E,1] f32.  ids.data NULL: the rows of x
  * themselves (E is V); weight.data NULL: 1, as it must be for the maximum.
  * (GraphSAGE's aggregators, Hamilton et al. 2017; a packed text's mean.)
- * The gradient of a sum is the sum over the transposed spans. */
+ * The gradient of a sum is the sum over the spans turned round, that of a
+ * maximum mx_aggregate_max_back(). */
 void mx_aggregate(mx_stream *s, mx_tensor y, mx_tensor x, mx_tensor ids, mx_tensor begin, mx_tensor weight, mx_reduce how);
 
 /* ---- from logits to tokens -------------------------------------------------- */
@@ -308,6 +311,65 @@ void mx_priority_set(mx_stream *s, mx_tensor tree, mx_tensor ids, mx_tensor erro
  * N-th; weight[N,1] = (least of the drawn priorities / its own)^beta. */
 void mx_priority_sample(mx_stream *s, mx_tensor ids, mx_tensor weight, mx_tensor tree, mx_tensor uniform, float beta);
 
+/* ---- graphs ------------------------------------------------------------------ */
+
+/* Spans of mx_aggregate turned round, for what goes back: row u of begin[V+1,1]
+ * lists, by rising number, the spans[E,1] that hear from row u of the table and
+ * by which edge[E,1] of the forward lists (all i32). */
+typedef struct mx_turned {
+    mx_tensor begin, span, edge;
+} mx_turned;
+
+/* dx[V,C] of the maximum y[S,C] = mx_aggregate(x, ids, begin): dy[S,C] goes to
+ * the first edge that has it.  ids are given; dx is written. */
+void mx_aggregate_max_back(mx_stream *s, mx_tensor dx, mx_tensor dy, mx_tensor x, mx_tensor y, mx_tensor ids, mx_tensor begin,
+                           mx_turned t);
+
+/* GAT (Velickovic et al. 2018, eq. 1 to 6).  For each head h of span s,
+ *     p[e] = softmax over the span's edges of leaky(src[ids[e],h] + dst[s,h]),
+ *     y[s,h*D..] = sum of p[e] * z[ids[e],h*D..];
+ * leaky(x) = x > 0 ? x : slope * x; an empty span gives 0.  z[V,H*D], src[V,H],
+ * dst[S,H], y[S,H*D]; lse[S,H] is the log of the softmax's sum.  rate: p is
+ * dropped as mx_dropout() drops a matrix [E,H] with this seed. */
+typedef struct mx_graph_heads {
+    int      heads;
+    float    slope, rate;
+    uint64_t seed;
+} mx_graph_heads;
+void mx_graph_attention(mx_stream *s, mx_tensor y, mx_tensor lse, mx_tensor z, mx_tensor src, mx_tensor dst, mx_tensor ids,
+                        mx_tensor begin, mx_graph_heads a);
+/* dz, dsrc and ddst are written. */
+void mx_graph_attention_back(mx_stream *s, mx_tensor dz, mx_tensor dsrc, mx_tensor ddst, mx_tensor dy, mx_tensor y, mx_tensor lse,
+                             mx_tensor z, mx_tensor src, mx_tensor dst, mx_tensor ids, mx_tensor begin, mx_turned t, mx_graph_heads a);
+
+/* edge[N,F] i32: which of the edges [begin[v], begin[v+1]) of v = nodes[N,1] are
+ * drawn, by rising number, then -1: all of them where there are no more than F,
+ * else F without repetition, each set alike (Floyd's algorithm; Bentley, Floyd
+ * 1987).  The draws of a node are Philox4x32-10 at counter (node, draw / 4,
+ * layer, epoch) under the seed, so a sample depends on neither the batch nor the
+ * threads.  begin[V+1,1] i32. */
+typedef struct mx_sample_key {
+    uint64_t seed;
+    uint32_t layer, epoch;
+} mx_sample_key;
+void mx_sample_neighbours(mx_stream *s, mx_tensor edge, mx_tensor nodes, mx_tensor begin, mx_sample_key key);
+
+/* y[N,C] = x / max(|x|, eps), row by row; y may be x.  dx may be dy. */
+void mx_unit_rows(mx_stream *s, mx_tensor y, mx_tensor x, float eps);
+void mx_unit_rows_back(mx_stream *s, mx_tensor dx, mx_tensor dy, mx_tensor x, float eps);
+
+/* y[N,H]: y[n,h] = the sum over the D channels of head h of a[N,H*D] * b, where b
+ * is [N,H*D], or [1,H*D] for all rows. */
+void mx_dot(mx_stream *s, mx_tensor y, mx_tensor a, mx_tensor b);
+/* da[N,C] (+)= dy b (add: +=).  db: [N,C] (+)= dy a; of a [1,C] always += the sum. */
+void mx_dot_back(mx_stream *s, mx_tensor da, mx_tensor db, mx_tensor dy, mx_tensor a, mx_tensor b, bool add);
+
+/* loss[N,1] = the sum over a row of log(1 + e^x) - target x, which is minus the
+ * log-likelihood of target[N,C] in [0,1] under the logistic function of x[N,C]; a
+ * target under 0 is not counted.  learn: x becomes its gradient times scale.
+ * (Several labels at once; links; and BPR, Rendle et al. 2009, of differences.) */
+void mx_logistic(mx_stream *s, mx_tensor loss, mx_tensor x, mx_tensor target, float scale, bool learn);
+
 /* ---- the list --------------------------------------------------------------- */
 
 #define MX_OPS(X)                                                         \
@@ -319,7 +381,10 @@ void mx_priority_sample(mx_stream *s, mx_tensor ids, mx_tensor weight, mx_tensor
     X(rope_back) X(dropout) X(attention) X(attention_back)                \
     X(cross_entropy) X(sum) X(adamw)                                      \
     X(argmax) X(dueling) X(dueling_back) X(td_loss) X(atoms_value)        \
-    X(atoms_loss) X(noisy) X(noisy_back) X(priority_set) X(priority_sample)
+    X(atoms_loss) X(noisy) X(noisy_back) X(priority_set) X(priority_sample)       \
+    X(aggregate_max_back) X(graph_attention) X(graph_attention_back)      \
+    X(sample_neighbours) X(unit_rows) X(unit_rows_back)                   \
+    X(dot) X(dot_back) X(logistic)
 
 /* A backend: one pointer per op, none of them NULL (a test asserts it), and
  * the two weight calls. */

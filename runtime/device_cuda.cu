@@ -340,7 +340,7 @@ static mx_status fault_text(const mx_cuda_fault *f, mx_error *err)
         "", "embed: id %d of row %lld is outside the table", "kv_write: slot %d of row %lld is outside the cache",
         "page %d of row %lld is outside the cache", "attention_paged: %d of row %lld: no such sequence or position",
         "logits_process: id %d of row %lld is outside the vocabulary", "cross_entropy: target %d of row %lld is outside the classes",
-        "aggregate: begin %d of span %lld is out of order", "aggregate: id %d of edge %lld is outside the table",
+        "begin %d of span %lld is out of order", "id %d of edge %lld is outside the table",
         "action %d of row %lld is outside the actions", "priority_set: id %d of row %lld is outside the transitions",
         "priority_sample: the tree is empty",
     };

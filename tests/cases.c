@@ -15,7 +15,7 @@
 
 static const char *const act_names[MX_ACT_COUNT] = {
     [MX_ACT_NONE] = "none", [MX_ACT_GELU_TANH] = "gelu_tanh", [MX_ACT_GELU_ERF] = "gelu_erf",
-    [MX_ACT_SILU] = "silu", [MX_ACT_RELU] = "relu", [MX_ACT_TANH] = "tanh",
+    [MX_ACT_SILU] = "silu", [MX_ACT_RELU] = "relu", [MX_ACT_TANH] = "tanh", [MX_ACT_ELU] = "elu",
 };
 
 static void put(char *text, size_t size, const char *name, int64_t v)
@@ -222,7 +222,8 @@ static const case_op *op_of(const mx_case *c)
                                                            {mx_case_span_ops, mx_case_span_ops_count},
                                                            {mx_case_learn_ops, mx_case_learn_ops_count},
                                                            {mx_case_optim_ops, mx_case_optim_ops_count},
-                                                           {mx_case_value_ops, mx_case_value_ops_count}};
+                                                           {mx_case_value_ops, mx_case_value_ops_count},
+                                                           {mx_case_graph_ops, mx_case_graph_ops_count}};
     for (size_t t = 0; t < sizeof tables / sizeof *tables; t++)
         for (int i = 0; i < tables[t].n; i++)
             if (strcmp(tables[t].ops[i].op, c->op) == 0) return &tables[t].ops[i];

@@ -5,7 +5,7 @@
 
 #include "tests/cases.h"
 
-#define MX_CASE_TENSORS 10
+#define MX_CASE_TENSORS 16
 #define MX_CASE_WEIGHTS 256         /* perf: more weights than the caches hold */
 
 typedef struct placed {
@@ -44,9 +44,10 @@ typedef struct case_op {
     void (*work)(const mx_case *c, double *flop, double *bytes);
 } case_op;
 
-/* cases_ops.c, cases_span.c, cases_learn.c, cases_optim.c, cases_value.c */
-extern const case_op mx_case_row_ops[], mx_case_span_ops[], mx_case_learn_ops[], mx_case_optim_ops[], mx_case_value_ops[];
+/* cases_ops.c, cases_span.c, cases_learn.c, cases_optim.c, cases_value.c, cases_graph.c */
+extern const case_op mx_case_row_ops[], mx_case_span_ops[], mx_case_learn_ops[], mx_case_optim_ops[], mx_case_value_ops[], mx_case_graph_ops[];
 extern const int     mx_case_row_ops_count, mx_case_span_ops_count, mx_case_learn_ops_count, mx_case_optim_ops_count, mx_case_value_ops_count;
+extern const int     mx_case_graph_ops_count;
 
 /* The derivative that check() relies on, against finite differences; of a case that is set up. */
 bool case_has_gradient(const mx_case *c);

@@ -622,6 +622,8 @@ static const learn_op *learn_op_of(const mx_case *c)
         if (strcmp(learn_ops[i].op, c->op) == 0) return &learn_ops[i];
     for (int i = 0; i < mx_case_value_learn_ops_count; i++)
         if (strcmp(mx_case_value_learn_ops[i].op, c->op) == 0) return &mx_case_value_learn_ops[i];
+    for (int i = 0; i < mx_case_graph_learn_ops_count; i++)
+        if (strcmp(mx_case_graph_learn_ops[i].op, c->op) == 0) return &mx_case_graph_learn_ops[i];
     return NULL;
 }
 
@@ -640,7 +642,7 @@ bool case_back_check(case_io *io)
         ok = case_close(io, p, names[k]) && ok;
     }
     io->tolerance = fmin(io->tolerance, 1e-6);
-    if (strcmp(op->op, "cross_entropy") == 0) ok = case_close(io, &io->t[0], "loss") && ok;
+    if (strcmp(op->op, "cross_entropy") == 0 || strcmp(op->op, "logistic") == 0) ok = case_close(io, &io->t[0], "loss") && ok;
     close_learn(&l);
     return ok;
 }
@@ -679,7 +681,8 @@ static bool differences_agree(case_io *io, const learn_op *op, learn *l, int k)
 
 bool case_has_gradient(const mx_case *c)
 {
-    return learn_op_of(c) != NULL && c->type == MX_F32;         /* rounding has no derivative */
+    bool ties = strcmp(c->op, "aggregate_max_back") == 0 && c->flag;
+    return learn_op_of(c) != NULL && c->type == MX_F32 && !ties;         /* rounding has no derivative, nor have ties */
 }
 
 bool case_gradient(case_io *io)

@@ -1,4 +1,4 @@
-/* cases_learn.h - what cases_learn.c and cases_value.c share: a case says once what
+/* cases_learn.h - what cases_learn.c, cases_value.c and cases_graph.c share: a case says once what
  * its function and its derivative are. */
 #ifndef MX_CASES_LEARN_H
 #define MX_CASES_LEARN_H
@@ -69,9 +69,9 @@ static inline void input(learn *l, double *values, int64_t size, int to, bool ad
     l->adds[k] = adds;
 }
 
-/* cases_value.c */
-extern const learn_op mx_case_value_learn_ops[];
-extern const int      mx_case_value_learn_ops_count;
+/* cases_value.c, cases_graph.c */
+extern const learn_op mx_case_value_learn_ops[], mx_case_graph_learn_ops[];
+extern const int      mx_case_value_learn_ops_count, mx_case_graph_learn_ops_count;
 
 /* The check of such a case: its gradients; of a cross-entropy its loss too. */
 bool case_back_check(case_io *io);

@@ -12,6 +12,7 @@ static double act_of(double x, mx_activation act)
     case MX_ACT_SILU: return x / (1 + exp(-x));
     case MX_ACT_RELU: return x > 0 ? x : 0;
     case MX_ACT_TANH: return tanh(x);
+    case MX_ACT_ELU: return x > 0 ? x : expm1(x);
     default: return x;
     }
 }

@@ -70,4 +70,23 @@ void ref_noisy_back(double *dmean, double *dspread, const double *dw, const doub
 
 void ref_adamw(double *p, double *m, double *v, const double *g, int64_t n, const mx_adamw_step *o);
 
+/* ---- graphs: reference_graph.c; gradients are added to what is there ------------- */
+
+void ref_aggregate_max_back(double *dx, const double *dy, const double *x, const int32_t *ids, const int32_t *begin, int64_t spans,
+                            int64_t c);
+/* keep[E,H]: 0 or 1/(1-rate) */
+void ref_graph_attention(double *y, double *lse, const double *z, const double *src, const double *dst, const int32_t *ids,
+                         const int32_t *begin, const double *keep, int64_t spans, int64_t d, const mx_graph_heads *a);
+void ref_graph_attention_back(double *dz, double *dsrc, double *ddst, const double *dy, const double *z, const double *src,
+                              const double *dst, const int32_t *ids, const int32_t *begin, const double *keep, int64_t spans,
+                              int64_t d, const mx_graph_heads *a);
+void ref_sample_neighbours(int32_t *edge, int64_t want, int32_t node, int32_t from, int32_t to, const mx_sample_key *key);
+void ref_normalize(double *y, const double *x, int64_t n, int64_t c, double eps);
+void ref_normalize_back(double *dx, const double *dy, const double *x, int64_t n, int64_t c, double eps);
+/* b has n rows, or one for all */
+void ref_dot(double *y, const double *a, const double *b, int64_t n, int64_t heads, int64_t d, bool shared);
+void ref_dot_back(double *da, double *db, const double *dy, const double *a, const double *b, int64_t n, int64_t heads, int64_t d,
+                  bool shared);
+void ref_logistic(double *loss, double *dx, const double *x, const double *target, int64_t n, int64_t c, double scale);
+
 #endif

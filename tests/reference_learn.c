@@ -18,6 +18,7 @@ static double slope_of(double x, mx_activation act)
     case MX_ACT_SILU: s = 1 / (1 + exp(-x)); return s + x * s * (1 - s);
     case MX_ACT_RELU: return x > 0 ? 1 : 0;
     case MX_ACT_TANH: t = tanh(x); return 1 - t * t;
+    case MX_ACT_ELU: return x > 0 ? 1 : exp(x);
     default: return 1;
     }
 }

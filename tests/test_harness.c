@@ -272,6 +272,75 @@ static void wrong_priority_sample(mx_stream *s, mx_tensor ids, mx_tensor weight,
     REAL.priority_sample(s, ids, weight, tree, uniform, -beta);
 }
 
+/* ---- graphs -------------------------------------------------------------------------- */
+
+/* Every edge with the maximum gets the gradient. */
+static void wrong_aggregate_max_back(mx_stream *s, mx_tensor dx, mx_tensor dy, mx_tensor x, mx_tensor y, mx_tensor ids, mx_tensor begin,
+                                     mx_turned t)
+{
+    for (int64_t u = 0; u < x.rows; u++)
+        for (int64_t c = 0; c < x.cols; c++) {
+            *element(dx, u, c) = 0;
+            for (int32_t k = ((int32_t *)t.begin.data)[u * t.begin.stride]; k < ((int32_t *)t.begin.data)[(u + 1) * t.begin.stride]; k++) {
+                int32_t span = ((int32_t *)t.span.data)[k * t.span.stride];
+                if (*element(x, u, c) == *element(y, span, c)) *element(dx, u, c) += *element(dy, span, c);
+            }
+        }
+    (void)s, (void)ids, (void)begin;
+}
+
+static void wrong_graph_attention(mx_stream *s, mx_tensor y, mx_tensor lse, mx_tensor z, mx_tensor src, mx_tensor dst, mx_tensor ids,
+                                  mx_tensor begin, mx_graph_heads a)
+{
+    a.slope = 0;
+    REAL.graph_attention(s, y, lse, z, src, dst, ids, begin, a);
+}
+
+static void wrong_graph_attention_back(mx_stream *s, mx_tensor dz, mx_tensor dsrc, mx_tensor ddst, mx_tensor dy, mx_tensor y, mx_tensor lse,
+                                       mx_tensor z, mx_tensor src, mx_tensor dst, mx_tensor ids, mx_tensor begin, mx_turned t,
+                                       mx_graph_heads a)
+{
+    REAL.graph_attention_back(s, dz, dsrc, ddst, dy, y, lse, z, src, dst, ids, begin, t, a);
+    nudge(dsrc);
+}
+
+static void wrong_sample_neighbours(mx_stream *s, mx_tensor edge, mx_tensor nodes, mx_tensor begin, mx_sample_key key)
+{
+    key.layer++;
+    REAL.sample_neighbours(s, edge, nodes, begin, key);
+}
+
+static void wrong_unit_rows(mx_stream *s, mx_tensor y, mx_tensor x, float eps)
+{
+    (void)eps;
+    REAL.unit_rows(s, y, x, 0);
+}
+
+static void wrong_unit_rows_back(mx_stream *s, mx_tensor dx, mx_tensor dy, mx_tensor x, float eps)
+{
+    REAL.unit_rows_back(s, dx, dy, x, eps);
+    nudge(dx);
+}
+
+static void wrong_dot(mx_stream *s, mx_tensor y, mx_tensor a, mx_tensor b)
+{
+    REAL.dot(s, y, a, a);
+    (void)b;
+}
+
+static void wrong_dot_back(mx_stream *s, mx_tensor da, mx_tensor db, mx_tensor dy, mx_tensor a, mx_tensor b, bool add)
+{
+    REAL.dot_back(s, da, db, dy, a, b, !add);
+}
+
+static void wrong_logistic(mx_stream *s, mx_tensor loss, mx_tensor x, mx_tensor target, float scale, bool learn)
+{
+    for (int64_t r = 0; r < target.rows; r++)
+        for (int64_t i = 0; i < target.cols; i++)
+            if (*element(target, r, i) < 0) *element(target, r, i) = 0;       /* what is not known counts as no */
+    REAL.logistic(s, loss, x, target, scale, learn);
+}
+
 static void a_wrong_op_turns_the_suite_red(void)
 {
     mx_device *devs = NULL;

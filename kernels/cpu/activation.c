@@ -60,6 +60,7 @@ static inline vf activated(vf x, mx_activation act)
     case MX_ACT_SILU: return silu(x);
     case MX_ACT_RELU: return vf_max(vf_zero(), x);     /* NaN stays NaN */
     case MX_ACT_TANH: return hyperbolic_tangent(x);
+    case MX_ACT_ELU: return vf_positive(x, x, vf_sub(vf_exp(vf_min(vf_zero(), x)), vf_set(1.0f)));
     case MX_ACT_NONE:
     case MX_ACT_COUNT: break;
     }
@@ -155,6 +156,7 @@ static inline vf slope_of(vf x, mx_activation act)
     case MX_ACT_SILU: return silu_slope(x);
     case MX_ACT_RELU: return vf_positive(x, vf_set(1.0f), vf_zero());
     case MX_ACT_TANH: return tanh_slope(x);
+    case MX_ACT_ELU: return vf_exp(vf_min(vf_zero(), x));
     case MX_ACT_NONE:
     case MX_ACT_COUNT: break;
     }

@@ -31,4 +31,8 @@ static inline int64_t mx_part_rows(int64_t rows, int64_t work)
 typedef void mx_rows_fn(const void *ctx, int64_t first, int64_t last);
 void mx_cpu_rows(mx_stream *s, int64_t rows, int64_t work, mx_rows_fn *fn, const void *ctx);
 
+/* Spans in order and ids inside a table of `rows` rows; otherwise the stream says what is wrong. */
+bool mx_cpu_spans_sound(mx_stream *s, const char *op, mx_tensor begin, mx_tensor ids, int64_t edges, int64_t rows);
+bool mx_cpu_turned_sound(mx_stream *s, const char *op, mx_turned t, int64_t spans);
+
 #endif

@@ -42,6 +42,7 @@ static __device__ float slope(float x, mx_activation act)
         float t = tanhf(x);
         return 1.0f - t * t;
     }
+    case MX_ACT_ELU: return expf(fminf(x, 0.0f));
     default: return 1.0f;
     }
 }

@@ -215,6 +215,7 @@ static __device__ __forceinline__ float mx_activated(float x, mx_activation act)
     case MX_ACT_SILU: return x / (1.0f + expf(-x));
     case MX_ACT_RELU: return x < 0.0f ? 0.0f : x;          /* NaN stays NaN */
     case MX_ACT_TANH: return tanhf(x);
+    case MX_ACT_ELU: return x > 0.0f ? x : expm1f(x);
     default: return x;
     }
 }
@@ -222,6 +223,19 @@ static __device__ __forceinline__ float mx_activated(float x, mx_activation act)
 static __device__ __forceinline__ float4 mx_activated4(float4 v, mx_activation act)
 {
     return make_float4(mx_activated(v.x, act), mx_activated(v.y, act), mx_activated(v.z, act), mx_activated(v.w, act));
+}
+
+/* ---- random numbers ---------------------------------------------------------------------------------- */
+
+/* Philox4x32-10 (Salmon et al. 2011): the four words of a counter become four random ones, as in runtime/random.h. */
+static __device__ __forceinline__ uint4 mx_philox(uint4 c, uint64_t key)
+{
+    unsigned k0 = (unsigned)key, k1 = (unsigned)(key >> 32);
+    for (int round = 0; round < 10; round++, k0 += 0x9e3779b9u, k1 += 0xbb67ae85u) {
+        unsigned h0 = __umulhi(0xd2511f53u, c.x), l0 = 0xd2511f53u * c.x, h1 = __umulhi(0xcd9e8d57u, c.z), l1 = 0xcd9e8d57u * c.z;
+        c = make_uint4(h1 ^ c.y ^ k0, l1, h0 ^ c.w ^ k1, l0);
+    }
+    return c;
 }
 
 /* ---- faults ------------------------------------------------------------------------------------------ */

@@ -40,25 +40,11 @@ extern "C" void mx_cuda_cross_entropy(mx_stream *s, mx_tensor loss, mx_tensor lo
 
 /* ---- dropout ----------------------------------------------------------------------------- */
 
-/* Philox4x32-10 (Salmon et al. 2011): four words for a counter and a key. */
-static __device__ uint4 philox(unsigned c0, unsigned c1, unsigned k0, unsigned k1)
-{
-    unsigned c2 = 0, c3 = 0;
-    for (int round = 0; round < 10; round++, k0 += 0x9e3779b9u, k1 += 0xbb67ae85u) {
-        unsigned h0 = __umulhi(0xd2511f53u, c0), l0 = 0xd2511f53u * c0, h1 = __umulhi(0xcd9e8d57u, c2), l1 = 0xcd9e8d57u * c2;
-        c0 = h1 ^ c1 ^ k0;
-        c1 = l1;
-        c2 = h0 ^ c3 ^ k1;
-        c3 = l0;
-    }
-    return make_uint4(c0, c1, c2, c3);
-}
-
 static __global__ void dropout_kernel(mx_tensor y, mx_tensor x, float keep, unsigned limit, uint64_t seed, bool vec)
 {
     MX_EACH_ROW(r, y.rows)
         MX_EACH_FOUR(i, y.cols) {
-            uint4 d = philox((unsigned)(i / 4), (unsigned)r, (unsigned)seed, (unsigned)(seed >> 32));
+            uint4 d = mx_philox(make_uint4((unsigned)(i / 4), (unsigned)r, 0, 0), seed);
             float4 v = mx_load4(mx_row(x, r), i, y.cols, vec);
             v = make_float4(d.x < limit ? 0 : v.x * keep, d.y < limit ? 0 : v.y * keep, d.z < limit ? 0 : v.z * keep, d.w < limit ? 0 : v.w * keep);
             mx_store4(mx_row(y, r), i, y.cols, vec, v);

@@ -377,7 +377,7 @@ static void a_draw_does_not_depend_on_the_batch(void)
 
 typedef struct exact {
     mx_stream s;
-    mx_buffer b[32];
+    mx_buffer b[64];
     int       n;
 } exact;
 
@@ -394,6 +394,11 @@ static mx_tensor tight(exact *e, mx_dtype type, int64_t rows, int64_t cols)
         e->s.dev->ops->upload(&e->s, (char *)b->base + 4 * i, type == MX_F32 ? (void *)&f : (void *)&id, 4);
     }
     return mx_tensor_of(b->base, type, rows, cols);
+}
+
+static mx_tensor single(exact *e)
+{
+    return tight(e, MX_F32, 1, 1);
 }
 
 static void nothing_past_the_end_is_touched(void)
@@ -431,6 +436,17 @@ static void nothing_past_the_end_is_touched(void)
     mx_atoms_value(s, loss, x, 0, 1), mx_atoms_loss(s, loss, error, y, zeros, x, error, none, terms, 0, 1, 1);
     mx_noisy(s, dw, w, w, ob, g), mx_noisy_back(s, dw, w, w, ob, g), mx_priority_sample(s, ids, loss, tree, error, 0.5f), mx_priority_set(s, tree, ids, error, 0.5f);
     mx_aggregate(s, g, x, ids, begin, loss, MX_REDUCE_SUM), mx_aggregate(s, h, x, none, begin, none, MX_REDUCE_MAX);
+    /* one span of R edges, one to each row of the table; turned round, each row is heard by span 0 */
+    int32_t to[R] = {0, 1, 2, 3, 4}, turned[R + 1] = {0, 1, 2, 3, 4, 5};
+    mx_turned t = {tight(&e, MX_I32, R + 1, 1), tight(&e, MX_I32, R, 1), tight(&e, MX_I32, R, 1)};
+    s->dev->ops->upload(s, t.begin.data, turned, sizeof turned), s->dev->ops->clear(s, t.span.data, sizeof to);
+    s->dev->ops->upload(s, t.edge.data, to, sizeof to), s->dev->ops->upload(s, ids.data, to, sizeof to);
+    mx_tensor one = tight(&e, MX_F32, 1, 1), row = tight(&e, MX_F32, 1, C), score = tight(&e, MX_F32, R, 1), drawn = tight(&e, MX_I32, R, 3);
+    mx_graph_heads heads = {1, 0.2f, 0.5f, 7};
+    mx_aggregate_max_back(s, y, g, x, h, ids, begin, t), mx_graph_attention(s, row, one, x, loss, single(&e), ids, begin, heads);
+    mx_graph_attention_back(s, y, score, tight(&e, MX_F32, 1, 1), row, g, one, x, loss, single(&e), ids, begin, t, heads);
+    mx_sample_neighbours(s, drawn, ids, t.begin, (mx_sample_key){1, 2, 3}), mx_unit_rows(s, y, x, 1e-6f), mx_unit_rows_back(s, y, x, x, 1e-6f);
+    mx_dot(s, score, x, g), mx_dot_back(s, y, g, score, x, h, true), mx_logistic(s, loss, y, x, 1, true);
     CHECK_OK(mx_stream_sync(s, &err), err);
     CHECK_MSG(!cudasim_errors(text, sizeof text), "%s", text);
     for (int i = 0; i < e.n; i++) mx_buffer_close(&e.b[i]);
