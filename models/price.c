@@ -46,6 +46,16 @@ void mx_demand_moments(const mx_demand_belief *b, double mean[2], double deviati
     deviation[1] = sqrt(v[2]);
 }
 
+void mx_demand_range(const mx_demand_belief *b, double price, double reference, double *low, double *high)
+{
+    double mean[2], deviation[2], v[3], x = log(price / reference);
+    mx_demand_moments(b, mean, deviation);
+    covariance(b, v);
+    double d = 1.959963984540054 * sqrt(fmin(fmax(v[0] + 2 * v[1] * x + v[2] * x * x, 0), 25));
+    *low = exp(mean[0] + mean[1] * x - d);
+    *high = exp(mean[0] + mean[1] * x + d);
+}
+
 double mx_demand_units(const mx_demand_belief *b, double price, double reference)
 {
     double mean[2], deviation[2], v[3], x = log(price / reference);
@@ -63,20 +73,29 @@ void mx_price_rungs(int64_t published, int64_t price[MX_LADDER])
     }
 }
 
+mx_ladder_rung mx_price_rung(const mx_price_inputs *in, int64_t price)
+{
+    mx_ladder_rung r = {.price = price, .units = mx_demand_units(&in->belief, (double)price, (double)in->reference)};
+    r.revenue = r.units * (double)price;
+    r.margin = r.units * (double)(price - in->cost);
+    switch (in->objective) {
+    case MX_OBJECTIVE_REVENUE: r.value = r.revenue; break;
+    case MX_OBJECTIVE_UNITS: r.value = r.units; break;
+    case MX_OBJECTIVE_BLEND: r.value = in->revenue_share * r.revenue + (1 - in->revenue_share) * r.margin; break;
+    default: r.value = r.margin;
+    }
+    return r;
+}
+
 int32_t mx_price_ladder(const mx_price_inputs *in, mx_ladder_rung out[MX_LADDER])
 {
     int64_t price[MX_LADDER];
     int32_t best = MX_LADDER / 2;
     mx_price_rungs(in->published, price);
-    for (int32_t i = 0; i < MX_LADDER; i++) {
-        out[i].price = price[i];
-        out[i].units = mx_demand_units(&in->belief, (double)out[i].price, (double)in->reference);
-        out[i].revenue = out[i].units * (double)out[i].price;
-        out[i].margin = out[i].units * (double)(out[i].price - in->cost);
-    }
+    for (int32_t i = 0; i < MX_LADDER; i++) out[i] = mx_price_rung(in, price[i]);
     static const int32_t from_the_middle[MX_LADDER] = {3, 2, 4, 1, 5, 0, 6};
     for (int32_t k = 0; k < MX_LADDER; k++)
-        if (out[from_the_middle[k]].margin > out[best].margin) best = from_the_middle[k];
+        if (out[from_the_middle[k]].value > out[best].value) best = from_the_middle[k];
     return best;
 }
 
@@ -84,6 +103,7 @@ static double price_of(const mx_price_inputs *in, const mx_price_inputs *base, u
 {
     mx_ladder_rung rung[MX_LADDER];
     mx_price_inputs x = *base;
+    x.objective = in->objective, x.revenue_share = in->revenue_share;
     if (known & 1) x.cost = in->cost;
     if (known & 2) x.belief = in->belief;
     if (known & 4) x.published = in->published;

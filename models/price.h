@@ -35,15 +35,23 @@ mx_status mx_demand_observe(mx_demand_belief *b, double price, double reference,
 void      mx_demand_moments(const mx_demand_belief *b, double mean[2], double deviation[2]);
 /* Expected units a period at a price. */
 double    mx_demand_units(const mx_demand_belief *b, double price, double reference);
+/* 95 % of it, from what is not known of a and e. */
+void      mx_demand_range(const mx_demand_belief *b, double price, double reference, double *low, double *high);
+
+/* What a rung is worth, a period. */
+typedef enum mx_price_objective { MX_OBJECTIVE_MARGIN, MX_OBJECTIVE_REVENUE, MX_OBJECTIVE_UNITS, MX_OBJECTIVE_BLEND, MX_OBJECTIVES } mx_price_objective;
 
 typedef struct mx_price_inputs {
-    int64_t published, reference, cost;       /* minor units, all over 0              */
+    int64_t published, reference, cost;       /* minor units, over 0 (cost: 0 where it is not needed) */
     mx_demand_belief belief;
+    mx_price_objective objective;
+    double revenue_share;         /* BLEND: so much of the revenue, the rest of the margin */
 } mx_price_inputs;
 
 /* The rungs' prices round the published one, whole and over 0. */
 void      mx_price_rungs(int64_t published, int64_t price[MX_LADDER]);
-typedef struct mx_ladder_rung { int64_t price; double units, revenue, margin; } mx_ladder_rung;
+typedef struct mx_ladder_rung { int64_t price; double units, revenue, margin, value; } mx_ladder_rung;
+mx_ladder_rung mx_price_rung(const mx_price_inputs *in, int64_t price);
 /* All rungs, and the best one's index (of equals the one nearest to the published price). */
 int32_t   mx_price_ladder(const mx_price_inputs *in, mx_ladder_rung out[MX_LADDER]);
 

@@ -106,7 +106,10 @@ static mx_status open_experiments(mx_app *app, const mx_config *c, mx_error *err
 static mx_status open_pricing(mx_app *app, const mx_config *c, mx_error *err)
 {
     const char *file = mx_config_string(c, "pricing");
-    return file ? mx_pricing_open(&app->pricing, file, mx_config_float(c, "price-exploration"), err) : MX_OK;
+    if (!file) return MX_OK;
+    MX_TRY(mx_pricing_open(&app->pricing, file, mx_config_float(c, "price-exploration"), err));
+    if (mx_config_bool(c, "price-discounts")) mx_pricing_allow_discounts(app->pricing);
+    return MX_OK;
 }
 
 int mx_cli_serve(mx_config *c, int n, char **rest)

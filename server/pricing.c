@@ -39,25 +39,28 @@ void price_mark(mx_pricing *p, price_item *i)
 
 /* ---- items ---------------------------------------------------------------------------------- */
 
-static uint32_t bucket_of(const char *sku, const char *channel)
+static uint32_t bucket_of(const char *sku, const char *channel, const char *segment)
 {
+    const char *const part[] = {sku, channel, segment};
     uint64_t h = 0xcbf29ce484222325u;                   /* FNV-1a */
-    for (const char *s = sku; *s; s++) h = (h ^ (unsigned char)*s) * 0x100000001b3u;
-    h = (h ^ 0xff) * 0x100000001b3u;
-    for (const char *s = channel; *s; s++) h = (h ^ (unsigned char)*s) * 0x100000001b3u;
+    for (int k = 0; k < 3; k++) {
+        for (const char *c = part[k]; *c; c++) h = (h ^ (unsigned char)*c) * 0x100000001b3u;
+        h = (h ^ 0xff) * 0x100000001b3u;
+    }
     return (uint32_t)(h ^ h >> 32) % PRICE_BUCKETS;
 }
 
-static price_item *look_up(const mx_pricing *p, const char *sku, const char *channel)
+price_item *price_look_up(const mx_pricing *p, const char *sku, const char *channel, const char *segment)
 {
-    for (price_item *i = p->bucket[bucket_of(sku, channel)]; i; i = i->next)
-        if (!strcmp(i->m->sku, sku) && !strcmp(i->m->channel, channel)) return i;
+    for (price_item *i = p->bucket[bucket_of(sku, channel, segment)]; i; i = i->next)
+        if (!strcmp(i->m->sku, sku) && !strcmp(i->m->channel, channel) && !strcmp(i->m->segment, segment)) return i;
     return NULL;
 }
 
-price_item *price_find(mx_pricing *p, const char *sku, const char *channel, mx_error *err)
+price_item *price_find(mx_pricing *p, const char *sku, const char *channel, const char *segment, mx_error *err)
 {
-    price_item *i = look_up(p, sku, channel);
+    price_item *i = price_look_up(p, sku, channel, segment);
+    if (!i && *segment) i = price_look_up(p, sku, channel, "");
     if (!i) mx_fail(err, MX_ERR_NOT_FOUND, "sku: there is no \"%.60s\" in channel \"%.40s\"; PutItems first", sku, channel);
     return i;
 }
@@ -109,12 +112,12 @@ static mx_status refresh(mx_pricing *p, price_item *i, mx_error *err)
 
 static mx_status store_item(mx_pricing *p, price_item *i, mx_error *err)
 {
-    char key[2 * PRICE_TEXT + 2];
+    char key[3 * PRICE_TEXT + 3];
     size_t n = merx__v1__price_item__get_packed_size(i->m);
     uint8_t *bytes = malloc(n + 1);
     if (!bytes) return mx_fail(err, MX_ERR_NO_MEMORY, "an item");
     merx__v1__price_item__pack(i->m, bytes);
-    snprintf(key, sizeof key, "%s\n%s", i->m->sku, i->m->channel);
+    snprintf(key, sizeof key, "%s\n%s%s%s", i->m->sku, i->m->channel, *i->m->segment ? "\n" : "", i->m->segment);
     mx_status st = mx_store_put_document(p->store, "price_item", key, bytes, n, err);
     free(bytes);
     i->changed = false;
@@ -182,11 +185,16 @@ static mx_status check_item(const Merx__V1__PriceItem *m, mx_error *err)
     const struct { const char *name; int64_t value; } money[] = {{"cost", m->cost}, {"reference_price", m->reference_price}, {"published", m->published}};
     if (!*m->sku || strlen(m->sku) >= PRICE_TEXT) return mx_fail(err, MX_ERR_ARG, "sku: 1 to %d bytes", PRICE_TEXT - 1);
     if (strlen(m->channel) >= PRICE_TEXT) return mx_fail(err, MX_ERR_ARG, "channel: at most %d bytes", PRICE_TEXT - 1);
-    if (strchr(m->sku, '\n') || strchr(m->channel, '\n')) return mx_fail(err, MX_ERR_ARG, "sku: no line breaks");
+    if (strlen(m->segment) >= PRICE_TEXT) return mx_fail(err, MX_ERR_ARG, "segment: at most %d bytes", PRICE_TEXT - 1);
+    if (strchr(m->sku, '\n') || strchr(m->channel, '\n') || strchr(m->segment, '\n')) return mx_fail(err, MX_ERR_ARG, "sku, channel, segment: no line breaks");
     if (strlen(m->parity_group) >= PRICE_TEXT) return mx_fail(err, MX_ERR_ARG, "parity_group: at most %d bytes", PRICE_TEXT - 1);
     if (strlen(m->currency) != 3) return mx_fail(err, MX_ERR_ARG, "currency: \"%.10s\" is no ISO 4217 code", m->currency);
     for (int i = 0; i < 3; i++)
         if (money[i].value < 0 || money[i].value > MX_PRICE_MOST) return mx_fail(err, MX_ERR_ARG, "%s is %lld; it must be from 0 to %lld", money[i].name, (long long)money[i].value, (long long)MX_PRICE_MOST);
+    const struct { const char *name; double value, least, most; } seen[] = {{"demand", m->demand, 0, 1000}, {"demand_next", m->demand_next, 0, 1000},
+        {"stockpiling", m->stockpiling, -10, 10}, {"delivery_periods", m->delivery_periods, 0, 1000}};
+    for (int i = 0; i < 4; i++)
+        if (!(seen[i].value >= seen[i].least && seen[i].value <= seen[i].most)) return mx_fail(err, MX_ERR_ARG, "%s is %g; it must be from %g to %g", seen[i].name, seen[i].value, seen[i].least, seen[i].most);
     if (m->reference_price < 1) return mx_fail(err, MX_ERR_ARG, "reference_price: needed, over 0");
     if (m->n_competitors > 64) return mx_fail(err, MX_ERR_ARG, "competitors: %zu of them, at most 64", m->n_competitors);
     for (size_t i = 0; i < m->n_competitors; i++)
@@ -203,6 +211,7 @@ static void keep_own(Merx__V1__PriceItem *to, Merx__V1__PriceItem *from)
     to->day_open = from->day_open;
     to->day = from->day;
     to->frozen = from->frozen;
+    to->surprise = from->surprise;
     Merx__V1__PriceChange **history = to->history;
     size_t n = to->n_history;
     to->history = from->history, to->n_history = from->n_history;
@@ -213,13 +222,14 @@ static void keep_own(Merx__V1__PriceItem *to, Merx__V1__PriceItem *from)
 static mx_status put_item(mx_pricing *p, const Merx__V1__PriceItem *given, mx_error *err)
 {
     MX_TRY(check_item(given, err));
-    price_item *i = look_up(p, given->sku, given->channel);
+    price_item *i = price_look_up(p, given->sku, given->channel, given->segment);
     if (i && strcmp(i->m->currency, given->currency)) return mx_fail(err, MX_ERR_ARG, "currency: the item is priced in %s", i->m->currency);
     if (i && i->m->reference_price != given->reference_price)
         return mx_fail(err, MX_ERR_ARG, "reference_price: it is %lld, and what was learned is measured against it", (long long)i->m->reference_price);
     Merx__V1__PriceItem bare = *given;
     bare.n_history = bare.n_belief = 0;
     bare.published_ms = bare.day = bare.day_open = 0;
+    bare.surprise = 0;
     bare.frozen = false;
     Merx__V1__PriceItem *m = own_copy(&bare);
     if (!m) return mx_fail(err, MX_ERR_NO_MEMORY, "an item");
@@ -234,7 +244,7 @@ static mx_status put_item(mx_pricing *p, const Merx__V1__PriceItem *given, mx_er
             merx__v1__price_item__free_unpacked(m, NULL);
             return mx_fail(err, MX_ERR_NO_MEMORY, "an item");
         }
-        uint32_t b = bucket_of(m->sku, m->channel);
+        uint32_t b = bucket_of(m->sku, m->channel, m->segment);
         i->m = m;
         m->published = 0;
         i->belief = mx_demand_prior();
@@ -273,7 +283,7 @@ mx_status mx_pricing_put_items(mx_pricing *p, mx_pricing_op *op)
 mx_status mx_pricing_get_item(mx_pricing *p, mx_pricing_op *op)
 {
     const Merx__V1__ItemKey *q = (const Merx__V1__ItemKey *)op->request;
-    price_item *i = price_find(p, q->sku, q->channel, &op->err);
+    price_item *i = price_find(p, q->sku, q->channel, q->segment, &op->err);
     return i ? price_answer(op, &i->m->base) : MX_ERR_NOT_FOUND;
 }
 
@@ -282,7 +292,7 @@ mx_status mx_pricing_freeze(mx_pricing *p, mx_pricing_op *op)
     const Merx__V1__FreezeRequest *q = (const Merx__V1__FreezeRequest *)op->request;
     Merx__V1__FreezeResponse r = MERX__V1__FREEZE_RESPONSE__INIT;
     if (*q->sku) {
-        price_item *i = price_find(p, q->sku, q->channel, &op->err);
+        price_item *i = price_find(p, q->sku, q->channel, q->segment, &op->err);
         if (!i) return MX_ERR_NOT_FOUND;
         i->m->frozen = q->frozen;
         price_mark(p, i);
@@ -309,15 +319,17 @@ static mx_status one_sale(mx_pricing *p, const Merx__V1__SaleObservation *s, Mer
     mx_error why = {0};
     bool duplicate;
     int64_t now = price_now_ms(), ts = s->ts_ms ? s->ts_ms : now;
-    price_item *i = look_up(p, s->sku, s->channel);
+    price_item *i = price_find(p, s->sku, s->channel, s->segment, &why);
     if (!i) return r->unknown++, MX_OK;
     if (now - ts > LATE_MS) return r->late++, MX_OK;
     if (!*s->sale_id || strlen(s->sale_id) >= PRICE_TEXT || s->price < 1 || s->price > MX_PRICE_MOST || !(s->units >= 0 && s->units < 1e12) || !(s->periods >= 0 && s->periods < 1e6))
         return r->wrong++, MX_OK;
-    size_t n = merx__v1__sale_observation__get_packed_size(s);
+    Merx__V1__SaleObservation own = *s;
+    own.segment = i->m->segment;                        /* whose belief it teaches, whatever items there will be */
+    size_t n = merx__v1__sale_observation__get_packed_size(&own);
     uint8_t *bytes = malloc(n + 1);
     if (!bytes) return mx_fail(err, MX_ERR_NO_MEMORY, "a sale");
-    merx__v1__sale_observation__pack(s, bytes);
+    merx__v1__sale_observation__pack(&own, bytes);
     mx_log_row row = {.id = p->last_id + 1, .ts_ms = ts, .kind = "sale", .key = s->sale_id, .data = bytes, .size = n};
     mx_status st = mx_store_add_log(p->store, &row, &duplicate, err);
     free(bytes);
@@ -326,6 +338,10 @@ static mx_status one_sale(mx_pricing *p, const Merx__V1__SaleObservation *s, Mer
     p->last_id++;
     r->accepted++;
     if (s->stockout) return MX_OK;                      /* what would have sold is not known */
+    if (i->belief.n) {
+        double guess = mx_demand_units(&i->belief, (double)s->price, (double)i->m->reference_price) * (s->periods > 0 ? s->periods : 1);
+        i->m->surprise = log(fmax(s->units, 0.5) / guess);
+    }
     if (learn(i, s, &why)) return mx_fail(err, MX_ERR_INTERNAL, "%s", why.text);
     return refresh(p, i, err);
 }
@@ -348,15 +364,15 @@ static mx_status learn_again(void *ctx, const mx_log_row *row, mx_error *err)
     mx_status st = MX_OK;
     Merx__V1__SaleObservation *s = merx__v1__sale_observation__unpack(NULL, row->size, row->data);
     if (!s) return mx_fail(err, MX_ERR_FORMAT, "log %lld is no sale", (long long)row->id);
-    if (!strcmp(s->sku, a->i->m->sku) && !strcmp(s->channel, a->i->m->channel) && !s->stockout) st = learn(&shadow, s, err);
+    if (!s->stockout && !strcmp(s->sku, a->i->m->sku) && !strcmp(s->channel, a->i->m->channel) && !strcmp(s->segment, a->i->m->segment)) st = learn(&shadow, s, err);
     a->belief = shadow.belief;
     merx__v1__sale_observation__free_unpacked(s, NULL);
     return st;
 }
 
-mx_status mx_pricing_replay(mx_pricing *p, const char *sku, const char *channel, bool *same, mx_error *err)
+mx_status mx_pricing_replay(mx_pricing *p, const char *sku, const char *channel, const char *segment, bool *same, mx_error *err)
 {
-    again a = {.i = price_find(p, sku, channel, err), .belief = mx_demand_prior()};
+    again a = {.i = price_find(p, sku, channel, segment, err), .belief = mx_demand_prior()};
     if (!a.i) return MX_ERR_NOT_FOUND;
     MX_TRY(mx_store_each_log(p->store, "sale", learn_again, &a, err));
     *same = !memcmp(&a.belief, &a.i->belief, sizeof a.belief);
@@ -377,7 +393,7 @@ static mx_status take_item(void *ctx, const char *key, const void *data, size_t 
     }
     const double *b = i->m->belief;
     i->belief = (mx_demand_belief){b[0], b[1], b[2], b[3], b[4], i->m->sales};
-    uint32_t at = bucket_of(i->m->sku, i->m->channel);
+    uint32_t at = bucket_of(i->m->sku, i->m->channel, i->m->segment);
     i->next = p->bucket[at];
     p->bucket[at] = i;
     return MX_OK;
@@ -516,6 +532,11 @@ mx_status mx_pricing_open(mx_pricing **out, const char *path, double exploration
 fail:
     mx_pricing_close(p);
     return st;
+}
+
+void mx_pricing_allow_discounts(mx_pricing *p)
+{
+    p->discounts = true;
 }
 
 void mx_pricing_close(mx_pricing *p)

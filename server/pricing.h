@@ -29,13 +29,16 @@ struct mx_pricing_op {
 };
 /* Of the request's kind each. */
 mx_pricing_run mx_pricing_put_items, mx_pricing_get_item, mx_pricing_quote, mx_pricing_batch, mx_pricing_put_guardrails, mx_pricing_get_guardrails,
-    mx_pricing_validate, mx_pricing_approve, mx_pricing_reject, mx_pricing_rollback, mx_pricing_freeze, mx_pricing_sales, mx_pricing_decision;
+    mx_pricing_validate, mx_pricing_approve, mx_pricing_reject, mx_pricing_rollback, mx_pricing_freeze, mx_pricing_sales, mx_pricing_decision,
+    mx_pricing_simulate, mx_pricing_competitors, mx_pricing_inventory, mx_pricing_elasticity, mx_pricing_explain;
 
 /* exploration: share of live quotes.  Errors: MX_ERR_IO, MX_ERR_FORMAT (a file that is not ours). */
 mx_status mx_pricing_open(mx_pricing **out, const char *path, double exploration, mx_error *err);
+/* Users may be offered at most the published price (else user_id is refused).  Before operations. */
+void      mx_pricing_allow_discounts(mx_pricing *p);
 void      mx_pricing_close(mx_pricing *p);            /* what waits is carried out first */
 void      mx_pricing_submit(mx_pricing *p, mx_pricing_op *op);
 /* The belief from the logged sales: *same, if it has the same bits.  Not while operations run. */
-mx_status mx_pricing_replay(mx_pricing *p, const char *sku, const char *channel, bool *same, mx_error *err);
+mx_status mx_pricing_replay(mx_pricing *p, const char *sku, const char *channel, const char *segment, bool *same, mx_error *err);
 
 #endif

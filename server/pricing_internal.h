@@ -34,6 +34,7 @@ struct mx_pricing {
     int64_t          last_id;     /* of the log                                           */
     bool             frozen;      /* everything                                           */
     double           exploration;
+    bool             discounts;   /* users may be offered less                            */
     pthread_mutex_t  lock;
     pthread_cond_t   news;
     pthread_t        thread;
@@ -43,12 +44,23 @@ struct mx_pricing {
 
 int64_t     price_now_ms(void);
 void        price_mark(mx_pricing *p, price_item *i);
-price_item *price_find(mx_pricing *p, const char *sku, const char *channel, mx_error *err);     /* NULL: MX_ERR_NOT_FOUND in err */
+/* A segment without an item of its own: everybody's.  NULL: MX_ERR_NOT_FOUND in err. */
+price_item *price_find(mx_pricing *p, const char *sku, const char *channel, const char *segment, mx_error *err);
+price_item *price_look_up(const mx_pricing *p, const char *sku, const char *channel, const char *segment);      /* that very one, or NULL */
 /* Publish a price now: history, day, parity group.  Errors: MX_ERR_NO_MEMORY. */
 mx_status   price_publish(mx_pricing *p, price_item *i, int64_t price, const char *decision, mx_error *err);
 mx_status   price_answer(mx_pricing_op *op, const ProtobufCMessage *m);
 void        price_elasticity(const price_item *i, double *mean, double *low, double *high);
 /* Of a set as it stands in a message; out->blackout is malloc'ed.  Errors: MX_ERR_ARG. */
+/* All sets that match an item, each at its tightest; `extra` too, in place of the stored set of
+ * its id.  *windows is g's, and the caller's to free.  used: those that count, up to 64; may be NULL. */
+mx_status   price_rules_of(const mx_pricing *p, const price_item *i, const Merx__V1__GuardrailSet *extra, mx_guardrails *g, mx_blackout **windows,
+                           const Merx__V1__GuardrailSet *used[], size_t *n_used, mx_error *err);
+mx_price_state price_state_of(const price_item *i, int64_t rivals[64]);
+/* Errors: MX_ERR_ARG. */
+mx_status   price_inputs_of(const price_item *i, Merx__V1__QuoteObjective objective, double revenue_share, mx_price_inputs *out, mx_error *err);
+/* A logged decision, unpacked.  Errors: MX_ERR_NOT_FOUND, MX_ERR_FORMAT, MX_ERR_IO. */
+mx_status   price_decision_of(mx_pricing *p, const char *id, Merx__V1__QuoteResponse **out, int64_t *row_id, mx_error *err);
 mx_status   price_rules_read(const Merx__V1__GuardrailSet *m, mx_guardrails *out, mx_error *err);
 
 #endif

@@ -61,10 +61,8 @@ static mx_status tighten(mx_guardrails *g, const mx_guardrails *s, mx_blackout *
     return MX_OK;
 }
 
-/* All sets that match, each at its tightest; `extra` too, in place of the stored set of its id.
- * *windows is g's, and the caller's to free.  names: "id@version, ..." may be NULL. */
-static mx_status rules_of(const mx_pricing *p, const price_item *i, const Merx__V1__GuardrailSet *extra, mx_guardrails *g, mx_blackout **windows,
-                          const Merx__V1__GuardrailSet *used[], size_t *n_used, mx_error *err)
+mx_status price_rules_of(const mx_pricing *p, const price_item *i, const Merx__V1__GuardrailSet *extra, mx_guardrails *g, mx_blackout **windows,
+                         const Merx__V1__GuardrailSet *used[], size_t *n_used, mx_error *err)
 {
     int64_t now = price_now_ms();
     size_t longest = 0, n = 0;
@@ -89,7 +87,7 @@ static mx_status rules_of(const mx_pricing *p, const price_item *i, const Merx__
     return st;
 }
 
-static mx_price_state state_of(const price_item *i, int64_t *rivals)
+mx_price_state price_state_of(const price_item *i, int64_t rivals[64])
 {
     const Merx__V1__PriceItem *m = i->m;
     int64_t now = price_now_ms();
@@ -104,7 +102,7 @@ enum { MOST_USED = 64 };
 
 /* Everything that an answer points to. */
 typedef struct quote {
-    Merx__V1__QuoteResponse m;
+    Merx__V1__QuoteResponse m, *said;     /* said: to the same request before; owned */
     Merx__V1__AppliedGuardrail applied[MX_RULES], *applied_list[MX_RULES];
     Merx__V1__LadderRung rung[MX_LADDER], *rung_list[MX_LADDER];
     Merx__V1__Reason reason[MX_PRICE_FEATURES], *reason_list[MX_PRICE_FEATURES];
@@ -122,15 +120,18 @@ static double uniform(uint64_t x)                       /* SplitMix64 (Steele, L
 
 static void fill_ladder(quote *q, const mx_ladder_rung rung[MX_LADDER], const mx_guardrails *g, const mx_price_state *s)
 {
+    int64_t price[MX_LADDER];
+    uint8_t feasible[MX_LADDER];
+    for (int k = 0; k < MX_LADDER; k++) price[k] = rung[k].price;
+    mx_guard_mask(g, s, price, MX_LADDER, feasible);
     for (int k = 0; k < MX_LADDER; k++) {
-        mx_guarded out;
-        mx_error none = {0};
         merx__v1__ladder_rung__init(&q->rung[k]);
         q->rung[k].price = rung[k].price;
-        q->rung[k].q = q->rung[k].margin = rung[k].margin;
+        q->rung[k].q = rung[k].value;
+        q->rung[k].margin = rung[k].margin;
         q->rung[k].units = rung[k].units;
         q->rung[k].revenue = rung[k].revenue;
-        q->rung[k].feasible = mx_guard(g, s, rung[k].price, &out, &none) == MX_OK && out.price == rung[k].price;
+        q->rung[k].feasible = feasible[k];
         q->rung_list[k] = &q->rung[k];
     }
     q->m.ladder = q->rung_list;
@@ -187,34 +188,53 @@ static void choose(const mx_pricing *p, quote *q, int32_t best, bool live)
 
 static void fill_expectations(quote *q, const price_item *i)
 {
-    double price = (double)q->m.price;
+    double price = (double)q->m.price, base = (double)q->m.baseline_price, reference = (double)i->m->reference_price, low, high;
+    mx_demand_range(&i->belief, price, reference, &low, &high);
+    q->m.expected_margin_low = low * (price - (double)i->m->cost);
+    q->m.expected_margin_high = high * (price - (double)i->m->cost);
+    q->m.baseline_margin = mx_demand_units(&i->belief, base, reference) * (base - (double)i->m->cost);
+    q->m.cost = i->m->cost;
+    q->m.policy_version = i->m->sales;
     q->m.expected_units = mx_demand_units(&i->belief, price, (double)i->m->reference_price);
     q->m.expected_revenue = q->m.expected_units * price;
     q->m.expected_margin = q->m.expected_units * (price - (double)i->m->cost);
     price_elasticity(i, &q->m.elasticity, &q->m.elasticity_low, &q->m.elasticity_high);
 }
 
-static mx_status price_it(mx_pricing *p, quote *q, price_item *i, bool live, mx_error *err)
+mx_status price_inputs_of(const price_item *i, Merx__V1__QuoteObjective objective, double revenue_share, mx_price_inputs *out, mx_error *err)
+{
+    if ((int)objective < 0 || (int)objective >= MX_OBJECTIVES) return mx_fail(err, MX_ERR_ARG, "objective: %d is none", (int)objective);
+    if (!(revenue_share >= 0 && revenue_share <= 1)) return mx_fail(err, MX_ERR_ARG, "revenue_share is %g; it must be from 0 to 1", revenue_share);
+    *out = (mx_price_inputs){i->m->published, i->m->reference_price, i->m->cost, i->belief, (mx_price_objective)objective, revenue_share};
+    return MX_OK;
+}
+
+/* The price that the guardrails leave of the policy's; without a cost, what needs one is not asked. */
+static mx_status price_it(mx_pricing *p, quote *q, price_item *i, const Merx__V1__QuoteRequest *r, bool live, mx_error *err)
 {
     const Merx__V1__GuardrailSet *used[MOST_USED];
     mx_guardrails g;
     mx_blackout *windows;
     mx_guarded out = {0};
     mx_ladder_rung rung[MX_LADDER];
-    mx_price_inputs in = {i->m->published, i->m->reference_price, i->m->cost, i->belief};
-    mx_price_state s = state_of(i, q->rivals);
-    mx_status st = rules_of(p, i, NULL, &g, &windows, used, &q->m.n_guardrails, err);
+    mx_price_inputs in;
+    bool needs_cost = r->objective == MERX__V1__QUOTE_OBJECTIVE__OBJECTIVE_MARGIN || r->objective == MERX__V1__QUOTE_OBJECTIVE__OBJECTIVE_BLEND;
+    bool known = i->m->cost || !needs_cost;
+    MX_TRY(price_inputs_of(i, r->objective, r->revenue_share, &in, err));
+    mx_price_state s = price_state_of(i, q->rivals);
+    mx_status st = price_rules_of(p, i, NULL, &g, &windows, used, &q->m.n_guardrails, err);
     for (size_t k = 0; k < q->m.n_guardrails; k++) {
         snprintf(q->names[k], sizeof q->names[k], "%s@%lld", used[k]->id, (long long)used[k]->version);
         q->name_list[k] = q->names[k];
     }
     q->m.guardrails = q->name_list;
+    if (!st && *r->user_id && (!g.ceiling || g.ceiling > i->m->published)) g.ceiling = i->m->published;      /* discounts only */
     if (!st) {
         int32_t best = mx_price_ladder(&in, rung);
         fill_ladder(q, rung, &g, &s);
-        if (i->m->cost) choose(p, q, best, live);
+        if (known) choose(p, q, best, live);
         else q->m.raw_price = i->m->published, q->m.action = MX_LADDER / 2, q->m.propensity = 1;
-        q->m.fallback = (char *)(uintptr_t)(i->m->cost ? "none" : "last_good");
+        q->m.fallback = (char *)(uintptr_t)(known ? "none" : "last_good");
         q->m.policy = (char *)(uintptr_t) "elasticity-ladder";
         fill_reasons(q, &in);
         st = mx_guard(&g, &s, q->m.raw_price, &out, err);
@@ -235,43 +255,85 @@ static mx_status log_quote(mx_pricing *p, quote *q, mx_error *err)
     uint8_t *bytes = malloc(n + 1);
     if (!bytes) return mx_fail(err, MX_ERR_NO_MEMORY, "a decision");
     merx__v1__quote_response__pack(&q->m, bytes);
-    mx_log_row r = {.id = p->last_id + 1, .ts_ms = q->m.ts_ms, .kind = "price_decision", .data = bytes, .size = n};
+    mx_log_row r = {.id = p->last_id + 1, .ts_ms = q->m.ts_ms, .kind = "price_decision", .key = *q->m.request_id ? q->m.request_id : NULL, .data = bytes, .size = n};
     mx_status st = mx_store_add_log(p->store, &r, &duplicate, err);
     free(bytes);
     if (!st) p->last_id++;
     return st;
 }
 
-static mx_status make_quote(mx_pricing *p, quote *q, const Merx__V1__QuoteRequest *r, mx_error *err)
+/* What was answered to this request_id before, if anything: into q->said. */
+static mx_status said_before(mx_pricing *p, quote *q, const Merx__V1__QuoteRequest *r, mx_error *err)
 {
-    if (*r->user_id) return mx_fail(err, MX_ERR_ARG, "user_id: individual users are not priced; ask by sku and channel");
+    mx_log_row row;
+    bool found = false;
+    if (*r->request_id) MX_TRY(mx_store_find_log(p->store, "price_decision", r->request_id, &row, &found, err));
+    if (!found) return MX_OK;
+    q->said = merx__v1__quote_response__unpack(NULL, row.size, row.data);
+    if (!q->said) return mx_fail(err, MX_ERR_FORMAT, "decision %lld is broken", (long long)row.id);
+    if (!strcmp(q->said->sku, r->sku) && !strcmp(q->said->channel, r->channel)) return MX_OK;
+    return mx_fail(err, MX_ERR_ARG, "request_id: \"%.60s\" was a quote for \"%.60s\"", r->request_id, q->said->sku);
+}
+
+static mx_status check_request(const mx_pricing *p, const Merx__V1__QuoteRequest *r, mx_error *err)
+{
+    bool live = r->mode == MERX__V1__QUOTE_MODE__QUOTE_LIVE;
+    if (*r->user_id && !p->discounts) return mx_fail(err, MX_ERR_ARG, "user_id: individual users are not priced; ask by sku, channel and segment");
+    if (*r->user_id && live) return mx_fail(err, MX_ERR_ARG, "user_id: an offer to one user is never published; ask with QUOTE_PREVIEW");
     if (strlen(r->request_id) > 256) return mx_fail(err, MX_ERR_ARG, "request_id: %zu bytes, at most 256", strlen(r->request_id));
-    if (r->mode != MERX__V1__QUOTE_MODE__QUOTE_PREVIEW && r->mode != MERX__V1__QUOTE_MODE__QUOTE_LIVE) return mx_fail(err, MX_ERR_ARG, "mode: %d is none", (int)r->mode);
-    price_item *i = price_find(p, r->sku, r->channel, err);
-    if (!i) return MX_ERR_NOT_FOUND;
-    bool live = r->mode == MERX__V1__QUOTE_MODE__QUOTE_LIVE, frozen = p->frozen || i->m->frozen;
+    if (r->mode != MERX__V1__QUOTE_MODE__QUOTE_PREVIEW && !live) return mx_fail(err, MX_ERR_ARG, "mode: %d is none", (int)r->mode);
+    return MX_OK;
+}
+
+static void begin_quote(mx_pricing *p, quote *q, const price_item *i, const Merx__V1__QuoteRequest *r)
+{
     merx__v1__quote_response__init(&q->m);
     snprintf(q->id, sizeof q->id, "p%lld", (long long)p->last_id + 1);
     q->m.decision_id = q->id;
     q->m.request_id = r->request_id;
     q->m.sku = i->m->sku;
     q->m.channel = i->m->channel;
+    q->m.segment = i->m->segment;
     q->m.currency = i->m->currency;
+    q->m.objective = r->objective;
+    q->m.revenue_share = r->revenue_share;
     q->m.ts_ms = price_now_ms();
     q->m.baseline_policy = (char *)(uintptr_t) "published";
     q->m.baseline_price = i->m->published;
+}
+
+static mx_status make_quote(mx_pricing *p, quote *q, const Merx__V1__QuoteRequest *r, mx_error *err)
+{
+    MX_TRY(check_request(p, r, err));
+    price_item *i = price_find(p, r->sku, r->channel, r->segment, err);
+    if (!i) return MX_ERR_NOT_FOUND;
+    MX_TRY(said_before(p, q, r, err));
+    if (q->said) return MX_OK;
+    bool live = r->mode == MERX__V1__QUOTE_MODE__QUOTE_LIVE, frozen = p->frozen || i->m->frozen;
+    begin_quote(p, q, i, r);
     if (frozen) {
         q->m.price = q->m.raw_price = i->m->published;
         q->m.propensity = 1;
         q->m.action = MX_LADDER / 2;
         q->m.fallback = (char *)(uintptr_t) "freeze";
     } else {
-        MX_TRY(price_it(p, q, i, live, err));
+        MX_TRY(price_it(p, q, i, r, live, err));
     }
     fill_expectations(q, i);
-    q->m.status = (char *)(uintptr_t)(frozen ? "frozen" : !live ? "preview" : q->m.requires_approval ? "pending" : "published");
+    q->m.status = (char *)(uintptr_t)(frozen ? "frozen" : *r->user_id ? "offered" : !live ? "preview" : q->m.requires_approval ? "pending" : "published");
     MX_TRY(log_quote(p, q, err));
     return live && !frozen && !q->m.requires_approval ? price_publish(p, i, q->m.price, q->id, err) : MX_OK;
+}
+
+/* Its answer: a new one, or what was said before. */
+static Merx__V1__QuoteResponse *answer_of(quote *q)
+{
+    return q->said ? q->said : &q->m;
+}
+
+static void quote_close(quote *q)
+{
+    if (q->said) merx__v1__quote_response__free_unpacked(q->said, NULL);
 }
 
 mx_status mx_pricing_quote(mx_pricing *p, mx_pricing_op *op)
@@ -279,7 +341,8 @@ mx_status mx_pricing_quote(mx_pricing *p, mx_pricing_op *op)
     quote *q = calloc(1, sizeof *q);
     if (!q) return mx_fail(&op->err, MX_ERR_NO_MEMORY, "a quote");
     mx_status st = make_quote(p, q, (const Merx__V1__QuoteRequest *)op->request, &op->err);
-    if (!st) st = price_answer(op, &q->m.base);
+    if (!st) st = price_answer(op, &answer_of(q)->base);
+    quote_close(q);
     free(q);
     return st;
 }
@@ -307,12 +370,13 @@ mx_status mx_pricing_batch(mx_pricing *p, mx_pricing_op *op)
         merx__v1__item_status__init(&status[i]);
         item[i].status = &status[i];
         if (one) status[i].code = code_of(one), status[i].message = words[i].text;
-        else item[i].quote = &q[i].m;
+        else item[i].quote = answer_of(&q[i]);
         list[i] = &item[i];
     }
     all.items = list;
     all.n_items = n;
     if (!st) st = price_answer(op, &all.base);
+    for (size_t i = 0; q && i < n; i++) quote_close(&q[i]);
     free(q), free(item), free(list), free(status), free(words);
     return st;
 }
@@ -383,10 +447,10 @@ static void try_item(mx_pricing *p, price_item *i, const Merx__V1__GuardrailSet 
     mx_guarded out;
     mx_error err = {0};
     int64_t rivals[64];
-    mx_price_state s = state_of(i, rivals);
+    mx_price_state s = price_state_of(i, rivals);
     if (!matches(m, i->m, s.now_ms)) return;
     r->matching++;
-    mx_status st = rules_of(p, i, m, &g, &windows, NULL, NULL, &err);
+    mx_status st = price_rules_of(p, i, m, &g, &windows, NULL, NULL, &err);
     if (!st) st = mx_guard(&g, &s, i->m->published, &out, &err);
     free(windows);
     if (!st) return;
@@ -409,7 +473,7 @@ mx_status mx_pricing_validate(mx_pricing *p, mx_pricing_op *op)
 
 /* ---- decisions afterwards ------------------------------------------------------------------------------ */
 
-static mx_status find_decision(mx_pricing *p, const char *id, Merx__V1__QuoteResponse **out, int64_t *row_id, mx_error *err)
+mx_status price_decision_of(mx_pricing *p, const char *id, Merx__V1__QuoteResponse **out, int64_t *row_id, mx_error *err)
 {
     mx_log_row r;
     bool found = false;
@@ -427,7 +491,7 @@ mx_status mx_pricing_decision(mx_pricing *p, mx_pricing_op *op)
 {
     Merx__V1__QuoteResponse *q;
     int64_t id;
-    MX_TRY(find_decision(p, ((const Merx__V1__GetDecisionRequest *)op->request)->decision_id, &q, &id, &op->err));
+    MX_TRY(price_decision_of(p, ((const Merx__V1__GetDecisionRequest *)op->request)->decision_id, &q, &id, &op->err));
     mx_status st = price_answer(op, &q->base);
     merx__v1__quote_response__free_unpacked(q, NULL);
     return st;
@@ -440,8 +504,8 @@ static mx_status still_feasible(mx_pricing *p, price_item *i, int64_t price, boo
     mx_blackout *windows;
     mx_guarded out = {0};
     int64_t rivals[64];
-    mx_price_state s = state_of(i, rivals);
-    mx_status st = rules_of(p, i, NULL, &g, &windows, NULL, NULL, err);
+    mx_price_state s = price_state_of(i, rivals);
+    mx_status st = price_rules_of(p, i, NULL, &g, &windows, NULL, NULL, err);
     if (!changes_too) g.max_change_pct_step = g.max_change_pct_day = 0, g.min_dwell_ms = 0;
     if (!st) st = mx_guard(&g, &s, price, &out, err);
     free(windows);
@@ -455,8 +519,8 @@ static mx_status settle(mx_pricing *p, mx_pricing_op *op, bool approve)
     const Merx__V1__DecideRequest *r = (const Merx__V1__DecideRequest *)op->request;
     Merx__V1__QuoteResponse *q;
     int64_t id;
-    MX_TRY(find_decision(p, r->decision_id, &q, &id, &op->err));
-    price_item *i = price_find(p, q->sku, q->channel, &op->err);
+    MX_TRY(price_decision_of(p, r->decision_id, &q, &id, &op->err));
+    price_item *i = price_find(p, q->sku, q->channel, q->segment, &op->err);
     mx_status st = i ? MX_OK : MX_ERR_NOT_FOUND;
     if (!st && strcmp(q->status, "pending")) st = mx_fail(&op->err, MX_ERR_STATE, "decision %.40s is %s, not pending", r->decision_id, q->status);
     if (!st && approve) st = still_feasible(p, i, q->price, true, &op->err);
@@ -481,7 +545,7 @@ mx_status mx_pricing_reject(mx_pricing *p, mx_pricing_op *op) { return settle(p,
 mx_status mx_pricing_rollback(mx_pricing *p, mx_pricing_op *op)
 {
     const Merx__V1__ItemKey *q = (const Merx__V1__ItemKey *)op->request;
-    price_item *i = price_find(p, q->sku, q->channel, &op->err);
+    price_item *i = price_find(p, q->sku, q->channel, q->segment, &op->err);
     if (!i) return MX_ERR_NOT_FOUND;
     if (i->m->n_history < 2) return mx_fail(&op->err, MX_ERR_STATE, "sku: there is no price before %lld", (long long)i->m->published);
     int64_t before = i->m->history[i->m->n_history - 2]->price;

@@ -274,6 +274,18 @@ static void deliver(mx_call *c)
     grpc_slice_unref(s);
 }
 
+void mx_call_hold(mx_call *c)
+{
+    c->held = true;
+}
+
+void mx_call_read(mx_call *c)
+{
+    if (!c->held) return;
+    c->held = false;
+    if (!c->end && !c->half_closed) receive(c);
+}
+
 /* The call is busy and ours: send what is there, else ask for more, until there is
  * nothing to do or something is on the wire (on_sent then takes over). */
 static void turn(mx_call *c)
@@ -291,7 +303,7 @@ static void turn(mx_call *c)
         if (c->inbox) {
             c->inbox = false;
             deliver(c);
-            if (!c->end && !c->half_closed) receive(c);
+            if (!c->end && !c->half_closed && !c->held) receive(c);
         } else if (c->again && c->handler) {
             c->again = false;
             c->handler->pump(c, c->user, &c->worker->scratch);

@@ -74,7 +74,7 @@ struct mx_call {
     void    *user;
     bool     counted, headers_sent, cancelled, watching;
     bool     busy;                  /* a callback runs, or a send is out          */
-    bool     again, inbox, half_closed;
+    bool     again, inbox, half_closed, held;      /* held: nothing is read until mx_call_read() */
     /* What the running callback left for transmit(). */
     grpc_slice out;
     bool     has_out, more, end;

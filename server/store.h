@@ -76,6 +76,8 @@ mx_status mx_store_add_log(mx_store *s, mx_log_row *r, bool *duplicate, mx_error
 mx_status mx_store_replace_log(mx_store *s, int64_t id, const void *data, size_t size, mx_error *err);
 /* Its bytes are valid until the next call. */
 mx_status mx_store_get_log(mx_store *s, int64_t id, mx_log_row *out, bool *found, mx_error *err);
+/* The row of a kind that has this key. */
+mx_status mx_store_find_log(mx_store *s, const char *kind, const char *key, mx_log_row *out, bool *found, mx_error *err);
 mx_status mx_store_each_log(mx_store *s, const char *kind, mx_status (*each)(void *ctx, const mx_log_row *r, mx_error *err), void *ctx, mx_error *err);
 mx_status mx_store_last_log(mx_store *s, int64_t *id, mx_error *err);
 

@@ -6,7 +6,7 @@
 #include <string.h>
 
 enum { PUT_EXPERIMENT, ALL_EXPERIMENTS, ADD_DECISION, GET_DECISION, FIRST_DECISION, ADD_OUTCOME, ALL_OUTCOMES, PUT_DOCUMENT, ALL_DOCUMENTS,
-       ADD_LOG, REPLACE_LOG, GET_LOG, ALL_LOG, LAST_LOG, DELETE_DOCUMENT, PUT_TAG, ADD_CHANGE, ALL_TAGS, ALL_CHANGES, ALL_HOLDERS,
+       ADD_LOG, REPLACE_LOG, GET_LOG, FIND_LOG, ALL_LOG, LAST_LOG, DELETE_DOCUMENT, PUT_TAG, ADD_CHANGE, ALL_TAGS, ALL_CHANGES, ALL_HOLDERS,
        DELETE_TAGS, DELETE_CHANGES, PUT_ERASURE, GET_ERASURE, STATEMENTS };
 
 #define TAG "subject, tag, version, state, source, score, probability, ts_ms, since_ms, expires_ms, data"
@@ -27,6 +27,7 @@ static const char *const text_of[STATEMENTS] = {
     [ADD_LOG] = "INSERT INTO log(id, kind, key, ts_ms, data) VALUES(?,?,?,?,?) ON CONFLICT(kind, key) DO NOTHING",
     [REPLACE_LOG] = "UPDATE log SET data=? WHERE id=?",
     [GET_LOG] = "SELECT id, kind, key, ts_ms, data FROM log WHERE id=?",
+    [FIND_LOG] = "SELECT id, kind, key, ts_ms, data FROM log WHERE kind=? AND key=?",
     [ALL_LOG] = "SELECT id, kind, key, ts_ms, data FROM log WHERE kind=? ORDER BY id",
     [LAST_LOG] = "SELECT ifnull(max(id), 0) FROM log",
     [DELETE_DOCUMENT] = "DELETE FROM documents WHERE kind=? AND key=?",
@@ -306,14 +307,27 @@ static mx_log_row log_row(sqlite3_stmt *q)
                         .ts_ms = sqlite3_column_int64(q, 3), .data = sqlite3_column_blob(q, 4), .size = (size_t)sqlite3_column_bytes(q, 4)};
 }
 
-mx_status mx_store_get_log(mx_store *s, int64_t id, mx_log_row *out, bool *found, mx_error *err)
+static mx_status one_row(mx_store *s, sqlite3_stmt *q, mx_log_row *out, bool *found, mx_error *err)
 {
-    sqlite3_stmt *q = fresh(s, GET_LOG);
-    sqlite3_bind_int64(q, 1, id);
     int code = sqlite3_step(q);
     *found = code == SQLITE_ROW;
     if (*found) *out = log_row(q);
     return *found || code == SQLITE_DONE ? MX_OK : failed(s, "reading the log", err);
+}
+
+mx_status mx_store_get_log(mx_store *s, int64_t id, mx_log_row *out, bool *found, mx_error *err)
+{
+    sqlite3_stmt *q = fresh(s, GET_LOG);
+    sqlite3_bind_int64(q, 1, id);
+    return one_row(s, q, out, found, err);
+}
+
+mx_status mx_store_find_log(mx_store *s, const char *kind, const char *key, mx_log_row *out, bool *found, mx_error *err)
+{
+    sqlite3_stmt *q = fresh(s, FIND_LOG);
+    sqlite3_bind_text(q, 1, kind, -1, SQLITE_STATIC);
+    sqlite3_bind_text(q, 2, key, -1, SQLITE_STATIC);
+    return one_row(s, q, out, found, err);
 }
 
 mx_status mx_store_each_log(mx_store *s, const char *kind, mx_status (*each)(void *ctx, const mx_log_row *r, mx_error *err), void *ctx, mx_error *err)

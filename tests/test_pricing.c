@@ -189,13 +189,13 @@ static void learned_priced_and_replayed(void)
     }
     i = look(&f, "tea", "");
     CHECK_MSG(i && i->published > 715 && i->published < 790, "%lld", i ? (long long)i->published : 0);
-    CHECK_OK(mx_pricing_replay(f.app.pricing, "tea", "", &same, &err), err);
+    CHECK_OK(mx_pricing_replay(f.app.pricing, "tea", "", "", &same, &err), err);
     CHECK(same);
     fixture_close(&f);
     if (!fixture_open(&f, 0)) return;
     Merx__V1__PriceItem *again = look(&f, "tea", "");
     CHECK(i && again && again->published == i->published && again->elasticity == i->elasticity && again->n_history == i->n_history && again->sales == 200);
-    CHECK_OK(mx_pricing_replay(f.app.pricing, "tea", "", &same, &err), err);
+    CHECK_OK(mx_pricing_replay(f.app.pricing, "tea", "", "", &same, &err), err);
     CHECK(same);
     FREE(i);
     FREE(again);
