@@ -5,6 +5,8 @@
 #include "models/special.h"
 #include "tests/test.h"
 
+#include <jansson.h>
+
 static uint64_t state = 20260119;
 
 static double uniform(void)
@@ -328,6 +330,27 @@ static void off_policy(void)
     CHECK(mx_ope_estimate(two, 0, 0, &e, &err) == MX_ERR_ARG);
 }
 
+/* The Open Bandit Pipeline's own data and estimates (tests/golden/make_ope_golden.py). */
+static void off_policy_as_obp(void)
+{
+    json_t *j = json_load_file(MX_SOURCE_DIR "/tests/golden/ope/ope.json", 0, NULL);
+    FILE *f = fopen(MX_SOURCE_DIR "/tests/golden/ope/ope.f64", "rb");
+    size_t n = (size_t)json_integer_value(json_object_get(j, "rows"));
+    mx_ope_row *rows = calloc(n + 1, sizeof *rows);
+    mx_ope e;
+    mx_error err = {0};
+    CHECK(n == 2500 && f && fread(rows, sizeof *rows, n + 1, f) == n);
+    if (f) fclose(f);
+    CHECK_OK(mx_ope_estimate(rows, n, 0, &e, &err), err);
+    const struct { const char *name; double got; } all[] = {{"ips", e.ips}, {"snips", e.snips}, {"dm", e.dm}, {"dr", e.dr}};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
+        double want = json_number_value(json_object_get(j, all[i].name));
+        CHECK_MSG(want > 0 && fabs(all[i].got - want) < 1e-9, "%s is %.12g, obp says %.12g", all[i].name, all[i].got, want);
+    }
+    free(rows);
+    json_decref(j);
+}
+
 MX_TESTS(TEST(distribution_functions), TEST(exact_propensities), TEST(many_arms), TEST(thompson_against_the_optimum), TEST(floors_and_discounts),
          TEST(upper_bounds), TEST(linear_policies), TEST(states), TEST(intervals_hold_at_all_times), TEST(sample_ratios), TEST(bad_options),
-         TEST(off_policy))
+         TEST(off_policy), TEST(off_policy_as_obp))
