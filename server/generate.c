@@ -15,7 +15,7 @@
 
 enum { BATCH_WINDOW = 32 }; /* items of one batch in the scheduler at once: it shares the queue with others */
 
-typedef enum item_state { WAITING, RUNNING, DONE, REFUSED } item_state;
+typedef enum item_state { WAITING, CHOOSING, RUNNING, DONE, REFUSED } item_state;
 
 struct work;
 
@@ -27,6 +27,7 @@ typedef struct item {
     mx_error error;
     uint64_t submitted_ns;
     char *request_id;
+    mx_style *style;  /* chosen by an experiment; NULL: none                  */
     mx_said *said; /* of each candidate, under the lock; NULL: not wanted */
     int n_said;
     bool lost; /* no memory to keep what was said                     */
@@ -38,8 +39,8 @@ typedef struct work {
     mx_call *call;
     bool streams, cancelled;
     mx_said sending;  /* Stream: what is being sent; swapped with an item's  */
-    mx_arena decoded; /* batch: its requests, read one by one                */
-    Merx__V1__GenerateRequest **requests;
+    mx_arena decoded; /* the requests, where they are needed after begin     */
+    Merx__V1__GenerateRequest **requests, *one;
     int n_items;
     item items[];
 } work;
@@ -102,7 +103,7 @@ static mx_status check_deadline(const work *w, const char *model, uint64_t deadl
 }
 
 /* On an error the item stays as it was. */
-static mx_status start(work *w, item *it, mx_arena *arena, const Merx__V1__GenerateRequest *m, mx_error *err)
+static mx_status run(work *w, item *it, mx_arena *arena, const Merx__V1__GenerateRequest *m, mx_error *err)
 {
     mx_text_request r;
     mx_generation *g = NULL;
@@ -137,6 +138,21 @@ static mx_status start(work *w, item *it, mx_arena *arena, const Merx__V1__Gener
 out:
     mx_ids_free(&r.prompt);
     return st;
+}
+
+/* Run it, or first ask an experiment for its style; then this is called again when that is
+ * there.  On an error the item stays as it was. */
+static mx_status start(work *w, item *it, mx_arena *arena, const Merx__V1__GenerateRequest *m, mx_error *err)
+{
+    Merx__V1__GenerateRequest styled;
+    if (!m->style) return run(w, it, arena, m, err);
+    if (!it->style) {
+        MX_TRY(mx_style_ask(&it->style, w->app, w->call, m->style, err));
+        it->state = CHOOSING;
+        return MX_OK;
+    }
+    MX_TRY(mx_style_apply(it->style, arena, m, &styled, err));
+    return run(w, it, arena, &styled, err);
 }
 
 static item_state state_of(work *w, item *it)
@@ -180,6 +196,7 @@ static void work_closed(void *user)
         for (int k = 0; k < it->n_said; k++) mx_said_free(&it->said[k]);
         free(it->said);
         free(it->request_id);
+        mx_style_close(it->style);
     }
     mx_said_free(&w->sending);
     mx_arena_close(&w->decoded);
@@ -200,7 +217,7 @@ static work *work_open(mx_app *app, mx_call *call, int n_items)
 }
 
 /* The whole answer of an item; NULL: the arena is full. */
-static Merx__V1__GenerateResponse *respond(const work *w, const item *it, mx_arena *a)
+static Merx__V1__GenerateResponse *respond(const work *w, item *it, mx_arena *a)
 {
     mx_generation_stats st;
     mx_generator_info info;
@@ -213,6 +230,7 @@ static Merx__V1__GenerateResponse *respond(const work *w, const item *it, mx_are
     r->usage = mx_usage_build(a, &st);
     r->timings = mx_timings_build(a, &st, mx_call_accepted_ns(w->call), it->submitted_ns);
     r->seed = st.seed;
+    if (it->style && !mx_style_told(it->style, a, &r->style)) return NULL;
     return r->usage && r->timings ? r : NULL;
 }
 
@@ -225,7 +243,28 @@ static mx_status begin_one(mx_app *app, mx_call *call, const mx_call_handler *ha
     if (!w) return mx_fail(err, MX_ERR_NO_MEMORY, "no memory for the request");
     w->streams = streams;
     mx_call_attach(call, handler, w);
+    if (((const Merx__V1__GenerateRequest *)m)->style) {       /* it is read again when the style is there */
+        mx_arena_open(&w->decoded, scratch->budget);
+        MX_TRY(mx_message_decode(&w->decoded, &merx__v1__generate_request__descriptor, msg, len, &m, err));
+        w->one = (Merx__V1__GenerateRequest *)m;
+    }
     return start(w, &w->items[0], scratch, (const Merx__V1__GenerateRequest *)m, err);
+}
+
+/* The one item, which may wait for its style.  True: it runs, or it has its end. */
+static bool chosen(work *w, item *it, mx_arena *scratch)
+{
+    mx_error err = {.code = MX_OK};           /* not it->error: from submit on that is the worker's */
+    if (state_of(w, it) != CHOOSING) return true;
+    if (!mx_style_ready(it->style)) return false;
+    mx_status st = w->cancelled ? mx_fail(&err, MX_ERR_CANCELLED, "cancelled") : start(w, it, scratch, w->one, &err);
+    mx_arena_reset(scratch);
+    if (st) {
+        it->state = REFUSED;
+        it->error = err;
+        it->error.code = st;
+    }
+    return true;
 }
 
 /* ---- Generate -------------------------------------------------------------------------------- */
@@ -234,8 +273,8 @@ static void generate_pump(mx_call *call, void *user, mx_arena *scratch)
 {
     work *w = user;
     item *it = &w->items[0];
-    if (state_of(w, it) != DONE) return;
-    log_done(w, it);
+    if (!chosen(w, it, scratch) || state_of(w, it) == RUNNING) return;
+    if (it->state == DONE) log_done(w, it);
     if (it->error.code) {
         mx_call_finish(call, it->error.code, it->error.text);
         return;
@@ -276,12 +315,12 @@ static int take_news(work *w, item *it, bool *more, bool *over)
         it->said[i] = t;
         index = i;
     }
-    *over = it->state == DONE;
+    *over = it->state == DONE || it->state == REFUSED;
     pthread_mutex_unlock(&w->lock);
     return index;
 }
 
-static bool add_totals(const work *w, const item *it, Merx__V1__GenerateEvent *e, mx_arena *a)
+static bool add_totals(const work *w, item *it, Merx__V1__GenerateEvent *e, mx_arena *a)
 {
     mx_generation_stats st;
     mx_generator_info info;
@@ -293,6 +332,7 @@ static bool add_totals(const work *w, const item *it, Merx__V1__GenerateEvent *e
     e->usage = mx_usage_build(a, &st);
     e->timings = mx_timings_build(a, &st, mx_call_accepted_ns(w->call), it->submitted_ns);
     e->seed = st.seed;
+    if (it->style && !mx_style_told(it->style, a, &e->style)) return false;
     return e->usage && e->timings;
 }
 
@@ -301,6 +341,7 @@ static void stream_pump(mx_call *call, void *user, mx_arena *scratch)
     work *w = user;
     item *it = &w->items[0];
     bool more, over;
+    if (!chosen(w, it, scratch)) return;
     int index = take_news(w, it, &more, &over);
     if (index < 0 && !over) return;
     bool last = over && !more;
@@ -312,7 +353,7 @@ static void stream_pump(mx_call *call, void *user, mx_arena *scratch)
         ok = e && (!totals || add_totals(w, it, e, scratch)) && mx_call_send(call, &e->base, more);
     }
     if (!last && ok) return;
-    if (last) log_done(w, it);
+    if (last && it->state == DONE) log_done(w, it);
     if (last && it->error.code)
         mx_call_finish(call, it->error.code, it->error.text);
     else if (ok)
@@ -337,17 +378,21 @@ MX_METHOD(mx_stream_begin)
 static bool feed(work *w, mx_arena *scratch)
 {
     int running = 0, open = 0;
-    for (int i = 0; i < w->n_items; i++) running += state_of(w, &w->items[i]) == RUNNING;
+    for (int i = 0; i < w->n_items; i++) {
+        item_state s = state_of(w, &w->items[i]);
+        running += s == RUNNING || s == CHOOSING;
+    }
     for (int i = 0; i < w->n_items; i++) {
         item *it = &w->items[i];
         item_state s = state_of(w, it);
-        if (s == WAITING && (running < BATCH_WINDOW || w->cancelled)) {
+        bool ready = s == CHOOSING && mx_style_ready(it->style);
+        if (ready || (s == WAITING && (running < BATCH_WINDOW || w->cancelled))) {
             mx_error err = {.code = MX_OK}; /* not it->error: from submit on that is the worker's */
             mx_status st = w->cancelled ? mx_fail(&err, MX_ERR_CANCELLED, "cancelled")
                                         : start(w, it, scratch, w->requests[i], &err);
             mx_arena_reset(scratch);
             if (!st) {
-                running++;
+                running += !ready;
                 open++;
                 continue;
             }
@@ -355,7 +400,7 @@ static bool feed(work *w, mx_arena *scratch)
             it->state = REFUSED;
             it->error = err;
             it->error.code = st;
-        } else if (s == WAITING || s == RUNNING) {
+        } else if (s == WAITING || s == CHOOSING || s == RUNNING) {
             open++;
         }
     }

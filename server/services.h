@@ -82,6 +82,19 @@ mx_status mx_chat_read(const mx_tokenizer *t, mx_arena *arena, const Merx__V1__C
 /* "<model>.generate", as models/generate.h names a model's lane. */
 void      mx_lane_name(char *out, size_t size, const char *model);
 
+/* ---- a style that an experiment chooses (generate_style.c) ------------------------- */
+
+typedef struct mx_style mx_style;
+/* Asks for an arm; the call is woken when it is there, and must not finish before.
+ * Errors: MX_ERR_ARG, MX_ERR_STATE, MX_ERR_NO_MEMORY. */
+mx_status mx_style_ask(mx_style **out, const mx_app *app, mx_call *call, const Merx__V1__StyleChoice *q, mx_error *err);
+bool      mx_style_ready(const mx_style *s);
+/* Once ready: the request in the arm's style, its words in the arena.  Errors: of the choice; MX_ERR_ARG. */
+mx_status mx_style_apply(const mx_style *s, mx_arena *a, const Merx__V1__GenerateRequest *m, Merx__V1__GenerateRequest *out, mx_error *err);
+/* What was chosen; false: the arena is full.  Its texts are the style's. */
+bool      mx_style_told(mx_style *s, mx_arena *a, Merx__V1__StyleChosen **out);
+void      mx_style_close(mx_style *s);        /* NULL is fine; else it is ready */
+
 /* ---- what a generation has said (generate_reply.c) ------------------------------- */
 
 typedef struct mx_said_logprob {

@@ -1,6 +1,7 @@
 /* fake_server.c - a server of fake models for clients in other languages: prints its
  * port, obeys lines on stdin ("starting", "serving", "drain MS", "turn US",
- * "running"), and closes when stdin ends. */
+ * "running"), and closes when stdin ends.  fake_server FILE serves experiments too. */
+#include "server/experiments.h"
 #include "server/rpc.h"
 #include "tests/fake_app.h"
 
@@ -25,7 +26,7 @@ static void obey(mx_fake_app *f, mx_server *s, const char *line)
     fflush(stdout);
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
     mx_fake_app f;
     mx_server *s = NULL;
@@ -34,7 +35,7 @@ int main(void)
     mx_server_options opt = mx_server_defaults();
     opt.listen = "127.0.0.1:0";
     opt.max_message_bytes = 1 << 20;
-    if (mx_fake_app_open(&f, &o, &err) || mx_server_open(&s, &f.app, &opt, &err)) {
+    if (mx_fake_app_open(&f, &o, &err) || (argc > 1 && mx_experiments_open(&f.app.experiments, argv[1], &err)) || mx_server_open(&s, &f.app, &opt, &err)) {
         fprintf(stderr, "fake_server: %s\n", err.text);
         mx_fake_app_close(&f);
         return 1;
@@ -43,6 +44,7 @@ int main(void)
     fflush(stdout);
     for (char line[100]; fgets(line, sizeof line, stdin);) obey(&f, s, line);
     mx_server_close(s);
+    mx_experiments_close(f.app.experiments);
     int left = mx_fake_open_generations(f.models[0]);
     mx_fake_app_close(&f);
     return left != 0;

@@ -4,6 +4,7 @@ that are built from nothing but what reflection answers.  Exit 77: no grpcio her
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 
@@ -31,8 +32,8 @@ def check(ok, *what):
 
 
 class Server:
-    def __init__(self, program):
-        self.process = subprocess.Popen([program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    def __init__(self, program, *more):
+        self.process = subprocess.Popen([program, *more], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.port = int(self.process.stdout.readline())
 
     def tell(self, line):
@@ -59,6 +60,53 @@ def code_of(call):
 
 def request(prompt="Say something", tokens=20, **kw):
     return pb.GenerateRequest(prompt=prompt, sampling=pb.Sampling(max_tokens=tokens, seed=7, **kw), request_id="py")
+
+
+def test_styles(program):
+    """An experiment chooses the words round a prompt; its outcome is told by the decision's id."""
+    with tempfile.TemporaryDirectory() as folder:
+        server = Server(program, folder + "/e.db")
+        channel = grpc.insecure_channel(f"127.0.0.1:{server.port}")
+        EXP = "/merx.v1.Experiments/"
+        unary(channel, EXP + "CreateExperiment", pb.CreateExperimentRequest(id="tone", arms=["plain", "warm"], seed=3), pb.Experiment)
+        styles = [pb.Style(arm="warm", prefix="Warmly: ", suffix="!!!!")]
+        def styled(unit, styles=styles, **kw):
+            m = request(**kw)
+            m.style.CopyFrom(pb.StyleChoice(experiment_id="tone", unit_id=unit, styles=styles))
+            return m
+        plain = unary(channel, GEN + "Generate", request(), pb.GenerateResponse)
+        check(not plain.HasField("style"))
+        seen = {}
+        for k in range(60):
+            r = unary(channel, GEN + "Generate", styled(f"u{k}"), pb.GenerateResponse)
+            check(r.style.decision_id and 0 < r.style.propensity < 1 and r.style.experiment_id == "tone", r.style)
+            check(r.usage.prompt_tokens - plain.usage.prompt_tokens == (12 if r.style.arm == "warm" else 0), r.style.arm, r.usage)
+            seen[r.style.arm] = seen.get(r.style.arm, 0) + 1
+            o = pb.Outcome(decision_id=r.style.decision_id, value=r.style.arm == "warm")
+            ack = unary(channel, EXP + "ReportOutcome", pb.ReportOutcomeRequest(outcomes=[o]), pb.ReportOutcomeResponse)
+            check(ack.accepted == 1, ack)
+        check(seen["warm"] > seen.get("plain", 0), seen)                   # it learned
+        stream = channel.unary_stream(GEN + "Stream", pb.GenerateRequest.SerializeToString, pb.GenerateEvent.FromString)
+        events = list(stream(styled("u"), timeout=20))
+        check(events[-1].last and events[-1].style.arm in seen and not events[0].HasField("style"), events[-1])
+        batch = pb.GenerateBatchRequest(requests=[styled(f"b{k}") for k in range(50)] + [request()])
+        r = unary(channel, GEN + "GenerateBatch", batch, pb.GenerateBatchResponse)
+        check(len({i.response.style.decision_id for i in r.items[:50]}) == 50 and not r.items[50].response.HasField("style"), r.items[0])
+        chat = styled("c", [pb.Style(arm="warm", system="Be warm."), pb.Style(arm="plain", system="Be plain.")])
+        chat.chat.messages.add(role="user", content="Hi")
+        check(unary(channel, GEN + "Generate", chat, pb.GenerateResponse).usage.prompt_tokens > 12)
+        bad = [(styled("x", [pb.Style(arm="warm", system="s"), pb.Style(arm="plain", system="s")]), "system is for a chat"), (styled("x", [pb.Style()]), "arm is empty"),
+               (styled("x", styles * 2), "has a style already"), (styled(""), "unit_id"), (styled("x", [pb.Style(arm=a, model="none") for a in ("warm", "plain")]), "none")]
+        unknown = styled("x")
+        unknown.style.experiment_id = "nobody"
+        for m, part in bad + [(unknown, "nobody")]:
+            code, text, _ = code_of(lambda: unary(channel, GEN + "Generate", m, pb.GenerateResponse))
+            check(code in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND) and part in text, code, text)
+        for _ in range(30):                                                # clients that give up at once
+            call = stream(styled("gone", tokens=2000), timeout=20)
+            call.cancel()
+        channel.close()
+        check(server.close() == 0)
 
 
 def test_generation(channel):
@@ -282,5 +330,6 @@ with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
     types = test_reflection(channel, "v1")
     test_watch_and_drain(channel, server, types)
 check(server.close() == 0, "the server did not end well")
+test_styles(sys.argv[1])
 print(f"{checks} checks, {failed} failed")
 sys.exit(1 if failed or not checks else 0)
