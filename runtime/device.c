@@ -87,6 +87,26 @@ mx_status mx_device_find(const mx_device *devs, int count, const char *name, int
                                  name, count - 1);
 }
 
+void mx_device_enter(mx_device *d)
+{
+    d->ops->enter(d);
+}
+
+mx_status mx_device_twin(mx_device *twin, mx_device *d, mx_error *err)
+{
+    *twin = *d;
+    twin->express = true;
+    if (!d->pool) return MX_OK;
+    mx_pool_config c = {.threads = mx_pool_threads(d->pool), .cpus = mx_pool_cpus(d->pool), .spin_us = mx_pool_spin_us(d->pool)};
+    return mx_pool_open(&twin->pool, &c, err);
+}
+
+void mx_device_twin_close(mx_device *twin)
+{
+    mx_pool_close(twin->pool);
+    *twin = (mx_device){0};
+}
+
 mx_status mx_buffer_open(mx_buffer *b, mx_device *d, size_t size, mx_error *err)
 {
     *b = (mx_buffer){.dev = d};

@@ -56,6 +56,7 @@ struct mx_device {
     char     pci[16];         /* "0000:65:00.0", "" for the CPU                 */
     size_t   memory;          /* bytes                                          */
     mx_pool *pool;            /* the CPU device's threads; NULL on CUDA         */
+    bool     express;         /* a twin: its streams go before those of the device itself */
     void    *impl;
 };
 
@@ -81,6 +82,14 @@ void      mx_devices_close(mx_device *devs, int count);
 /* Which of them `name` means: "auto" (the first GPU, else the CPU), "cpu",
  * "cuda" or "cuda:N".  Errors: MX_ERR_ARG, in words that list what there is. */
 mx_status mx_device_find(const mx_device *devs, int count, const char *name, int *index, mx_error *err);
+
+/* A worker thread begins to serve d: binds it to the device's processors. */
+void      mx_device_enter(mx_device *d);
+/* The same device for a second worker, whose short turns do not wait for the first one's:
+ * a CPU gets threads of its own on the same processors, a GPU nothing (its streams have
+ * priorities).  d must outlive it.  Errors: MX_ERR_NO_MEMORY. */
+mx_status mx_device_twin(mx_device *twin, mx_device *d, mx_error *err);
+void      mx_device_twin_close(mx_device *twin);
 
 /* Zeroed.  size 0 is a buffer with base NULL.  Errors: MX_ERR_NO_MEMORY. */
 mx_status mx_buffer_open(mx_buffer *b, mx_device *d, size_t size, mx_error *err);

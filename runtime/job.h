@@ -20,6 +20,11 @@
 
 typedef enum mx_verdict { MX_DONE, MX_AGAIN } mx_verdict;
 
+/* Who waits longest before whom, within a lane: 0 is an interactive request, the
+ * last is batch work, which fills what the others leave. */
+enum { MX_PRIORITY_INTERACTIVE = 0, MX_PRIORITY_NORMAL = 1, MX_PRIORITY_LOW = 2, MX_PRIORITY_BATCH = 3, MX_PRIORITIES = 4 };
+enum { MX_TENANTS = 256 };      /* tenant numbers are below; 0 is whoever has none */
+
 typedef struct mx_job mx_job;
 struct mx_job {
     mx_job      *next;          /* intrusive link, private to the scheduler    */
@@ -29,8 +34,13 @@ struct mx_job {
                                    rows and splits                             */
     uint32_t     granted;       /* rows it got: fewer only if it splits        */
     bool         splits;        /* a long prompt may come in over many turns   */
+    uint8_t      priority;      /* MX_PRIORITY_*; the caller's, before submit  */
+    uint8_t      tenant;        /* the caller's, before submit: whose share its rows count to */
     bool         running;       /* private to the scheduler: has had a turn    */
     uint32_t     missed;        /* private: turns of its lane without rows     */
+    uint32_t     prepaid;       /* private: rows its tenant's rate was charged for at submit */
+    uint64_t     affinity;      /* the caller's: equal numbers go to the same replica where its
+                                   backlog allows (a shared prompt's KV is there); 0: none */
     mx_verdict   verdict;       /* set by lane->run; MX_DONE before it         */
     mx_error     error;         /* set by lane->run when this job alone failed:
                                    the job is then done, whatever its verdict  */

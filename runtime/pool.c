@@ -208,6 +208,16 @@ void mx_pool_close(mx_pool *p)
     free(p);
 }
 
+const int *mx_pool_cpus(const mx_pool *p)
+{
+    return p->cpus;
+}
+
+uint32_t mx_pool_spin_us(const mx_pool *p)
+{
+    return (uint32_t)(p->spin_ns / 1000);
+}
+
 int mx_pool_threads(const mx_pool *p)
 {
     return p->threads;

@@ -27,6 +27,8 @@ typedef struct mx_pool_config {
 mx_status mx_pool_open(mx_pool **out, const mx_pool_config *c, mx_error *err);
 void      mx_pool_close(mx_pool *p);
 int       mx_pool_threads(const mx_pool *p);
+const int *mx_pool_cpus(const mx_pool *p);           /* NULL: not bound; [threads], the pool's */
+uint32_t  mx_pool_spin_us(const mx_pool *p);
 
 /* Bind the calling thread to cpus[0]; the device's worker calls it once. */
 void      mx_pool_bind_caller(mx_pool *p);

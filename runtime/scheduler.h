@@ -18,7 +18,25 @@
  * rows in the last turn those that split come last, so a long prompt does not
  * stop the texts that are being written.  Between turns: cancelled and
  * past-deadline jobs are given back with MX_ERR_CANCELLED or MX_ERR_DEADLINE,
- * whether they wait or run. */
+ * whether they wait or run.
+ *
+ * WHO COMES NEXT.  Among newcomers a job of a lower priority number goes first;
+ * one in MX_PATIENCE admissions is for a class that was passed over.  Batch jobs
+ * leave a quarter of a lane's places free.  Within a class tenants share by weight:
+ * each has a virtual time, the rows it was granted / its weight, and the one that
+ * is behind goes next (start-time fair queueing: Goyal, Vin, Cheng 1996); one that
+ * was idle starts at the time of those who were not.  Replicas of a lane count
+ * together.  A tenant's rate is a token bucket of rows, charged at submit with what
+ * the job asks for and in its turns with what it takes beyond; submit refuses while
+ * it is empty.
+ *
+ * WHICH LANE.  Lower numbers first, but a lane that has waited MX_LEAST_SHARE times
+ * the length of its last turn goes next: so training and batch lanes fill what is
+ * left, are never below that share of the device, and cost the others less than the
+ * hundredth that a p99 looks at.  A lane whose turns keep a lane before it waiting
+ * for more than a fifth of that one's own turn gets fewer rows: half each time, at
+ * least max_rows / 64, and a sixteenth of max_rows more after each turn nobody
+ * waited for. */
 #ifndef MX_SCHEDULER_H
 #define MX_SCHEDULER_H
 
@@ -26,6 +44,12 @@
 #include "runtime/clock.h"
 
 typedef struct mx_scheduler mx_scheduler;
+
+enum {
+    MX_PATIENCE = 16,           /* admissions that pass a class over before it is its turn  */
+    MX_LEAST_SHARE = 256,       /* a lane with work has 1 / this of the device's time       */
+    MX_MEASURED_JOBS = 32       /* done before a lane's pace refuses deadlines              */
+};
 
 typedef struct mx_lane_config {
     const char *name;           /* "gpt2.generate"; equal names are replicas    */
@@ -41,6 +65,8 @@ typedef struct mx_lane_config {
     void      (*run)(void *model, mx_stream *s, mx_job **jobs, int n);
     void       *model;
     size_t      scratch_bytes;  /* stream scratch that a turn of max_rows needs */
+    bool        express;        /* short turns that must not wait for the device's other lanes:
+                                   a worker and stream of its own (mx_device_twin)     */
 } mx_lane_config;
 
 /* clock: NULL for the real one; it is read with a lock held.  With any other
@@ -55,11 +81,37 @@ mx_status mx_scheduler_open(mx_scheduler **out, mx_device *devs, int n_devs,
  * grows the device's stream.  Errors: MX_ERR_ARG names the field. */
 mx_status mx_scheduler_lane(mx_scheduler *s, const mx_lane_config *c, mx_error *err);
 
-/* Hand a job over.  The caller has set rows, splits, deadline_ns, cancelled and
- * done; the rest is reset.  Any thread may call, also from done().
- * MX_ERR_NOT_FOUND: no such lane; MX_ERR_BUSY: queue_limit reached, with
- * err->retry_ms a guess from the backlog; MX_ERR_UNAVAILABLE: draining;
- * MX_ERR_DEADLINE: already past; MX_ERR_ARG: no done().  err may be NULL. */
+/* Take the lanes of this name out: submit says MX_ERR_NOT_FOUND from now on, jobs
+ * that were taken run to their end, which is waited for (not from done()).  False:
+ * there was none. */
+bool      mx_scheduler_lane_close(mx_scheduler *s, const char *name);
+
+/* A tenant's part; may be said again at any time.  Those nobody spoke of have weight
+ * 1 and no limits. */
+typedef struct mx_tenant_config {
+    double   weight;            /* > 0: its share among the tenants that want rows       */
+    double   rows_per_second;   /* 0: no rate                                             */
+    double   burst_rows;        /* what may come at once; 0: a second's worth             */
+    uint32_t max_waiting;       /* of its jobs in one lane; 0: the lane's queue_limit     */
+} mx_tenant_config;
+/* Errors: MX_ERR_ARG names the field. */
+mx_status mx_scheduler_tenant(mx_scheduler *s, uint8_t tenant, const mx_tenant_config *c, mx_error *err);
+
+typedef struct mx_tenant_stats {
+    uint32_t waiting, running;          /* jobs, over all lanes                   */
+    uint64_t rows, refused;             /* granted; by its rate or max_waiting    */
+} mx_tenant_stats;
+void      mx_scheduler_tenant_stats(mx_scheduler *s, uint8_t tenant, mx_tenant_stats *out);
+
+/* Hand a job over.  The caller has set rows, splits, priority, tenant, affinity,
+ * deadline_ns, cancelled and done; the rest is reset.  Any thread may call, also
+ * from done().  Of replicas it goes to the one with the least backlog, or to where
+ * its affinity went last while that backlog is no more than a quarter of its places
+ * longer.  MX_ERR_NOT_FOUND: no such lane; MX_ERR_BUSY: queue_limit reached or the
+ * tenant's rate is used up, with err->retry_ms a guess from the backlog;
+ * MX_ERR_UNAVAILABLE: draining; MX_ERR_DEADLINE: already past, or the lane's measured
+ * pace says that it cannot be met; MX_ERR_ARG: no done(), no such priority.  err may be
+ * NULL. */
 mx_status mx_scheduler_submit(mx_scheduler *s, const char *lane, mx_job *job, mx_error *err);
 
 /* Tell the workers that a job was cancelled (job->cancelled is already true),
@@ -71,6 +123,7 @@ typedef struct mx_lane_stats {
     uint64_t turns, rows;               /* run() calls, rows granted             */
     uint64_t done, refused;             /* given back for any reason; not taken  */
     uint64_t busy_ns;                   /* time spent in run()                   */
+    uint32_t replicas, budget;          /* lanes; rows that a turn of theirs may have now */
     uint64_t last_turn_ns;              /* when the last turn ended (the clock's) */
 } mx_lane_stats;
 /* Sums over replicas.  False when there is no such lane. */

@@ -85,23 +85,6 @@ static void done(mx_generation *g, const mx_error *err)
 
 /* ---- an item ---------------------------------------------------------------------------- */
 
-/* Refuse now what would be too late anyway: the queue at its measured pace against the deadline. */
-static mx_status check_deadline(const work *w, const char *model, uint64_t deadline_ns, mx_error *err)
-{
-    enum { ENOUGH_TO_MEASURE = 32 };
-    char lane[300];
-    mx_lane_stats st;
-    if (!deadline_ns) return MX_OK;
-    uint64_t now = mx_now_ns(&mx_clock_monotonic);
-    if (deadline_ns <= now) return mx_fail(err, MX_ERR_DEADLINE, "the deadline had passed when the request came");
-    mx_lane_name(lane, sizeof lane, model);
-    if (!mx_scheduler_stats(w->app->scheduler, lane, &st) || st.done < ENOUGH_TO_MEASURE || !st.waiting) return MX_OK;
-    double wait_ns = (double)st.busy_ns / (double)st.done * st.waiting;
-    if (wait_ns < (double)(deadline_ns - now)) return MX_OK;
-    return mx_fail(err, MX_ERR_DEADLINE, "%u requests wait, about %.0f ms; the deadline is in %.0f ms", st.waiting,
-                   wait_ns / 1e6, (double)(deadline_ns - now) / 1e6);
-}
-
 /* On an error the item stays as it was. */
 static mx_status run(work *w, item *it, mx_arena *arena, const Merx__V1__GenerateRequest *m, mx_error *err)
 {
@@ -110,7 +93,6 @@ static mx_status run(work *w, item *it, mx_arena *arena, const Merx__V1__Generat
     uint64_t deadline = mx_call_deadline_ns(w->call);
     mx_status st;
     MX_TRY_GOTO(st, mx_text_request_read(&r, w->app, arena, m, err), out);
-    MX_TRY_GOTO(st, check_deadline(w, r.model_name, deadline, err), out);
     int n = r.sampling.n > 0 && r.sampling.n <= MX_MAX_CANDIDATES ? r.sampling.n : 0; /* else: open refuses it */
     bool wanted = w->streams || r.sampling.logprobs >= 0;
     if (wanted && n && !it->said && !(it->said = calloc((size_t)n, sizeof *it->said))) {

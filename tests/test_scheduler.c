@@ -572,6 +572,9 @@ static void run_actors(void *model, mx_stream *s, mx_job **jobs, int n)
     uint32_t turn = ++w->turns[at->lane];
     uint64_t rows = 0;
     bool newcomers = false;
+    mx_lane_stats st;
+    mx_scheduler_stats(w->s, c->name, &st);
+    expect(w, st.budget >= 1 && st.budget <= c->max_rows, "rows a turn may have now");
     expect(w, n >= 1 && (uint32_t)n <= c->max_jobs, "jobs of a turn");
     for (int i = 0; i < n; i++) {
         actor *a = (actor *)jobs[i];
@@ -582,7 +585,7 @@ static void run_actors(void *model, mx_stream *s, mx_job **jobs, int n)
         uint32_t wants = j->rows ? j->rows : 1;
         if (j->splits) expect(w, j->granted >= 1 && j->granted <= wants && j->granted <= c->max_rows, "grant");
         else expect(w, j->granted == wants, "all rows or none");
-        if (j->splits && j->granted < wants) expect(w, rows + j->granted == c->max_rows, "it gets what is left");
+        if (j->splits && j->granted < wants) expect(w, rows + j->granted == st.budget, "it gets what is left");
         rows += j->granted;
         if (!a->t.last_turn) {
             newcomers = true;
@@ -597,7 +600,7 @@ static void run_actors(void *model, mx_stream *s, mx_job **jobs, int n)
         a->t.last_turn = turn;
         advance_script(&a->t);
     }
-    expect(w, rows <= c->max_rows || n == 1, "budget of rows");
+    expect(w, rows <= st.budget || n == 1, "budget of rows");
     time_ns += 100 + test_random(&w->state) % 5000;
 }
 
