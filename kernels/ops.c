@@ -99,7 +99,7 @@ void mx_embed(mx_stream *s, mx_tensor y, mx_tensor t, mx_tensor ids, bool add)
 
 void mx_linear(mx_stream *s, mx_tensor y, mx_tensor x, const mx_weight *w, mx_tensor b, mx_activation act, bool add)
 {
-    if (!need(s, w && w->impl && w->dev == s->dev, "linear", "a weight of this device")) return;
+    if (!need(s, w && w->impl && mx_device_shares(w->dev, s->dev), "linear", "a weight of this device")) return;
     if (!need(s, is(x, MX_F32) && shaped(y, MX_F32, x.rows, w->rows) && x.cols == w->cols, "linear",
               "y[N,O] = x[N,C] w[O,C]^T, f32"))
         return;

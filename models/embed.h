@@ -73,6 +73,7 @@ void      mx_embedding_close(mx_embedding *m);        /* before submit, or in or
 mx_status mx_embedding_submit(mx_embedding *m, mx_error *err);
 void      mx_embedding_cancel(mx_embedding *m);       /* any thread, between submit and done() */
 
+mx_job      *mx_embedding_job(mx_embedding *m);       /* its priority and tenant, before submit */
 void        *mx_embedding_user(const mx_embedding *m);
 int32_t      mx_embedding_tokens(const mx_embedding *m);
 const float *mx_embedding_values(const mx_embedding *m);          /* [d_model]; NULL: not asked for */

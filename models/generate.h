@@ -46,6 +46,7 @@ typedef struct mx_generator_info {
     size_t   weight_bytes, kv_bytes, kv_bytes_per_token, scratch_bytes;
     int32_t  kv_pages, kv_pages_free, page_tokens;   /* free: not held by a request (may hold a reusable prefix) */
     int32_t  max_concurrent;      /* texts of max_model_len that fit the KV cache          */
+    int32_t  replicas;            /* devices that serve it                                 */
     double   load_seconds;
     uint64_t prefix_hit_tokens, prompt_tokens, output_tokens, preemptions;
 } mx_generator_info;
@@ -57,6 +58,10 @@ typedef struct mx_generator_info {
  * name); MX_ERR_NO_MEMORY; MX_ERR_ARG (an option out of range). */
 mx_status mx_generator_open(mx_generator **out, const char *name, const char *path, mx_device *devs, int device,
                             mx_scheduler *sched, mx_metrics *metrics, const mx_generator_options *opt, mx_error *err);
+/* The model on a further device as well: a lane of the same name, a KV cache of its own, the weights of g where
+ * the memory is the same, else loaded again.  Requests are still made of g, and go where the scheduler sends them;
+ * info() sums up.  Closed with g.  Errors: as above. */
+mx_status mx_generator_replicate(mx_generator *g, mx_device *devs, int device, mx_error *err);
 void      mx_generator_close(mx_generator *g);
 void      mx_generator_info_get(const mx_generator *g, mx_generator_info *out);     /* any thread */
 const mx_tokenizer *mx_generator_tokenizer(const mx_generator *g);

@@ -188,7 +188,7 @@ static void job_done(mx_job *job)
     }
     uint64_t now = mx_now_ns(g->clock);
     if (!r->job.done_ns) r->job.done_ns = now;
-    mx_metric_set(g->metric.kv_usage, 1 - (double)atomic_load(&g->kv.available) / g->kv.pages);
+    mx_metric_set(g->metric.kv_usage, gen_kv_usage(g));
     if (!r->job.error.code) {
         mx_metric_inc(g->metric.success, 1);
         mx_metric_observe(g->metric.e2e, (double)(now - r->job.queued_ns) * 1e-9);
@@ -205,6 +205,7 @@ mx_status mx_generation_open(mx_generation **out, mx_generator *g, const int32_t
     mx_generation *r = calloc(1, sizeof *r);
     if (!r) return mx_fail(err, MX_ERR_NO_MEMORY, "a request");
     r->g = g;
+    r->sched = g->sched;
     r->calls = *calls;
     mx_status st;
     MX_TRY_GOTO(st, copy_request(r, prompt, n_prompt, sampling, err), fail);
@@ -247,14 +248,25 @@ void mx_generation_close(mx_generation *r)
     free(r);
 }
 
+/* Requests that begin with the same pages share them where they are: FNV-1a of the first whole pages. */
+static uint64_t beginning_of(const mx_generation *r)
+{
+    enum { PAGES = 4 };
+    int32_t page = r->g->opt.page_tokens, n = r->n_prompt / page < PAGES ? r->n_prompt / page * page : PAGES * page;
+    uint64_t h = 0xcbf29ce484222325u;
+    for (int32_t i = 0; i < n; i++) h = (h ^ (uint64_t)(uint32_t)r->prompt[i]) * 0x100000001b3u;
+    return n && r->g->opt.prefix_caching ? h | 1 : 0;
+}
+
 mx_status mx_generation_submit(mx_generation *r, mx_error *err)
 {
-    return mx_scheduler_submit(r->g->sched, r->g->lane, &r->job, err);
+    if (r->g->replicas) r->job.affinity = beginning_of(r);
+    return mx_scheduler_submit(r->sched, r->g->lane, &r->job, err);
 }
 
 void mx_generation_cancel(mx_generation *r)
 {
-    mx_scheduler *sched = r->g->sched;       /* r may be gone as soon as the flag is seen */
+    mx_scheduler *sched = r->sched;          /* r may be gone as soon as the flag is seen */
     atomic_store(&r->job.cancelled, true);
     mx_scheduler_wake(sched);
 }

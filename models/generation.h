@@ -40,7 +40,8 @@ struct gen_seq {                       /* one candidate, or one beam            
 
 struct mx_generation {
     mx_job         job;                /* first: mx_job * and mx_generation * are one pointer */
-    mx_generator  *g;
+    mx_generator  *g;                  /* whose lane it is in: from its first turn on perhaps a replica */
+    mx_scheduler  *sched;
     mx_generation *prev, *next;        /* the generator's running list, in order of arrival */
     bool           listed;
     uint64_t       arrival;            /* position in it                             */
@@ -103,6 +104,8 @@ typedef struct gen_pack {
 } gen_pack;
 
 struct mx_generator {
+    mx_generator     *of, *replicas;   /* of: NULL for the first; replicas: of the first, linked by themselves */
+    bool              borrows;         /* weights, tokenizer and pieces are those of `of` */
     char              name[64], lane[80], path[512];
     mx_decoder        model;
     mx_tokenizer     *tokenizer;
@@ -123,6 +126,8 @@ struct mx_generator {
         mx_metric *ttft, *itl, *queue, *e2e, *success;
     } metric;
 };
+
+double gen_kv_usage(const mx_generator *g);        /* of all its replicas, 0 to 1 */
 
 /* turn.c: the lane's run(). */
 void gen_run(void *generator, mx_stream *s, mx_job **jobs, int n);

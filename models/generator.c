@@ -157,6 +157,58 @@ static size_t turn_scratch(const mx_generator *g)
     return forward && mx_add_size(forward, choose, &total) ? total : 0;
 }
 
+/* With its weights there: host memory of a turn, KV cache, lane. */
+static mx_status get_ready(mx_generator *g, int device, mx_error *err)
+{
+    MX_TRY(pack_open(&g->pack, g, err));
+    MX_TRY(open_cache(g, err));
+    g->scratch_bytes = turn_scratch(g);
+    if (!g->scratch_bytes) return mx_fail(err, MX_ERR_ARG, "model %s: scratch of a turn overflows", g->name);
+    mx_lane_config lane = {.name = g->lane, .device = device, .priority = 2, .max_jobs = (uint32_t)g->opt.max_num_seqs,
+                           .max_rows = (uint32_t)g->opt.max_batched_tokens, .queue_limit = (uint32_t)g->opt.max_queued,
+                           .run = gen_run, .model = g, .scratch_bytes = g->scratch_bytes};
+    return mx_scheduler_lane(g->sched, &lane, err);
+}
+
+mx_status mx_generator_replicate(mx_generator *g, mx_device *devs, int device, mx_error *err)
+{
+    mx_generator *r = calloc(1, sizeof *r);
+    if (!r) return mx_fail(err, MX_ERR_NO_MEMORY, "model %s: a replica", g->name);
+    mx_status st;
+    r->of = g;
+    r->opt = g->opt;
+    r->opt.kv_bytes = g->kv.memory.size;     /* a request that fits one fits every one */
+    r->dev = &devs[device];
+    r->sched = g->sched;
+    r->clock = g->clock;
+    r->metric = g->metric;
+    memcpy(r->name, g->name, sizeof r->name);
+    memcpy(r->lane, g->lane, sizeof r->lane);
+    memcpy(r->path, g->path, sizeof r->path);
+    r->borrows = mx_device_shares(g->dev, r->dev);
+    if (r->borrows) {
+        r->model = g->model;
+        r->model.dev = r->dev;
+        r->tokenizer = g->tokenizer;
+        r->piece = g->piece;
+        r->n_pieces = g->n_pieces;
+    } else {
+        if (g->model.n_adapters) {
+            st = mx_fail(err, MX_ERR_ARG, "model %s: lora-modules beside a model on several GPUs", g->name);
+            goto fail;
+        }
+        MX_TRY_GOTO(st, open_model(r, g->path, err), fail);
+        MX_TRY_GOTO(st, gen_pieces_sort(r, err), fail);
+    }
+    MX_TRY_GOTO(st, get_ready(r, device, err), fail);
+    r->replicas = g->replicas;
+    g->replicas = r;
+    return MX_OK;
+fail:
+    mx_generator_close(r);
+    return st;
+}
+
 mx_status mx_generator_open(mx_generator **out, const char *name, const char *path, mx_device *devs, int device,
                             mx_scheduler *sched, mx_metrics *metrics, const mx_generator_options *opt, mx_error *err)
 {
@@ -178,18 +230,8 @@ mx_status mx_generator_open(mx_generator **out, const char *name, const char *pa
     MX_TRY_GOTO(st, open_model(g, path, err), fail);
     MX_TRY_GOTO(st, open_adapters(g, err), fail);
     MX_TRY_GOTO(st, gen_pieces_sort(g, err), fail);
-    MX_TRY_GOTO(st, pack_open(&g->pack, g, err), fail);
-    MX_TRY_GOTO(st, open_cache(g, err), fail);
     add_metrics(g, metrics);
-    g->scratch_bytes = turn_scratch(g);
-    if (!g->scratch_bytes) {
-        st = mx_fail(err, MX_ERR_ARG, "model %s: scratch of a turn overflows", name);
-        goto fail;
-    }
-    mx_lane_config lane = {.name = g->lane, .device = device, .priority = 2, .max_jobs = (uint32_t)g->opt.max_num_seqs,
-                           .max_rows = (uint32_t)g->opt.max_batched_tokens, .queue_limit = (uint32_t)g->opt.max_queued,
-                           .run = gen_run, .model = g, .scratch_bytes = g->scratch_bytes};
-    MX_TRY_GOTO(st, mx_scheduler_lane(sched, &lane, err), fail);
+    MX_TRY_GOTO(st, get_ready(g, device, err), fail);
     g->load_seconds = (double)(mx_now_ns(&mx_clock_monotonic) - start) * 1e-9;
     *out = g;
     return MX_OK;
@@ -201,12 +243,28 @@ fail:
 void mx_generator_close(mx_generator *g)
 {
     if (!g) return;
+    for (mx_generator *r = g->of ? NULL : g->replicas, *next; r; r = next) {
+        next = r->replicas;
+        mx_generator_close(r);
+    }
     mx_kv_close(&g->kv);
-    free(g->piece);
     pack_close(&g->pack);
-    if (g->model.file) mx_decoder_close(&g->model);
-    mx_tokenizer_close(g->tokenizer);
+    if (!g->borrows) {
+        free(g->piece);
+        if (g->model.file) mx_decoder_close(&g->model);
+        mx_tokenizer_close(g->tokenizer);
+    }
     free(g);
+}
+
+double gen_kv_usage(const mx_generator *g)
+{
+    double free_pages = 0, pages = 0;
+    for (const mx_generator *r = g->of ? g->of : g; r; r = r->replicas) {
+        free_pages += atomic_load(&r->kv.available);
+        pages += r->kv.pages;
+    }
+    return 1 - free_pages / pages;
 }
 
 const mx_tokenizer *mx_generator_tokenizer(const mx_generator *g) { return g->tokenizer; }
@@ -238,6 +296,20 @@ void mx_generator_info_get(const mx_generator *g, mx_generator_info *out)
         .kv_bytes_per_token = g->kv.page_bytes / (size_t)g->kv.page_tokens, .scratch_bytes = g->scratch_bytes,
         .kv_pages = g->kv.pages, .kv_pages_free = atomic_load(&g->kv.available), .page_tokens = g->kv.page_tokens,
         .max_concurrent = g->kv.pages / per_text, .load_seconds = g->load_seconds,
-        .prefix_hit_tokens = atomic_load(&g->prefix_hit_tokens), .prompt_tokens = atomic_load(&g->prompt_tokens),
-        .output_tokens = atomic_load(&g->output_tokens), .preemptions = atomic_load(&g->preemptions)};
+        .replicas = 0};
+    for (const mx_generator *r = g; r; r = r->replicas) {
+        out->replicas++;
+        if (r != g) {
+            out->kv_bytes += r->kv.memory.size;
+            out->kv_pages += r->kv.pages;
+            out->kv_pages_free += atomic_load(&r->kv.available);
+            out->max_concurrent += r->kv.pages / per_text;
+            out->scratch_bytes += r->scratch_bytes;
+            if (!r->borrows) out->weight_bytes += r->model.weight_bytes;
+        }
+        out->prefix_hit_tokens += atomic_load(&r->prefix_hit_tokens);
+        out->prompt_tokens += atomic_load(&r->prompt_tokens);
+        out->output_tokens += atomic_load(&r->output_tokens);
+        out->preemptions += atomic_load(&r->preemptions);
+    }
 }

@@ -159,6 +159,7 @@ static void pack_turn(mx_generator *g, mx_job **jobs, int n)
         p->order[i] = r;
         if (r->listed) continue;
         r->listed = true;
+        r->g = g;
         r->arrival = ++g->arrivals;
         r->prev = g->last;
         r->next = NULL;
@@ -202,7 +203,7 @@ static void settle(mx_generator *g, mx_job **jobs, int n)
         r->job.verdict = active && !r->job.error.code ? MX_AGAIN : MX_DONE;
         gen_plan_rows(r);
     }
-    mx_metric_set(g->metric.kv_usage, 1 - (double)atomic_load(&g->kv.available) / g->kv.pages);
+    mx_metric_set(g->metric.kv_usage, gen_kv_usage(g));
     mx_lane_stats stats;
     if (mx_scheduler_stats(g->sched, g->lane, &stats)) {
         mx_metric_set(g->metric.running, stats.running);

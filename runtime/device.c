@@ -7,6 +7,8 @@
 #include "runtime/log.h"
 #endif
 
+#include <pthread.h>
+#include <sched.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,55 +17,124 @@
 #define SCRATCH_ALIGN 64      /* bytes: a cache line, and the widest vector */
 
 #ifdef MX_WITH_CUDA
-static int gpu_count(void)
+int mx_device_gpus(mx_plan_gpu *out, int most)
 {
-    return mx_device_cuda_count();
+    int n = mx_device_cuda_count();
+    if (n > most) n = most;
+    for (int i = 0; i < n; i++) mx_device_cuda_pci(i, out[i].pci, sizeof out[i].pci);
+    return n;
 }
 
 /* A GPU that cannot be opened is left out: the machine serves with the rest. */
-static int gpus_open(mx_device *devs, int n)
+static mx_status gpu_open(mx_device *d, const mx_plan_device *at)
 {
-    int opened = 0;
-    for (int i = 0; i < n; i++) {
-        mx_error err = {0};
-        if (mx_device_cuda_open(&devs[opened], i, &err)) mx_log(MX_LOG_WARN, "device", "%s", err.text);
-        else opened++;
-    }
-    return opened;
+    mx_error err = {0};
+    mx_status st = mx_device_cuda_open(d, at->index, &err);
+    if (st) mx_log(MX_LOG_WARN, "device", "%s", err.text);
+    return st;
 }
 #else
-static int gpu_count(void)
+int mx_device_gpus(mx_plan_gpu *out, int most)
 {
+    (void)out, (void)most;
     return 0;
 }
 
-static int gpus_open(mx_device *devs, int n)
+static mx_status gpu_open(mx_device *d, const mx_plan_device *at)
 {
-    (void)devs, (void)n;
-    return 0;
+    (void)d, (void)at;
+    return MX_ERR_DEVICE;
 }
 #endif
+
+/* Runs where the device's worker will until leave(): drivers start threads and pin memory
+ * where their caller is. */
+typedef struct visit {
+    cpu_set_t home;
+    bool      away;
+} visit;
+
+static visit go_to(const int *cpus, int n)
+{
+    visit v = {.away = false};
+    if (n && !pthread_getaffinity_np(pthread_self(), sizeof v.home, &v.home)) {
+        mx_thread_bind(cpus, n);
+        v.away = true;
+    }
+    return v;
+}
+
+static void leave(const visit *v)
+{
+    if (v->away) pthread_setaffinity_np(pthread_self(), sizeof v->home, &v->home);
+}
+
+static int *copy_cpus(const mx_plan_device *at)
+{
+    int *cpus = malloc((size_t)at->n_cpus * sizeof *cpus);
+    if (cpus) memcpy(cpus, at->cpus, (size_t)at->n_cpus * sizeof *cpus);
+    return cpus;
+}
+
+static mx_status open_planned(mx_device *d, const mx_plan_device *at, const mx_device_options *opt, const mx_topology *t, size_t memory,
+                              mx_error *err)
+{
+    visit v = go_to(at->cpus, opt->bind ? at->n_cpus : 0);
+    mx_status st = at->gpu ? gpu_open(d, at) : mx_device_cpu_open(d, at, opt, err);
+    leave(&v);
+    if (st) return at->gpu ? MX_OK : st;     /* a GPU that cannot be opened is left out: the machine serves with the rest */
+    d->serves = at->serves;
+    d->node = mx_topology_numa_nodes(t) > 1 && opt->bind ? at->node : -1;
+    if (!at->gpu) d->memory = memory;
+    if (at->gpu && opt->bind && (d->cpus = copy_cpus(at))) d->n_cpus = at->n_cpus;
+    return MX_OK;
+}
+
+static mx_status open_all(mx_device *devs, int *count, const mx_plan *p, const mx_device_options *opt, const mx_topology *t, mx_error *err)
+{
+    size_t cpus = 0;
+    for (int i = 0; i < p->n_devices; i++) cpus += !p->device[i].gpu;
+    for (int i = 0; i < p->n_devices; i++) {
+        MX_TRY(open_planned(&devs[*count], &p->device[i], opt, t, mx_topology_memory(t) / cpus, err));
+        *count += devs[*count].ops != NULL;
+    }
+    return MX_OK;
+}
 
 mx_status mx_devices_open(mx_device **out, int *count, const mx_device_options *opt, mx_error *err)
 {
     *out = NULL;
     *count = 0;
-    int gpus = gpu_count();
-    mx_device *devs = calloc(1 + (size_t)gpus, sizeof *devs);
-    if (!devs) return mx_fail(err, MX_ERR_NO_MEMORY, "device table: out of memory");
-    mx_status st = mx_device_cpu_open(&devs[0], opt, err);
+    mx_topology *t = NULL;
+    mx_plan own = {0};
+    mx_plan_gpu gpus[64];
+    mx_plan_settings s = {.devices = "auto", .threads = opt->cpu_threads};
+    mx_device *devs = NULL;
+    const mx_plan *plan = opt->plan ? opt->plan : &own;
+    mx_status st;
+    MX_TRY_GOTO(st, mx_topology_open(&t, NULL, err), out);
+    if (!opt->plan) MX_TRY_GOTO(st, mx_plan_make(&own, t, gpus, mx_device_gpus(gpus, 64), &s, err), out);
+    devs = calloc((size_t)plan->n_devices, sizeof *devs);
+    st = devs ? open_all(devs, count, plan, opt, t, err) : mx_fail(err, MX_ERR_NO_MEMORY, "device table: out of memory");
+out:
+    mx_plan_free(&own);
+    mx_topology_close(t);
     if (st) {
-        free(devs);
+        mx_devices_close(devs, *count);
+        *count = 0;
         return st;
     }
     *out = devs;
-    *count = 1 + gpus_open(devs + 1, gpus);
     return MX_OK;
 }
 
 void mx_devices_close(mx_device *devs, int count)
 {
-    for (int i = 0; i < count; i++) devs[i].ops->close(&devs[i]);
+    for (int i = 0; i < count; i++) {
+        int *cpus = devs[i].cpus;            /* close() leaves zeros */
+        devs[i].ops->close(&devs[i]);
+        free(cpus);
+    }
     free(devs);
 }
 
@@ -89,15 +160,15 @@ mx_status mx_device_find(const mx_device *devs, int count, const char *name, int
 
 void mx_device_enter(mx_device *d)
 {
+    if (d->n_cpus) mx_thread_bind(d->cpus, d->n_cpus);
     d->ops->enter(d);
 }
 
 mx_status mx_device_twin(mx_device *twin, mx_device *d, mx_error *err)
 {
     *twin = *d;
-    twin->express = true;
     if (!d->pool) return MX_OK;
-    mx_pool_config c = {.threads = mx_pool_threads(d->pool), .cpus = mx_pool_cpus(d->pool), .spin_us = mx_pool_spin_us(d->pool)};
+    mx_pool_config c = {.threads = mx_pool_threads(d->pool), .cpus = mx_pool_cpus(d->pool), .spin_us = mx_pool_spin_us(d->pool)};        /* not in the background */
     return mx_pool_open(&twin->pool, &c, err);
 }
 
@@ -127,8 +198,10 @@ mx_status mx_stream_open(mx_stream *s, mx_device *d, size_t scratch, mx_error *e
     *s = (mx_stream){.dev = d};
     mx_status st;
     MX_TRY_GOTO(st, mx_buffer_open(&s->scratch, d, scratch, err), fail);
-    MX_TRY_GOTO(st, d->ops->stream_open(d, s, err), fail);
-    return MX_OK;
+    visit v = go_to(d->cpus, d->n_cpus);     /* its pinned memory */
+    st = d->ops->stream_open(d, s, err);
+    leave(&v);
+    if (!st) return MX_OK;
 fail:
     mx_buffer_close(&s->scratch);
     s->dev = NULL;

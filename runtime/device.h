@@ -11,6 +11,7 @@
 #ifndef MX_DEVICE_H
 #define MX_DEVICE_H
 
+#include "runtime/plan.h"
 #include "runtime/pool.h"
 #include "runtime/status.h"
 #include "runtime/tensor.h"
@@ -56,7 +57,9 @@ struct mx_device {
     char     pci[16];         /* "0000:65:00.0", "" for the CPU                 */
     size_t   memory;          /* bytes                                          */
     mx_pool *pool;            /* the CPU device's threads; NULL on CUDA         */
-    bool     express;         /* a twin: its streams go before those of the device itself */
+    bool     serves;          /* the plan puts models here                      */
+    int      node;            /* NUMA node of its host memory; -1: wherever     */
+    int      n_cpus, *cpus;   /* processors of a GPU's worker; 0: not bound     */
     void    *impl;
 };
 
@@ -71,11 +74,18 @@ struct mx_stream {
 typedef struct mx_device_options {
     int      cpu_threads;     /* 0: one per core, no more than the CPU quota    */
     bool     bind;            /* bind threads to cores                          */
+    bool     background;      /* CPU devices compute when nobody else has use for the core
+                                 (SCHED_IDLE): RPC threads and express lanes go before  */
+    const mx_plan *plan;      /* where; NULL: one CPU device of cpu_threads, and all GPUs */
     uint32_t spin_us;         /* mx_pool_config                                 */
 } mx_device_options;
 
-/* All devices of this machine; the CPU is always device 0.  The caller closes
- * them.  Errors: MX_ERR_ARG (cpu_threads), MX_ERR_NO_MEMORY, MX_ERR_DEVICE. */
+/* The GPUs that can be asked for, for mx_plan_make(); their number. */
+int       mx_device_gpus(mx_plan_gpu *out, int most);
+
+/* All devices of this machine; CPU devices come first.  Each is opened by a thread that
+ * stands where its worker will, so that what its driver starts and allocates lies there.
+ * The caller closes them.  Errors: MX_ERR_ARG (cpu_threads), MX_ERR_NO_MEMORY, MX_ERR_DEVICE. */
 mx_status mx_devices_open(mx_device **out, int *count, const mx_device_options *opt, mx_error *err);
 void      mx_devices_close(mx_device *devs, int count);
 
@@ -83,11 +93,17 @@ void      mx_devices_close(mx_device *devs, int count);
  * "cuda" or "cuda:N".  Errors: MX_ERR_ARG, in words that list what there is. */
 mx_status mx_device_find(const mx_device *devs, int count, const char *name, int *index, mx_error *err);
 
+/* Memory of one can be used by the ops of the other: CPU devices among each other, a device and its twin. */
+static inline bool mx_device_shares(const mx_device *a, const mx_device *b)
+{
+    return a->kind == b->kind && (a->kind == MX_CPU || a->index == b->index);
+}
+
 /* A worker thread begins to serve d: binds it to the device's processors. */
 void      mx_device_enter(mx_device *d);
 /* The same device for a second worker, whose short turns do not wait for the first one's:
- * a CPU gets threads of its own on the same processors, a GPU nothing (its streams have
- * priorities).  d must outlive it.  Errors: MX_ERR_NO_MEMORY. */
+ * a CPU gets threads of its own on the same processors, which are not in the background; a
+ * GPU nothing but another stream.  d must outlive it.  Errors: MX_ERR_NO_MEMORY. */
 mx_status mx_device_twin(mx_device *twin, mx_device *d, mx_error *err);
 void      mx_device_twin_close(mx_device *twin);
 

@@ -1,20 +1,20 @@
 /* device_cpu.c - the host: memory from the kernel, order by being synchronous. */
 #include "runtime/device_cpu.h"
 
-#include "runtime/topology.h"
-
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #define ALIGN     64
 #define HUGE_PAGE ((size_t)2 << 20)
-#define MOST_THREADS 4096
+#define MOST_NODES 1024
 
 /* Large memory begins on a huge page and asks for more of them: weights and KV
  * pages are read at random rows, and 4 KiB pages would miss the TLB on each. */
-static void *map_large(size_t size)
+static void *map_large(size_t size, int node)
 {
     size_t span;
     if (!mx_add_size(size, HUGE_PAGE, &span)) return NULL;
@@ -27,6 +27,13 @@ static void *map_large(size_t size)
     size_t kept = (size + 4095) & ~(size_t)4095;
     if (span - head > kept) munmap(raw + head + kept, span - head - kept);
     madvise(raw + head, kept, MADV_HUGEPAGE);     /* advice: a kernel without it serves small pages */
+    if (node >= 0 && node < MOST_NODES) {
+        /* On the device's node while that has room; a wish as well: a container may forbid the call. */
+        enum { PREFERRED = 1, BITS = 8 * sizeof(unsigned long) };
+        unsigned long nodes[MOST_NODES / BITS] = {0};
+        nodes[(size_t)node / BITS] = 1ul << (size_t)node % BITS;
+        syscall(SYS_mbind, raw + head, kept, PREFERRED, nodes, (unsigned long)MOST_NODES + 1, 0u);
+    }
     return raw + head;
 }
 
@@ -35,7 +42,7 @@ static mx_status cpu_alloc(mx_device *d, size_t size, void **out, mx_error *err)
     size_t padded;
     *out = NULL;
     if (size >= HUGE_PAGE) {
-        *out = map_large(size);
+        *out = map_large(size, d->node);
     } else if (mx_add_size(size, ALIGN - 1, &padded)) {
         padded &= ~(size_t)(ALIGN - 1);
         *out = aligned_alloc(ALIGN, padded);
@@ -135,31 +142,12 @@ static void cpu_name(char *out, size_t size)
     fclose(f);
 }
 
-mx_status mx_device_cpu_open(mx_device *d, const mx_device_options *opt, mx_error *err)
+mx_status mx_device_cpu_open(mx_device *d, const mx_plan_device *at, const mx_device_options *opt, mx_error *err)
 {
-    *d = (mx_device){.ops = &cpu_ops, .kind = MX_CPU};
+    *d = (mx_device){.ops = &cpu_ops, .kind = MX_CPU, .index = at->index, .node = -1};
     cpu_name(d->name, sizeof d->name);
-    if (opt->cpu_threads < 0 || opt->cpu_threads > MOST_THREADS)
-        return mx_fail(err, MX_ERR_ARG, "cpu threads: %d, must be 0 (one per core) to %d", opt->cpu_threads,
-                       MOST_THREADS);
-    mx_topology *t = NULL;
-    int *cpus = NULL;
-    mx_status st;
-    MX_TRY_GOTO(st, mx_topology_open(&t, NULL, err), out);
-    d->memory = mx_topology_memory(t);
-    int threads = opt->cpu_threads ? opt->cpu_threads : mx_topology_threads(t);
-    if (opt->bind) {
-        cpus = malloc((size_t)threads * sizeof *cpus);
-        if (!cpus) {
-            st = mx_fail(err, MX_ERR_NO_MEMORY, "cpu device: out of memory");
-            goto out;
-        }
-        mx_topology_place(t, threads, cpus);
-    }
-    mx_pool_config c = {.threads = threads, .cpus = cpus, .spin_us = opt->spin_us};
-    st = mx_pool_open(&d->pool, &c, err);
-out:
-    free(cpus);
-    mx_topology_close(t);
+    mx_pool_config c = {.threads = at->n_cpus, .cpus = opt->bind ? at->cpus : NULL, .spin_us = opt->spin_us, .background = opt->background};
+    mx_status st = mx_pool_open(&d->pool, &c, err);
+    if (st) *d = (mx_device){0};
     return st;
 }

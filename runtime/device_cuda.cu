@@ -437,6 +437,11 @@ static cudaError_t keep_pool(int ordinal)
     return e == cudaSuccess ? cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &all) : e;
 }
 
+void mx_device_cuda_pci(int index, char *out, int size)
+{
+    if (cudaDeviceGetPCIBusId(out, size, index) != cudaSuccess) out[0] = 0;
+}
+
 mx_status mx_device_cuda_open(mx_device *d, int index, mx_error *err)
 {
     memset(d, 0, sizeof *d);

@@ -21,6 +21,8 @@ extern "C" {
 
 /* How many devices there are; 0 as well when there is no driver. */
 int       mx_device_cuda_count(void);
+/* "0000:65:00.0"; "" when it cannot be asked. */
+void      mx_device_cuda_pci(int index, char *out, int size);
 /* Fills d for device `index` of those.  d->ops->close(d) undoes it.
  * Errors: MX_ERR_DEVICE, MX_ERR_NO_MEMORY. */
 mx_status mx_device_cuda_open(mx_device *d, int index, mx_error *err);

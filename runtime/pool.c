@@ -45,6 +45,7 @@ struct mx_pool {
     int64_t     parts;
     int         threads, started;
     uint64_t    spin_ns;
+    bool        background;
     int        *cpus;          /* threads entries, or NULL */
     helper     *helpers;       /* threads - 1 entries */
 
@@ -112,23 +113,34 @@ static void work(mx_pool *p, int thread)
     if (atomic_load(&p->caller_sleeps)) futex_wake(&p->closed, 1);
 }
 
-static void bind_to(int cpu)
+void mx_thread_bind(const int *cpus, int n)
 {
-    size_t size = CPU_ALLOC_SIZE(cpu + 1);
-    cpu_set_t *set = CPU_ALLOC(cpu + 1);
+    int most = 0;
+    for (int i = 0; i < n; i++)
+        if (cpus[i] > most) most = cpus[i];
+    size_t size = CPU_ALLOC_SIZE(most + 1);
+    cpu_set_t *set = CPU_ALLOC(most + 1);
     if (!set) return;
     CPU_ZERO_S(size, set);
-    CPU_SET_S(cpu, size, set);
+    for (int i = 0; i < n; i++) CPU_SET_S(cpus[i], size, set);
     int e = pthread_setaffinity_np(pthread_self(), size, set);
-    if (e) mx_log(MX_LOG_WARN, "pool", "thread not bound to processor %d: %s", cpu, strerror(e));
+    if (e) mx_log(MX_LOG_WARN, "pool", "thread not bound to processor %d%s: %s", cpus[0], n > 1 ? " and others" : "", strerror(e));
     CPU_FREE(set);
+}
+
+/* The calling thread is the pool's thread `index`. */
+static void settle(const mx_pool *p, int index)
+{
+    if (p->cpus) mx_thread_bind(&p->cpus[index], 1);
+    if (p->background && sched_setscheduler(0, SCHED_IDLE, &(struct sched_param){0}))
+        mx_log(MX_LOG_WARN, "pool", "thread not in the background: %s", strerror(errno));
 }
 
 static void *helper_main(void *arg)
 {
     helper *h = arg;
     mx_pool *p = h->pool;
-    if (p->cpus) bind_to(p->cpus[h->index]);
+    settle(p, h->index);
     unsigned seen = 0;
     for (;;) {
         if (!spin_until_changed(&p->opened, seen, p->spin_ns)) {
@@ -173,6 +185,7 @@ mx_status mx_pool_open(mx_pool **out, const mx_pool_config *c, mx_error *err)
     pthread_mutex_init(&p->turn, NULL);
     p->threads = c->threads;
     p->started = 1;
+    p->background = c->background;
     p->spin_ns = (uint64_t)c->spin_us * 1000;
     p->helpers = calloc(n, sizeof *p->helpers);
     if (c->cpus) p->cpus = malloc(n * sizeof *p->cpus);
@@ -225,7 +238,7 @@ int mx_pool_threads(const mx_pool *p)
 
 void mx_pool_bind_caller(mx_pool *p)
 {
-    if (p->cpus) bind_to(p->cpus[0]);
+    settle(p, 0);
 }
 
 void mx_pool_run(mx_pool *p, int64_t parts, void (*fn)(void *ctx, int64_t part, int thread), void *ctx)

@@ -12,6 +12,7 @@
 
 #include "runtime/status.h"
 
+#include <stdbool.h>
 #include <stdint.h>
 
 typedef struct mx_pool mx_pool;
@@ -21,6 +22,7 @@ typedef struct mx_pool_config {
     const int *cpus;         /* OS processor of each thread, or NULL: not bound;
                                 cpus[0] is for the caller (mx_pool_bind_caller)  */
     uint32_t   spin_us;      /* 0: sleep at once                                 */
+    bool       background;   /* SCHED_IDLE: the threads give way to all others   */
 } mx_pool_config;
 
 /* Errors: MX_ERR_ARG (threads < 1), MX_ERR_NO_MEMORY (threads could not start). */
@@ -30,7 +32,10 @@ int       mx_pool_threads(const mx_pool *p);
 const int *mx_pool_cpus(const mx_pool *p);           /* NULL: not bound; [threads], the pool's */
 uint32_t  mx_pool_spin_us(const mx_pool *p);
 
-/* Bind the calling thread to cpus[0]; the device's worker calls it once. */
+/* The calling thread may run on these processors only. */
+void      mx_thread_bind(const int *cpus, int n);
+
+/* Bind the calling thread to cpus[0], and to the background as the others; the device's worker calls it once. */
 void      mx_pool_bind_caller(mx_pool *p);
 
 /* fn(ctx, part, thread) for part in 0..parts-1; thread in 0..threads-1 names

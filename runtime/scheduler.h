@@ -66,7 +66,7 @@ typedef struct mx_lane_config {
     void       *model;
     size_t      scratch_bytes;  /* stream scratch that a turn of max_rows needs */
     bool        express;        /* short turns that must not wait for the device's other lanes:
-                                   a worker and stream of its own (mx_device_twin)     */
+                                   a worker, threads and stream of its own (mx_device_twin) */
 } mx_lane_config;
 
 /* clock: NULL for the real one; it is read with a lock held.  With any other

@@ -11,17 +11,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* One hardware thread, with what decides its place in the order. */
-typedef struct place {
-    int      os;          /* the OS's processor number            */
-    unsigned sibling;     /* 0: first hardware thread of its core */
-    unsigned node;        /* logical index of its NUMA node       */
-    unsigned logical;
-} place;
-
 struct mx_topology {
     hwloc_topology_t hw;
-    place    *order;      /* n_places entries, best first */
+    mx_processor *order;  /* n_places entries, best first */
     int       n_places, cores, nodes, threads;
     size_t    memory;
     bool      this_system;
@@ -29,10 +21,10 @@ struct mx_topology {
 
 static int by_place(const void *a, const void *b)
 {
-    const place *x = a, *y = b;
+    const mx_processor *x = a, *y = b;
     if (x->sibling != y->sibling) return x->sibling < y->sibling ? -1 : 1;
     if (x->node != y->node) return x->node < y->node ? -1 : 1;
-    return x->logical < y->logical ? -1 : x->logical > y->logical;
+    return x->core < y->core ? -1 : x->core > y->core;
 }
 
 static int count(hwloc_topology_t hw, hwloc_obj_type_t type)
@@ -53,6 +45,18 @@ static unsigned sibling_rank(hwloc_topology_t hw, hwloc_obj_t pu)
     return rank;
 }
 
+/* The node whose processors hold this one: memory of accelerators and CXL is a node as well,
+ * without processors of its own. */
+static hwloc_obj_t node_of(hwloc_topology_t hw, hwloc_obj_t pu)
+{
+    hwloc_obj_t first = NULL;
+    for (hwloc_obj_t n = NULL; (n = hwloc_get_next_obj_by_type(hw, HWLOC_OBJ_NUMANODE, n));) {
+        if (hwloc_bitmap_isset(n->cpuset, pu->os_index)) return n;
+        if (!first) first = n;
+    }
+    return first;
+}
+
 static mx_status order_places(mx_topology *t, mx_error *err)
 {
     t->n_places = count(t->hw, HWLOC_OBJ_PU);
@@ -65,13 +69,15 @@ static mx_status order_places(mx_topology *t, mx_error *err)
     for (int i = 0; i < t->n_places; i++) {
         hwloc_obj_t pu = hwloc_get_obj_by_type(t->hw, HWLOC_OBJ_PU, (unsigned)i);
         if (pu->os_index > INT_MAX / 2) return mx_fail(err, MX_ERR_FORMAT, "topology: processor %d has no number", i);
-        int node = pu->nodeset ? hwloc_bitmap_first(pu->nodeset) : 0;
-        hwloc_obj_t numa = node >= 0 ? hwloc_get_numanode_obj_by_os_index(t->hw, (unsigned)node) : NULL;
-        t->order[i] = (place){
+        hwloc_obj_t numa = node_of(t->hw, pu), core = hwloc_get_ancestor_obj_by_type(t->hw, HWLOC_OBJ_CORE, pu);
+        hwloc_obj_t package = hwloc_get_ancestor_obj_by_type(t->hw, HWLOC_OBJ_PACKAGE, pu);
+        t->order[i] = (mx_processor){
             .os = (int)pu->os_index,
+            .core = core ? (int)core->logical_index : i,
+            .node = numa ? (int)numa->logical_index : 0,
+            .node_os = numa ? (int)numa->os_index : 0,
+            .package = package ? (int)package->logical_index : 0,
             .sibling = sibling_rank(t->hw, pu),
-            .node = numa ? numa->logical_index : 0,
-            .logical = (unsigned)i,
         };
     }
     qsort(t->order, (size_t)t->n_places, sizeof *t->order, by_place);
@@ -183,21 +189,16 @@ void mx_topology_place(const mx_topology *t, int threads, int *cpus)
     for (int i = 0; i < threads; i++) cpus[i] = t->order[i % t->n_places].os;
 }
 
-bool mx_topology_place_near(const mx_topology *t, const char *pci, int threads, int *cpus)
+const mx_processor *mx_topology_processors(const mx_topology *t)
+{
+    return t->order;
+}
+
+bool mx_topology_near(const mx_topology *t, const char *pci, int os)
 {
     hwloc_obj_t dev = pci && *pci ? hwloc_get_pcidev_by_busidstring(t->hw, pci) : NULL;
     hwloc_obj_t host = dev ? hwloc_get_non_io_ancestor_obj(t->hw, dev) : NULL;
-    int near = 0;
-    for (int i = 0; host && i < t->n_places; i++)
-        near += hwloc_bitmap_isset(host->cpuset, (unsigned)t->order[i].os) != 0;
-    if (!near) {
-        mx_topology_place(t, threads, cpus);
-        return false;
-    }
-    for (int n = 0; n < threads;)
-        for (int i = 0; i < t->n_places && n < threads; i++)
-            if (hwloc_bitmap_isset(host->cpuset, (unsigned)t->order[i].os)) cpus[n++] = t->order[i].os;
-    return true;
+    return host && os >= 0 && hwloc_bitmap_isset(host->cpuset, (unsigned)os);
 }
 
 bool mx_topology_is_this_system(const mx_topology *t)
@@ -241,6 +242,17 @@ static bool is_accelerator(hwloc_obj_t dev)
 {
     unsigned class = dev->attr->pcidev.class_id >> 8;
     return class == 0x03 || class == 0x12;
+}
+
+int mx_topology_accelerators(const mx_topology *t, mx_plan_gpu *out, int most)
+{
+    enum { NVIDIA = 0x10de };
+    int n = 0;
+    for (hwloc_obj_t d = NULL; n < most && (d = hwloc_get_next_pcidev(t->hw, d));)
+        if (is_accelerator(d) && d->attr->pcidev.vendor_id == NVIDIA)
+            snprintf(out[n++].pci, sizeof out->pci, "%04x:%02x:%02x.%u", d->attr->pcidev.domain & 0xffffu, d->attr->pcidev.bus, d->attr->pcidev.dev,
+                     d->attr->pcidev.func & 7u);
+    return n;
 }
 
 static void put_accelerators(writer *w, const mx_topology *t, hwloc_obj_t node)

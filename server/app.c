@@ -19,19 +19,41 @@ static mx_status load_later(mx_app *app, const char *spec, mx_error *err)
     return st;
 }
 
-mx_status mx_app_open(mx_app *app, mx_config *config, mx_error *err)
+/* --devices, or the one device of --device. */
+static mx_status open_devices(mx_app *app, const mx_config *config, bool serving, mx_error *err)
+{
+    mx_device_options opt = {.bind = true, .spin_us = 50, .plan = &app->plan};
+    const char *one = "auto", *many = NULL;
+    mx_plan_settings s = {0};
+    mx_plan_gpu gpus[64];
+    if (config) {
+        one = mx_config_string(config, "device");
+        many = mx_config_string(config, "devices");
+        s.threads = (int)mx_config_int(config, "threads");
+        s.rpc_threads = (int)mx_config_int(config, "rpc-threads");
+        opt.bind = mx_config_bool(config, "bind");
+        opt.background = serving && mx_config_bool(config, "isolate");
+    }
+    s.devices = many ? many : "auto";
+    MX_TRY(mx_plan_make(&app->plan, app->topology, gpus, mx_device_gpus(gpus, 64), &s, err));
+    app->bound = opt.bind;
+    MX_TRY(mx_devices_open(&app->devices, &app->n_devices, &opt, err));
+    if (!many) {
+        MX_TRY(mx_device_find(app->devices, app->n_devices, one, &app->device, err));
+        for (int i = 0; i < app->n_devices; i++) app->devices[i].serves = i == app->device;
+        return MX_OK;
+    }
+    while (app->device < app->n_devices - 1 && !app->devices[app->device].serves) app->device++;
+    return MX_OK;
+}
+
+static mx_status open_app(mx_app *app, mx_config *config, bool serving, mx_error *err)
 {
     *app = (mx_app){.config = config, .defaults = mx_generator_defaults(), .load = load_later};
     pthread_mutex_init(&app->loading, NULL);
-    mx_device_options opt = {.bind = true, .spin_us = 50};
-    if (config) {
-        opt.cpu_threads = (int)mx_config_int(config, "threads");
-        opt.bind = mx_config_bool(config, "bind");
-    }
     mx_status st;
     MX_TRY_GOTO(st, mx_topology_open(&app->topology, NULL, err), fail);
-    MX_TRY_GOTO(st, mx_devices_open(&app->devices, &app->n_devices, &opt, err), fail);
-    if (config) MX_TRY_GOTO(st, mx_device_find(app->devices, app->n_devices, mx_config_string(config, "device"), &app->device, err), fail);
+    MX_TRY_GOTO(st, open_devices(app, config, serving, err), fail);
     MX_TRY_GOTO(st, mx_metrics_open(&app->metrics, err), fail);
     MX_TRY_GOTO(st, mx_scheduler_open(&app->scheduler, app->devices, app->n_devices, NULL, err), fail);
     atomic_store(&app->state, MX_APP_STARTING);
@@ -39,6 +61,16 @@ mx_status mx_app_open(mx_app *app, mx_config *config, mx_error *err)
 fail:
     mx_app_close(app, 0);
     return st;
+}
+
+mx_status mx_app_open(mx_app *app, mx_config *config, mx_error *err)
+{
+    return open_app(app, config, false, err);
+}
+
+mx_status mx_app_open_serving(mx_app *app, mx_config *config, mx_error *err)
+{
+    return open_app(app, config, true, err);
 }
 
 /* "name=path", or the last part of a path without its ending. */
@@ -96,6 +128,14 @@ static mx_status load_encoder(mx_app *app, const char *name, const char *path, c
     return MX_OK;
 }
 
+/* On every further device that the plan gives to models. */
+static mx_status replicate(mx_app *app, mx_generator *g, mx_error *err)
+{
+    for (int i = 0; i < app->n_devices; i++)
+        if (app->devices[i].serves && i != app->device) MX_TRY(mx_generator_replicate(g, app->devices, i, err));
+    return MX_OK;
+}
+
 mx_status mx_app_load(mx_app *app, const char *spec, const mx_generator_options *opt, mx_error *err)
 {
     char name[64];
@@ -107,9 +147,18 @@ mx_status mx_app_load(mx_app *app, const char *spec, const mx_generator_options 
     mx_generator_options own = *opt;
     if (app->n_models) own.n_adapters = 0;             /* they stand beside the first model */
     MX_TRY(mx_generator_open(&app->models[app->n_models], name, path, app->devices, app->device, app->scheduler, app->metrics, &own, err));
+    mx_status st = replicate(app, app->models[app->n_models], err);
+    if (st) {
+        char lane[80];
+        snprintf(lane, sizeof lane, "%s.generate", name);
+        mx_scheduler_lane_close(app->scheduler, lane);
+        mx_generator_close(app->models[app->n_models]);
+        return st;
+    }
     mx_generator_info info;
     mx_generator_info_get(app->models[app->n_models], &info);
     app->n_models++;
+    if (info.replicas > 1) mx_log(MX_LOG_INFO, "model", "%s: on %d devices", name, info.replicas);
     mx_log(MX_LOG_INFO, "model", "%s: %s, %.1f M parameters, %s in the file, %s in memory (%.0f MiB), KV cache %d pages of %d tokens (%.0f MiB), loaded in %.2f s",
            name, info.architecture, (double)info.parameters * 1e-6, info.quantization, mx_dtype_name(info.dtype),
            (double)info.weight_bytes / (1 << 20), info.kv_pages, info.page_tokens, (double)info.kv_bytes / (1 << 20), info.load_seconds);
@@ -128,6 +177,7 @@ void mx_app_close(mx_app *app, uint32_t grace_ms)
     free(app->models);
     if (app->metrics) mx_metrics_close(app->metrics);
     if (app->devices) mx_devices_close(app->devices, app->n_devices);
+    mx_plan_free(&app->plan);
     if (app->topology) mx_topology_close(app->topology);
     memset(app, 0, sizeof *app);
 }

@@ -25,6 +25,8 @@ typedef struct mx_app mx_app;
 struct mx_app {
     mx_config     *config;
     mx_topology   *topology;
+    mx_plan        plan;          /* what runs where; empty in tests */
+    bool           bound;         /* and threads are bound to it     */
     mx_device     *devices;
     int            n_devices;
     int            device;        /* which of them models run on */
@@ -46,6 +48,8 @@ struct mx_app {
 
 /* Devices, scheduler and metrics from the config (NULL: defaults); no models yet. */
 mx_status mx_app_open(mx_app *app, mx_config *config, mx_error *err);
+/* The same for a server: --isolate counts, the CPU's compute threads give way to those that answer. */
+mx_status mx_app_open_serving(mx_app *app, mx_config *config, mx_error *err);
 /* spec: "name=path" or "path" (the name is then the folder's or file's).  A BERT's folder becomes an encoder.
  * While a server runs only one thread at a time may load (app->loading). */
 mx_status mx_app_load(mx_app *app, const char *spec, const mx_generator_options *opt, mx_error *err);

@@ -11,6 +11,7 @@
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 int cli_failed(const mx_error *err)
@@ -68,13 +69,13 @@ static mx_generator_options options_of(const mx_config *c)
     return o;
 }
 
-mx_status cli_open_app(mx_app *app, mx_config *c, mx_error *err)
+mx_status cli_open_app(mx_app *app, mx_config *c, bool serving, mx_error *err)
 {
     const char *const *specs;
     int n = mx_config_list(c, "model", &specs);
     if (!n && !mx_config_string(c, "training-folder") && !mx_config_string(c, "experiments") && !mx_config_string(c, "pricing")) return mx_fail(err, MX_ERR_ARG, "no model: give one with --model PATH (a Hugging Face folder or a .gguf file)");
     mx_generator_options o = options_of(c);
-    MX_TRY(mx_app_open(app, c, err));
+    MX_TRY(serving ? mx_app_open_serving(app, c, err) : mx_app_open(app, c, err));
     app->defaults = o;
     app->defaults.n_adapters = 0;
     for (int i = 0; i < n; i++) {
@@ -112,6 +113,20 @@ static mx_status open_pricing(mx_app *app, const mx_config *c, mx_error *err)
     return MX_OK;
 }
 
+/* gRPC starts threads of its own from here: they stay on the processors of those that answer. */
+static void bind_to_rpc(const mx_plan *p)
+{
+    int n = 0, *all = NULL;
+    for (int i = 0; i < p->n_rpc; i++) n += p->rpc[i].n_cpus;
+    all = malloc((size_t)n * sizeof *all);
+    if (!all) return;
+    n = 0;
+    for (int i = 0; i < p->n_rpc; i++)
+        for (int k = 0; k < p->rpc[i].n_cpus; k++) all[n++] = p->rpc[i].cpus[k];
+    if (n) mx_thread_bind(all, n);
+    free(all);
+}
+
 int mx_cli_serve(mx_config *c, int n, char **rest)
 {
     mx_error err = {0};
@@ -121,11 +136,12 @@ int mx_cli_serve(mx_config *c, int n, char **rest)
     if (n) return cli_usage("serve takes settings only, not \"%s\"", rest[0]);
     cli_hold_signals(&stop);
     signal(SIGPIPE, SIG_IGN);
-    if (cli_open_app(&app, c, &err)) return cli_failed(&err);
+    if (cli_open_app(&app, c, true, &err)) return cli_failed(&err);
     if (open_training(&app, c, &err) || open_experiments(&app, c, &err) || open_pricing(&app, c, &err)) {
         mx_app_close(&app, 0);
         return cli_failed(&err);
     }
+    if (app.bound) bind_to_rpc(&app.plan);
     mx_server_options o = mx_server_defaults();
     o.listen = mx_config_string(c, "listen");
     o.threads = (int32_t)mx_config_int(c, "rpc-threads");

@@ -314,7 +314,7 @@ static mx_status open_batch(batch *b, mx_error *err)
     b->window = calloc(b->size, sizeof *b->window);
     if (!b->window) return mx_fail(err, MX_ERR_NO_MEMORY, "a window of %" PRIu64 " rows", b->size);
     bool nothing_left = mx_rows_total(b->rows) && mx_rows_done(b->rows) == mx_rows_total(b->rows);
-    return nothing_left ? MX_OK : cli_open_app(&b->app, c, err);
+    return nothing_left ? MX_OK : cli_open_app(&b->app, c, false, err);
 }
 
 /* How it went, on stderr, and the exit status. */

@@ -46,7 +46,7 @@ static mx_status open_model(run *r, mx_error *err)
 {
     const mx_config *c = r->config;
     const char *pooling = mx_config_string(c, "pooling");
-    MX_TRY(cli_open_app(&r->app, r->config, err));
+    MX_TRY(cli_open_app(&r->app, r->config, false, err));
     if (!r->app.n_encoders) return mx_fail(err, MX_ERR_ARG, "model: this is no encoder; merx generate runs language models");
     r->model = r->app.encoders[0];
     r->q = mx_embedding_defaults(r->model);

@@ -190,7 +190,7 @@ int mx_cli_generate(mx_config *c, int n, char **rest)
         return cli_failed(&err);
     }
     cli_hold_signals(&held);
-    mx_status st = cli_open_app(&app, c, &err);
+    mx_status st = cli_open_app(&app, c, false, &err);
     if (!st) {
         st = one_text(c, &app, prompt, &held, &interrupted, &err);
         mx_app_close(&app, 0);

@@ -1,13 +1,13 @@
 /* cli_info.c - merx info: the machine, the models, the memory they take and what still fits. */
 #include "server/cli_parts.h"
 
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #define MIB ((double)(1 << 20))
 #define GIB ((double)(1 << 30))
-#define CPUS_MOST 1024
 
 /* Bytes of a line "Name:  N kB" of a file of /proc; 0: not there. */
 static size_t proc_bytes(const char *path, const char *name)
@@ -47,25 +47,23 @@ static int threads_of(const mx_device *d)
     return d->pool ? mx_pool_threads(d->pool) : 0;
 }
 
-/* The processors of the CPU device's threads, as the device was given them. */
-static int placed(const mx_app *app, const mx_device *d, int cpus[CPUS_MOST])
+/* What the plan gave to device i; NULL: not bound. */
+static const mx_plan_device *placed(const mx_app *app, int i)
 {
-    int n = threads_of(d);
-    if (n > CPUS_MOST) n = CPUS_MOST;
-    if (d->kind != MX_CPU || !mx_config_bool(app->config, "bind") || !mx_topology_is_this_system(app->topology)) return 0;
-    mx_topology_place(app->topology, n, cpus);
-    return n;
+    if (!app->bound || !mx_topology_is_this_system(app->topology) || i >= app->plan.n_devices) return NULL;
+    return &app->plan.device[i];
 }
 
 static void print_devices(const mx_app *app)
 {
-    int cpus[CPUS_MOST];
+    char list[256];
     for (int i = 0; i < app->n_devices; i++) {
         const mx_device *d = &app->devices[i];
-        int n = placed(app, d, cpus);
+        const mx_plan_device *at = placed(app, i);
         printf("device %d   %s, %.1f GiB", i, d->name, (double)d->memory / GIB);
-        if (threads_of(d)) printf(", %d threads%s", threads_of(d), n ? " on processors" : " (not bound)");
-        for (int k = 0; k < n; k++) printf("%s%d", k ? "," : " ", cpus[k]);
+        if (threads_of(d)) printf(", %d threads%s", threads_of(d), at ? " on processors " : " (not bound)");
+        if (at) mx_plan_ranges(at->cpus, at->n_cpus, list, sizeof list);
+        if (at && threads_of(d)) fputs(list, stdout);
         if (d->pci[0]) printf(", PCI %s", d->pci);
         fputc('\n', stdout);
     }
@@ -73,13 +71,13 @@ static void print_devices(const mx_app *app)
 
 static json_t *devices_json(const mx_app *app)
 {
-    int cpus[CPUS_MOST];
     json_t *all = json_array();
     for (int i = 0; i < app->n_devices; i++) {
         const mx_device *d = &app->devices[i];
+        const mx_plan_device *at = placed(app, i);
         json_t *j = json_pack("{s:s, s:s, s:I, s:i}", "name", d->name, "kind", d->kind == MX_CPU ? "cpu" : "cuda", "memory_bytes",
                               (json_int_t)d->memory, "threads", threads_of(d)), *bound = json_array();
-        for (int k = 0, n = placed(app, d, cpus); k < n; k++) json_array_append_new(bound, json_integer(cpus[k]));
+        for (int k = 0; at && k < at->n_cpus; k++) json_array_append_new(bound, json_integer(at->cpus[k]));
         json_object_set_new(j, "processors", bound);
         json_array_append_new(all, j);
     }
@@ -207,13 +205,42 @@ static mx_status print_json(const mx_app *app, memory m, mx_error *err)
     return cli_json_print(stdout, j, err);
 }
 
+/* --topology, --svg: the plan alone, of this machine or of the one that --machine describes. */
+static mx_status show_plan(const mx_config *c, mx_error *err)
+{
+    mx_topology *t = NULL;
+    mx_plan p = {0};
+    mx_plan_gpu gpus[64];
+    char text[4096];
+    const char *machine = mx_config_string(c, "machine"), *many = mx_config_string(c, "devices"), *svg = mx_config_string(c, "svg");
+    mx_plan_settings s = {.devices = many ? many : "auto", .threads = (int)mx_config_int(c, "threads"), .rpc_threads = (int)mx_config_int(c, "rpc-threads")};
+    MX_TRY(mx_topology_open(&t, machine, err));
+    int n = machine ? mx_topology_accelerators(t, gpus, 64) : mx_device_gpus(gpus, 64);
+    mx_status st = mx_plan_make(&p, t, gpus, n, &s, err);
+    if (!st && svg) {
+        FILE *f = fopen(svg, "we");
+        st = f ? mx_plan_svg(&p, t, f, err) : mx_fail(err, MX_ERR_IO, "svg: %s: %s", svg, strerror(errno));
+        if (f && (ferror(f) | fclose(f)) && !st) st = mx_fail(err, MX_ERR_IO, "svg: %s: %s", svg, strerror(errno));
+    }
+    if (!st) {
+        mx_topology_describe(t, text, sizeof text);
+        printf("machine  %s\n", text);
+        mx_plan_print(&p, stdout);
+    }
+    mx_plan_free(&p);
+    mx_topology_close(t);
+    return st;
+}
+
 int mx_cli_info(mx_config *c, int n, char **rest)
 {
     mx_error err = {0};
     mx_app app;
     const char *const *specs;
     if (n) return cli_usage("info takes settings only, not \"%s\"", rest[0]);
-    mx_status st = mx_config_list(c, "model", &specs) ? cli_open_app(&app, c, &err) : mx_app_open(&app, c, &err);
+    if (mx_config_bool(c, "topology") || mx_config_string(c, "svg") || mx_config_string(c, "machine"))
+        return show_plan(c, &err) ? cli_failed(&err) : CLI_OK;
+    mx_status st = mx_config_list(c, "model", &specs) ? cli_open_app(&app, c, false, &err) : mx_app_open(&app, c, &err);
     if (st) return cli_failed(&err);
     memory m = memory_of(&app);
     if (mx_config_bool(c, "json")) st = print_json(&app, m, &err);

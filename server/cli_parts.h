@@ -21,7 +21,7 @@ enum { CLI_OK = 0, CLI_FAILED = 1, CLI_USAGE = 2, CLI_INTERRUPTED = 130 };
 
 int       cli_failed(const mx_error *err);               /* "merx: ..." to stderr; CLI_USAGE for MX_ERR_ARG, else CLI_FAILED */
 int       cli_usage(const char *fmt, ...) __attribute__((format(printf, 1, 2)));     /* CLI_USAGE */
-mx_status cli_open_app(mx_app *app, mx_config *c, mx_error *err);    /* with every --model      */
+mx_status cli_open_app(mx_app *app, mx_config *c, bool serving, mx_error *err);    /* with every --model      */
 /* SIGINT and SIGTERM stay pending for all threads started from now on. */
 void      cli_hold_signals(sigset_t *held);
 bool      cli_signal_pending(const sigset_t *held);

@@ -41,6 +41,11 @@
 static void *serve(void *arg)
 {
     mx_rpc_worker *w = arg;
+    const mx_plan *p = &w->server->app->plan;
+    if (w->server->app->bound && p->n_rpc) {
+        const mx_plan_rpc *at = &p->rpc[(w - w->server->workers) % p->n_rpc];
+        mx_thread_bind(at->cpus, at->n_cpus);
+    }
     for (;;) {
         gpr_timespec until = gpr_inf_future(GPR_CLOCK_MONOTONIC);
         if (w->watchers)
@@ -228,8 +233,7 @@ mx_status mx_server_open(mx_server **out, mx_app *app, const mx_server_options *
     mx_server_options o = opt ? *opt : mx_server_defaults();
     *out = NULL;
     MX_TRY(check_options(&o, err));
-    long cores = sysconf(_SC_NPROCESSORS_ONLN);
-    if (!o.threads) o.threads = cores < 8 ? 1 : cores > 32 ? 8 : (int)(cores / 4);
+    if (!o.threads) o.threads = app->plan.n_rpc ? app->plan.n_rpc : 1;
     if (!o.decode_budget) o.decode_budget = 8 * o.max_message_bytes + 65536;
     mx_server *s = calloc(1, sizeof *s);
     if (!s) return mx_fail(err, MX_ERR_NO_MEMORY, "no memory for the server");

@@ -43,12 +43,23 @@ const mx_setting mx_settings[] = {
      "Share the KV pages of equal beginnings."},
     {"device", 0, MX_SET_STRING, "auto", 0, 0, NULL, MX_CMD_EMBED | MX_CMD_MODEL | MX_CMD_TRAIN | MX_GROUP_MODEL, "NAME",
      "Where models run: auto (a GPU if there is one), cpu, or cuda:N."},
+    {"devices", 0, MX_SET_STRING, NULL, 0, 0, NULL, MX_CMD_EMBED | MX_CMD_MODEL | MX_GROUP_MODEL, "LIST",
+     "Devices that share the work, instead of one --device: cpu:0-7,cpu:8-15 (sets of processors), cpu:numa, cuda, cuda:0,cuda:1."},
     {"threads", 't', MX_SET_INT, "0", 0, 1024, NULL, MX_CMD_EMBED | MX_CMD_MODEL | MX_CMD_TRAIN | MX_CMD_MERGE | MX_GROUP_MODEL, "N",
      "Threads of the CPU device; 0 is one per core."},
     {"bind", 0, MX_SET_BOOL, "true", 0, 0, NULL, MX_CMD_EMBED | MX_CMD_MODEL | MX_CMD_TRAIN | MX_GROUP_MODEL, NULL,
      "Bind the threads to cores."},
 
+    {"topology", 0, MX_SET_BOOL, "false", 0, 0, NULL, MX_CMD_INFO | MX_GROUP_MODEL, NULL,
+     "Only what runs where: devices, their threads, RPC threads and memory on processors and NUMA nodes."},
+    {"svg", 0, MX_SET_STRING, NULL, 0, 0, NULL, MX_CMD_INFO | MX_GROUP_MODEL, "FILE",
+     "Draw that as a picture."},
+    {"machine", 0, MX_SET_STRING, NULL, 0, 0, NULL, MX_CMD_INFO | MX_GROUP_MODEL, "FILE",
+     "Plan for another machine: hwloc's .xml (lstopo machine.xml), or its synthetic words, package:2 core:8 pu:2."},
+
     /* server */
+    {"isolate", 0, MX_SET_BOOL, "true", 0, 0, NULL, MX_CMD_SERVE | MX_GROUP_SERVER, NULL,
+     "Generation and training on the CPU give way to RPC threads, prices and embeddings at once, wherever they share a core."},
     {"listen", 0, MX_SET_STRING, "127.0.0.1:50051", 0, 0, NULL, MX_CMD_SERVE | MX_GROUP_SERVER, "HOST:PORT",
      "Where to listen; port 0 takes any free one."},
     {"rpc-threads", 0, MX_SET_INT, "0", 0, 1024, NULL, MX_CMD_SERVE | MX_GROUP_SERVER, "N",

@@ -50,23 +50,6 @@ static void machines(void)
     }
 }
 
-static void accelerators(void)
-{
-    mx_topology *t = open_topology(XML);
-    if (!t) return;
-    int cpus[9];
-    CHECK(mx_topology_place_near(t, "0000:92:00.0", 9, cpus));
-    static const int second[9] = {4, 5, 6, 7, 12, 13, 14, 15, 4};
-    for (int i = 0; i < 9; i++) CHECK_MSG(cpus[i] == second[i], "thread %d on %d", i, cpus[i]);
-    CHECK(mx_topology_place_near(t, "0000:11:00.0", 2, cpus));
-    CHECK(cpus[0] == 0 && cpus[1] == 1);
-    CHECK(!mx_topology_place_near(t, "0000:ff:00.0", 2, cpus));
-    CHECK(cpus[0] == 0 && cpus[1] == 1);
-    CHECK(!mx_topology_place_near(t, "", 1, cpus));
-    CHECK(!mx_topology_place_near(t, "not a bus id", 1, cpus));
-    mx_topology_close(t);
-}
-
 static void description(void)
 {
     mx_topology *t = open_topology(XML);
@@ -200,5 +183,5 @@ static void control_groups(void)
     CHECK(g.memory == SIZE_MAX && g.cpus == 0);
 }
 
-MX_TESTS(TEST(machines), TEST(accelerators), TEST(description), TEST(bad_sources), TEST(this_machine),
+MX_TESTS(TEST(machines), TEST(description), TEST(bad_sources), TEST(this_machine),
          TEST(control_groups))
