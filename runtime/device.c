@@ -138,24 +138,54 @@ void mx_devices_close(mx_device *devs, int count)
     free(devs);
 }
 
+static mx_status no_such_device(const char *names, int count, mx_error *err)
+{
+    return mx_fail(err, MX_ERR_ARG, "device \"%.60s\": write auto, cpu, cuda:N or cuda:N,M; this machine has %d GPUs that can be used", names, count - 1);
+}
+
+/* The place of GPU number `wanted` among devs; 0: there is no such one. */
+static int gpu_at(const mx_device *devs, int count, long wanted)
+{
+    for (int i = 0; i < count; i++)
+        if (devs[i].kind == MX_CUDA && devs[i].index == wanted) return i;
+    return 0;
+}
+
+mx_status mx_devices_find(const mx_device *devs, int count, const char *names, int *index, int *n, mx_error *err)
+{
+    bool any = !strcmp(names, "auto");
+    *n = 1;
+    index[0] = 0;                       /* the CPU is always there */
+    if (!strcmp(names, "cpu")) return MX_OK;
+    if (any || !strcmp(names, "cuda")) {
+        for (int i = count - 1; i > 0; i--)
+            if (devs[i].kind == MX_CUDA) index[0] = i;
+        return any || index[0] ? MX_OK : no_such_device(names, count, err);
+    }
+    if (strncmp(names, "cuda:", 5) != 0) return no_such_device(names, count, err);
+    *n = 0;
+    for (const char *at = names + 5;; at++) {
+        char *end;
+        long wanted = *at >= '0' && *at <= '9' ? strtol(at, &end, 10) : -1;
+        int found = wanted < 0 ? 0 : gpu_at(devs, count, wanted);
+        if (!found || (*end && *end != ',')) return no_such_device(names, count, err);
+        for (int i = 0; i < *n; i++)
+            if (index[i] == found) return mx_fail(err, MX_ERR_ARG, "device \"%.60s\": GPU %ld is named twice", names, wanted);
+        index[(*n)++] = found;
+        if (!*end) return MX_OK;
+        at = end;
+    }
+}
+
 mx_status mx_device_find(const mx_device *devs, int count, const char *name, int *index, mx_error *err)
 {
-    bool any = !strcmp(name, "auto"), gpu = any || !strncmp(name, "cuda", 4);
-    char *end = NULL;
-    long wanted = 0;
-    if (!any && gpu && name[4]) {
-        wanted = name[4] == ':' ? strtol(name + 5, &end, 10) : -1;
-        if (wanted < 0 || end == name + 5 || *end) gpu = false;
-    }
-    for (int i = 0; i < count; i++) {
-        if (devs[i].kind != (gpu ? MX_CUDA : MX_CPU) || (gpu && devs[i].index != wanted)) continue;
-        if (!gpu && strcmp(name, "cpu") != 0) break;
-        *index = i;
-        return MX_OK;
-    }
-    *index = 0;
-    return any ? MX_OK : mx_fail(err, MX_ERR_ARG, "device \"%.60s\": write auto, cpu or cuda:N; this machine has %d GPUs that can be used",
-                                 name, count - 1);
+    int n, *all = malloc((size_t)count * sizeof *all);
+    if (!all) return mx_fail(err, MX_ERR_NO_MEMORY, "device table: out of memory");
+    mx_status st = mx_devices_find(devs, count, name, all, &n, err);
+    *index = st ? 0 : all[0];
+    free(all);
+    if (!st && n > 1) return mx_fail(err, MX_ERR_ARG, "device \"%.60s\": one device is wanted here", name);
+    return st;
 }
 
 void mx_device_enter(mx_device *d)

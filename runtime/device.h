@@ -89,8 +89,11 @@ int       mx_device_gpus(mx_plan_gpu *out, int most);
 mx_status mx_devices_open(mx_device **out, int *count, const mx_device_options *opt, mx_error *err);
 void      mx_devices_close(mx_device *devs, int count);
 
-/* Which of them `name` means: "auto" (the first GPU, else the CPU), "cpu",
- * "cuda" or "cuda:N".  Errors: MX_ERR_ARG, in words that list what there is. */
+/* Which of them `names` means: "auto" (the first GPU, else the CPU), "cpu", "cuda",
+ * "cuda:N" or several GPUs, "cuda:N,M".  index has room for count of them; *n is
+ * how many.  Errors: MX_ERR_ARG, in words that list what there is. */
+mx_status mx_devices_find(const mx_device *devs, int count, const char *names, int *index, int *n, mx_error *err);
+/* The one that `name` means; several are an error. */
 mx_status mx_device_find(const mx_device *devs, int count, const char *name, int *index, mx_error *err);
 
 /* Memory of one can be used by the ops of the other: CPU devices among each other, a device and its twin. */

@@ -38,6 +38,21 @@ static void table(void)
     int at = -1;
     CHECK(!mx_device_find(others, n, "auto", &at, &err) && at == 0 && mx_device_find(others, n, "cuda", &at, &err) == MX_ERR_ARG);
     mx_devices_close(others, n);
+    cudasim_set_devices(3);                              /* lists of them */
+    CHECK_OK(mx_devices_open(&others, &n, &(mx_device_options){.cpu_threads = 1}, &err), err);
+    static const struct { const char *names; int n, first, second; } lists[] = {
+        {"auto", 1, 1, 0}, {"cpu", 1, 0, 0}, {"cuda:2", 1, 3, 0}, {"cuda:2,0", 2, 3, 1}, {"cuda:0,1,2", 3, 1, 2},
+        {"cuda:0,0", 0, 0, 0}, {"cuda:0,3", 0, 0, 0}, {"cuda:0,", 0, 0, 0}, {"cuda:,1", 0, 0, 0}, {"cuda:0;1", 0, 0, 0}, {"cpu,cuda:0", 0, 0, 0},
+        {"cuda:-1", 0, 0, 0}, {"cuda: 1", 0, 0, 0}, {"cuda:99999999999999999999", 0, 0, 0},
+    };
+    for (size_t i = 0; i < sizeof lists / sizeof *lists; i++) {
+        int all[4] = {0}, found = 0;
+        bool ok = !mx_devices_find(others, n, lists[i].names, all, &found, &err);
+        CHECK_MSG(ok == (lists[i].n > 0) && (!ok || (found == lists[i].n && all[0] == lists[i].first && (found < 2 || all[1] == lists[i].second))),
+                  "\"%s\": %d devices, %d, %d", lists[i].names, found, all[0], all[1]);
+    }
+    CHECK(mx_device_find(others, n, "cuda:1,2", &at, &err) == MX_ERR_ARG && strstr(err.text, "one device"));
+    mx_devices_close(others, n);
     cudasim_set_devices(1);
 }
 
