@@ -1,0 +1,12 @@
+# The server as its operator sees it: HTTP, load, TLS and tokens from Python's client.
+foreach(name test_http test_loadgen)
+  target_link_libraries(${name} PRIVATE merx_fake)
+  set_tests_properties(${name} PROPERTIES TIMEOUT 120)
+  if(MERX_SANITIZE STREQUAL "thread")
+    set_tests_properties(${name} PROPERTIES ENVIRONMENT "TSAN_OPTIONS=ignore_noninstrumented_modules=1")
+  endif()
+endforeach()
+if(SYSTEM_PYTHON)
+  add_test(NAME test_operations COMMAND ${SYSTEM_PYTHON} ${CMAKE_CURRENT_SOURCE_DIR}/test_operations.py $<TARGET_FILE:merx> ${python_wire} ${PROJECT_SOURCE_DIR})
+  set_tests_properties(test_operations PROPERTIES SKIP_RETURN_CODE 77 TIMEOUT 120)
+endif()
