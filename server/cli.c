@@ -149,7 +149,7 @@ int mx_cli_serve(mx_config *c, int n, char **rest)
     o.listen = mx_config_string(c, "listen");
     o.threads = (int32_t)mx_config_int(c, "rpc-threads");
     o.max_message_bytes = (size_t)mx_config_int(c, "max-message-bytes");
-    if (cli_operations_open(&ops, c, &o, &err) || mx_server_open(&server, &app, &o, &err) ||
+    if (cli_operations_open(&ops, &app, c, &o, &err) || mx_server_open(&server, &app, &o, &err) ||
         cli_operations_watch(&ops, &app, server, &err)) {
         cli_operations_close(&ops);
         mx_server_close(server);

@@ -37,8 +37,9 @@ typedef struct cli_operations {        /* zero it */
     struct mx_http *http;
     struct timespec seen[2];           /* when the tokens and the config file changed last */
 } cli_operations;
-/* Fills o's tokens and TLS from the settings, before the server opens. */
-mx_status cli_operations_open(cli_operations *p, mx_config *c, mx_server_options *o, mx_error *err);
+/* Fills o's tokens and TLS from the settings, before the server opens; MX_ERR_NO_MEMORY: the models and
+ * what the server may hold beside them are more than there is. */
+mx_status cli_operations_open(cli_operations *p, mx_app *app, mx_config *c, mx_server_options *o, mx_error *err);
 mx_status cli_operations_watch(cli_operations *p, mx_app *app, mx_server *server, mx_error *err);
 /* Until SIGINT or SIGTERM, which it returns; reads files again on SIGHUP and when they change. */
 int       cli_operations_wait(cli_operations *p, const sigset_t *stop);

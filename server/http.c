@@ -179,6 +179,7 @@ static char *render(const mx_http *h, size_t *len)
     size_t n = 0;
     FILE *out = open_memstream(&text, len);
     if (!out) return NULL;
+    for (int i = 0, models = h->app->n_models; i < models; i++) mx_generator_gauges(h->app->models[i]);
     registered = mx_metrics_render(h->app->metrics, &n);
     if (registered) fwrite(registered, 1, n, out);
     free(registered);

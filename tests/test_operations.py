@@ -45,6 +45,10 @@ def openssl(*args):
     subprocess.run(["openssl", *args], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
+def memory():
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def make_ca(name):
     openssl("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
             "-keyout", at(name + ".key"), "-out", at(name + ".pem"), "-subj", f"/CN={name}")
@@ -186,6 +190,7 @@ def test_tokens():
     check("a broken file changes nothing", generate(ch, bearer(new))[0] == grpc.StatusCode.OK)
     status, metrics = s.http("/metrics")
     check("metrics count refusals", status == 200 and 'code="UNAUTHENTICATED"' in metrics and 'code="PERMISSION_DENIED"' in metrics)
+    check("an idle server says so", 'merx_num_requests_running{model="g"} 0' in metrics)
     check("ready", s.http("/readyz")[0] == 200)
     ch.close()
     s.stop()
@@ -241,7 +246,8 @@ def test_tls():
     for args, words in ((["--tls-cert", at("server.pem")], "one without the other"),
                         (["--tls-cert", at("server.pem"), "--tls-key", at("client.key")], "is not the key of"),
                         (["--tls-cert", at("tokens"), "--tls-key", at("client.key")], "no PEM certificate"),
-                        (["--tokens", at("nowhere")], "No such file"), (["--http-listen", "nonsense"], "HOST:PORT")):
+                        (["--tokens", at("nowhere")], "No such file"), (["--http-listen", "nonsense"], "HOST:PORT"),
+                        (["-m", "h=" + model, "--kv-cache-bytes", str(memory() * 3 // 4)], "the plan needs")):
         run = subprocess.run([merx, "serve", "-m", "g=" + model, "--listen", "127.0.0.1:0", *args], capture_output=True, text=True, timeout=30)
         check(words, run.returncode in (1, 2) and words in run.stderr, run.stderr)
 
