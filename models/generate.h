@@ -64,6 +64,8 @@ mx_status mx_generator_open(mx_generator **out, const char *name, const char *pa
 mx_status mx_generator_replicate(mx_generator *g, mx_device *devs, int device, mx_error *err);
 void      mx_generator_close(mx_generator *g);
 void      mx_generator_info_get(const mx_generator *g, mx_generator_info *out);     /* any thread */
+/* Its gauges (running, waiting, KV) say what is now: before metrics are read; any thread. */
+void      mx_generator_gauges(mx_generator *g);
 const mx_tokenizer *mx_generator_tokenizer(const mx_generator *g);
 /* Adapters beside the base: their number; the name of adapter i, from 1; the adapter of a name, 0: none. */
 int32_t     mx_generator_adapters(const mx_generator *g);

@@ -283,6 +283,15 @@ int32_t mx_generator_adapter(const mx_generator *g, const char *name)
     return 0;
 }
 
+void mx_generator_gauges(mx_generator *g)
+{
+    mx_lane_stats stats;
+    mx_metric_set(g->metric.kv_usage, 1 - (double)atomic_load(&g->kv.available) / g->kv.pages);
+    if (!mx_scheduler_stats(g->sched, g->lane, &stats)) return;
+    mx_metric_set(g->metric.running, stats.running);
+    mx_metric_set(g->metric.waiting, stats.waiting);
+}
+
 void mx_generator_info_get(const mx_generator *g, mx_generator_info *out)
 {
     const mx_decoder_config *c = &g->model.config;

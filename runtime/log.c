@@ -72,14 +72,23 @@ static void mark_cut(char *text, size_t size)
     memcpy(text + n, "...", 4);
 }
 
-void mx_log(mx_log_level level, const char *room, const char *fmt, ...)
+#define VALUE 400        /* bytes of a field's value; what is longer ends in "..." */
+
+/* " key=value", or a member of the JSON object; room for 6 bytes for each of a value. */
+static size_t put_field(char *out, const mx_log_field *f, bool json)
 {
-    if (!mx_log_enabled(level)) return;
-    char message[MESSAGE], line[MESSAGE * 6 + 256];
-    va_list ap;
-    va_start(ap, fmt);
+    char value[VALUE];
+    if (!f->value || !*f->value) return 0;
+    if ((size_t)snprintf(value, sizeof value, "%s", f->value) >= sizeof value) mark_cut(value, sizeof value);
+    size_t n = (size_t)snprintf(out, 60, json ? "\",\"%.40s\":\"" : " %.40s=", f->key);
+    return n + (json ? put_json(out + n, value) : put_text(out + n, value));
+}
+
+static void write_line(mx_log_level level, const char *room, const mx_log_field *fields, int n_fields, const char *fmt,
+                       va_list ap)
+{
+    char message[MESSAGE], line[MESSAGE * 6 + 256 + MX_LOG_FIELDS * (VALUE * 6 + 60)];
     int len = vsnprintf(message, sizeof message, fmt, ap);
-    va_end(ap);
     if (len < 0) return;
     if ((size_t)len >= sizeof message) mark_cut(message, sizeof message);
 
@@ -91,19 +100,40 @@ void mx_log(mx_log_level level, const char *room, const char *fmt, ...)
     strftime(when, sizeof when, "%Y-%m-%dT%H:%M:%S", &utc);
     int ms = (int)(now.tv_nsec / 1000000);
 
+    bool json = atomic_load_explicit(&as_json, memory_order_relaxed);
+    if (n_fields > MX_LOG_FIELDS) n_fields = MX_LOG_FIELDS;
     size_t n;
-    if (atomic_load_explicit(&as_json, memory_order_relaxed)) {
+    if (json) {
         n = (size_t)snprintf(line, 160, "{\"time\":\"%s.%03dZ\",\"level\":\"%s\",\"room\":\"%.32s\",\"message\":\"",
                              when, ms, names[level], room);
         n += put_json(line + n, message);
-        memcpy(line + n, "\"}\n", 3);
-        n += 3;
     } else {
         n = (size_t)snprintf(line, 160, "%s.%03dZ %-5s %.32s: ", when, ms, names[level], room);
         n += put_text(line + n, message);
-        line[n++] = '\n';
     }
+    for (int i = 0; i < n_fields; i++) n += put_field(line + n, &fields[i], json);
+    const char *end = json ? "\"}\n" : "\n";
+    memcpy(line + n, end, strlen(end));
+    n += strlen(end);
     /* A log that cannot be written has nobody to tell. */
     ssize_t written = write(STDERR_FILENO, line, n);
     (void)written;
+}
+
+void mx_log(mx_log_level level, const char *room, const char *fmt, ...)
+{
+    if (!mx_log_enabled(level)) return;
+    va_list ap;
+    va_start(ap, fmt);
+    write_line(level, room, NULL, 0, fmt, ap);
+    va_end(ap);
+}
+
+void mx_log_with(mx_log_level level, const char *room, const mx_log_field *fields, int n, const char *fmt, ...)
+{
+    if (!mx_log_enabled(level)) return;
+    va_list ap;
+    va_start(ap, fmt);
+    write_line(level, room, fields, n, fmt, ap);
+    va_end(ap);
 }

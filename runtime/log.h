@@ -10,12 +10,22 @@
 
 typedef enum mx_log_level { MX_LOG_DEBUG, MX_LOG_INFO, MX_LOG_WARN, MX_LOG_ERROR, MX_LOG_OFF } mx_log_level;
 
-void mx_log_configure(mx_log_level least, bool json);     /* before threads start */
+void mx_log_configure(mx_log_level least, bool json);     /* any time */
 bool mx_log_parse_level(const char *name, mx_log_level *out);
 bool mx_log_enabled(mx_log_level level);
 void mx_log(mx_log_level level, const char *room, const char *fmt, ...)
 #ifdef __GNUC__
     __attribute__((format(printf, 3, 4)))
+#endif
+    ;
+
+/* The same with fields that machines look for: members of the JSON object, " key=value"
+ * behind the text.  Keys are plain words; a field whose value is NULL or "" is left out. */
+typedef struct mx_log_field { const char *key, *value; } mx_log_field;
+enum { MX_LOG_FIELDS = 12 };     /* more are left out; of a value 400 bytes */
+void mx_log_with(mx_log_level level, const char *room, const mx_log_field *fields, int n, const char *fmt, ...)
+#ifdef __GNUC__
+    __attribute__((format(printf, 5, 6)))
 #endif
     ;
 

@@ -7,6 +7,7 @@
 
 #include <ctype.h>
 #include <math.h>
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -46,13 +47,16 @@ typedef struct family {
 } family;
 
 struct mx_metrics {
+    pthread_mutex_t lock;          /* of the lists, not of what the series count */
     family *families;
 };
 
 mx_status mx_metrics_open(mx_metrics **out, mx_error *err)
 {
     *out = calloc(1, sizeof **out);
-    return *out ? MX_OK : mx_fail(err, MX_ERR_NO_MEMORY, "metrics: out of memory");
+    if (!*out) return mx_fail(err, MX_ERR_NO_MEMORY, "metrics: out of memory");
+    pthread_mutex_init(&(*out)->lock, NULL);
+    return MX_OK;
 }
 
 static void free_series(mx_metric *m)
@@ -80,6 +84,7 @@ void mx_metrics_close(mx_metrics *m)
         next = f->next;
         free_family(f);
     }
+    pthread_mutex_destroy(&m->lock);
     free(m);
 }
 
@@ -128,11 +133,8 @@ static family *get_family(mx_metrics *m, mx_metric_kind kind, const char *name, 
     return *end = f;
 }
 
-mx_metric *mx_metrics_add(mx_metrics *m, mx_metric_kind kind, const char *name, const char *labels, const char *help)
+static mx_metric *get_series(mx_metrics *m, mx_metric_kind kind, const char *name, const char *labels, const char *help)
 {
-    if ((unsigned)kind > MX_HISTOGRAM || !labels_are_right(labels)) return NULL;
-    size_t n = name_length(name, true);
-    if (!n || name[n]) return NULL;
     family *f = get_family(m, kind, name, help);
     if (!f) return NULL;
     mx_metric **end = &f->series;
@@ -147,6 +149,17 @@ mx_metric *mx_metrics_add(mx_metrics *m, mx_metric_kind kind, const char *name, 
         return NULL;
     }
     return *end = series;
+}
+
+mx_metric *mx_metrics_add(mx_metrics *m, mx_metric_kind kind, const char *name, const char *labels, const char *help)
+{
+    if ((unsigned)kind > MX_HISTOGRAM || !labels_are_right(labels)) return NULL;
+    size_t n = name_length(name, true);
+    if (!n || name[n]) return NULL;
+    pthread_mutex_lock(&m->lock);
+    mx_metric *series = get_series(m, kind, name, labels, help);
+    pthread_mutex_unlock(&m->lock);
+    return series;
 }
 
 void mx_metrics_label(char *out, size_t size, const char *key, const char *value)
@@ -333,8 +346,11 @@ char *mx_metrics_render(const mx_metrics *m, size_t *len)
     *len = 0;
     FILE *out = open_memstream(&text, len);
     if (!out) return NULL;
+    pthread_mutex_t *lock = &((mx_metrics *)(uintptr_t)m)->lock;
+    pthread_mutex_lock(lock);
     for (const family *f = m->families; f; f = f->next)
         if (f->series) put_family(out, f);
+    pthread_mutex_unlock(lock);
     bool failed = ferror(out) != 0;
     if (fclose(out) || failed) {
         free(text);

@@ -1,7 +1,7 @@
 /* metrics.h - counters, gauges and histograms, and their Prometheus text.
  *
- * A metric is registered once at start (not thread-safe) and then updated from
- * any thread without a lock.  Names begin with merx_ and follow the manner of
+ * A metric is registered once, from any thread (models come while a server runs),
+ * and then updated from any thread without a lock.  Names begin with merx_ and follow the manner of
  * vLLM (merx_num_requests_running, merx_time_to_first_token_seconds ...). */
 #ifndef MX_METRICS_H
 #define MX_METRICS_H

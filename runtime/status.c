@@ -18,6 +18,8 @@ static const char *const names[MX_STATUS_COUNT] = {
     [MX_ERR_FORMAT] = "malformed input",
     [MX_ERR_DEVICE] = "device error",
     [MX_ERR_INTERNAL] = "internal error",
+    [MX_ERR_UNKNOWN_CALLER] = "unauthenticated",
+    [MX_ERR_DENIED] = "permission denied",
 };
 
 const char *mx_status_name(mx_status st)

@@ -28,6 +28,8 @@ typedef enum mx_status {
     MX_ERR_FORMAT,      /* a file or message does not parse                     */
     MX_ERR_DEVICE,      /* the accelerator said no                              */
     MX_ERR_INTERNAL,
+    MX_ERR_UNKNOWN_CALLER,  /* no token, or one that is not known                */
+    MX_ERR_DENIED,      /* known, but not allowed to do this                    */
     MX_STATUS_COUNT
 } mx_status;
 

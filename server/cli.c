@@ -132,9 +132,12 @@ int mx_cli_serve(mx_config *c, int n, char **rest)
     mx_error err = {0};
     mx_app app;
     mx_server *server = NULL;
+    cli_operations ops = {0};
     sigset_t stop;
     if (n) return cli_usage("serve takes settings only, not \"%s\"", rest[0]);
     cli_hold_signals(&stop);
+    sigaddset(&stop, SIGHUP);
+    pthread_sigmask(SIG_BLOCK, &stop, NULL);
     signal(SIGPIPE, SIG_IGN);
     if (cli_open_app(&app, c, true, &err)) return cli_failed(&err);
     if (open_training(&app, c, &err) || open_experiments(&app, c, &err) || open_pricing(&app, c, &err)) {
@@ -146,20 +149,25 @@ int mx_cli_serve(mx_config *c, int n, char **rest)
     o.listen = mx_config_string(c, "listen");
     o.threads = (int32_t)mx_config_int(c, "rpc-threads");
     o.max_message_bytes = (size_t)mx_config_int(c, "max-message-bytes");
-    if (mx_server_open(&server, &app, &o, &err)) {
+    if (cli_operations_open(&ops, &app, c, &o, &err) || mx_server_open(&server, &app, &o, &err) ||
+        cli_operations_watch(&ops, &app, server, &err)) {
+        cli_operations_close(&ops);
+        mx_server_close(server);
+        cli_operations_free(&ops);
         mx_app_close(&app, 0);
         return cli_failed(&err);
     }
     atomic_store(&app.state, MX_APP_SERVING);
     mx_server_state_changed(server);
     mx_log(MX_LOG_INFO, "server", "serving on %s", mx_server_address(server));
-    int got;
-    sigwait(&stop, &got);
+    int got = cli_operations_wait(&ops, &stop);
     uint32_t grace = (uint32_t)mx_config_int(c, "shutdown-timeout") * 1000;
     mx_log(MX_LOG_INFO, "server", "%s: draining %d calls", got == SIGTERM ? "SIGTERM" : "SIGINT", mx_server_inflight(server));
     int cut = mx_server_drain(server, grace);
     if (cut) mx_log(MX_LOG_WARN, "server", "%d calls were cut off", cut);
+    cli_operations_close(&ops);
     mx_server_close(server);
+    cli_operations_free(&ops);
     mx_app_close(&app, 0);
     return CLI_OK;
 }

@@ -88,7 +88,7 @@ static mx_status call_server(mx_config *c, const char *prompt, mx_rpc_status *ov
     cli_request r;
     ask a = {.json = mx_config_bool(c, "json"), .events = mx_config_bool(c, "stream-json"), .quiet = mx_config_bool(c, "quiet"),
              .tty = cli_term_of(stdout).tty, .timeout_ms = (uint32_t)mx_config_int(c, "timeout") * 1000};
-    mx_client_options o = {.wait_for_ready = true};
+    mx_client_options o = cli_client_options(c);
     cli_request_open(&r);
     mx_status st = cli_sampling_settings(&r.sampling, c, &r.arena, err);
     if (!st) st = cli_request_prompt(&r, c, prompt, mx_config_bool(c, "chat"), err);

@@ -14,7 +14,8 @@ const mx_cli_command mx_cli_commands[] = {
      "Listens on loopback unless --listen says otherwise. SIGTERM and Ctrl-C let running calls finish.",
      "  merx serve --model path/to/model\n"
      "  merx serve --model copy=models/smollm2 --model mail=models/mail.gguf --listen 0.0.0.0:50051\n"
-     "  MERX_MAX_NUM_SEQS=16 merx serve --config merx.conf\n"},
+     "  MERX_MAX_NUM_SEQS=16 merx serve --config merx.conf\n"
+     "  merx serve -m path/to/model --tokens tokens.txt --tls-cert cert.pem --tls-key key.pem --http-listen 127.0.0.1:8080\n"},
     {"generate", MX_CMD_GENERATE, mx_cli_generate, " PROMPT | -i ROWS -o ANSWERS", "Write a text, or thousands, here and now.",
      "A prompt is text in quotes, or - for standard input. A row of --input is\n"
      "{\"prompt\": \"...\"} or {\"messages\": [{\"role\": \"user\", \"content\": \"...\"}]}, with an \"id\" and any\n"
@@ -57,6 +58,19 @@ const mx_cli_command mx_cli_commands[] = {
      "  merx embed -m all-MiniLM-L6-v2 \"Light running shoes\"\n"
      "  merx embed -m all-MiniLM-L6-v2 -i products.jsonl -o vectors.jsonl\n"
      "  merx embed -m runs/mood/checkpoint-00000900 --classify -i reviews.jsonl -o moods.jsonl\n"},
+    {"token", MX_CMD_TOKEN, mx_cli_token, " TENANT", "Make a token for a tenant of a server.",
+     "Prints the token, once; what it may do goes to the end of the --tokens file, which holds its hash only.",
+     "  merx token shop --tokens tokens.txt\n"
+     "  merx token crm --tokens tokens.txt --services Embeddings,Pricing --rate 50 --burst 100\n"},
+    {"bench", MX_CMD_BENCH, mx_cli_bench, " serve", "Put a load on a running server and measure it.",
+     "At a rate, latencies count from the time a request was due, so a stall of the server is seen in full.",
+     "  merx bench serve --request-rate 20 --num-prompts 500 --output-len 64 --goodput ttft:200 --report load.html\n"
+     "  merx bench serve --workload generate=1 --workload embed=10 --workload quote=100 --sku oj-64 --request-rate 500 --duration 60\n"
+     "  merx bench serve --workload echo --max-concurrency 64 --connections 2 --duration 10\n"},
+    {"top", MX_CMD_TOP, mx_cli_top, " [HOST:PORT]", "Watch a server: lanes, models, calls.",
+     "The address is that of its --http-listen; 127.0.0.1:8080 when not given. Ctrl-C ends it.",
+     "  merx top\n"
+     "  merx top 10.0.0.7:8080 --interval 5\n"},
     {"plot", MX_CMD_PLOT, mx_cli_plot, " METRICS.jsonl ...", "Draw the curves of training runs as an SVG.", NULL,
      "  merx plot runs/copy/metrics.jsonl -o loss.svg --title \"Copy, GPT-2\"\n"
      "  merx plot runs/a/metrics.jsonl runs/b/metrics.jsonl -o compare.svg --log-x\n"},

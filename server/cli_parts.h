@@ -9,6 +9,7 @@
 
 #include "server/app.h"
 #include "server/cli.h"
+#include "server/rpc.h"
 #include "server/services.h"
 
 #include <jansson.h>
@@ -25,6 +26,27 @@ mx_status cli_open_app(mx_app *app, mx_config *c, bool serving, mx_error *err); 
 /* SIGINT and SIGTERM stay pending for all threads started from now on. */
 void      cli_hold_signals(sigset_t *held);
 bool      cli_signal_pending(const sigset_t *held);
+
+/* ---- cli_operations.c: what stands around a server: tokens, the HTTP port, reloading ---- */
+
+struct mx_auth;
+struct mx_http;
+typedef struct cli_operations {        /* zero it */
+    mx_config      *config;
+    struct mx_auth *auth;
+    struct mx_http *http;
+    struct timespec seen[2];           /* when the tokens and the config file changed last */
+} cli_operations;
+/* Fills o's tokens and TLS from the settings, before the server opens; MX_ERR_NO_MEMORY: the models and
+ * what the server may hold beside them are more than there is. */
+mx_status cli_operations_open(cli_operations *p, mx_app *app, mx_config *c, mx_server_options *o, mx_error *err);
+mx_status cli_operations_watch(cli_operations *p, mx_app *app, mx_server *server, mx_error *err);
+/* Until SIGINT or SIGTERM, which it returns; reads files again on SIGHUP and when they change. */
+int       cli_operations_wait(cli_operations *p, const sigset_t *stop);
+void      cli_operations_close(cli_operations *p);     /* the HTTP port, before the server     */
+void      cli_operations_free(cli_operations *p);      /* the tokens, after it                 */
+/* --tls*, --token. */
+mx_client_options cli_client_options(const mx_config *c);
 
 /* ---- cli_request.c: settings and rows of JSON as messages --------------------------- */
 

@@ -17,7 +17,7 @@ static mx_status read_settings(mx_config *c, unsigned bit, int argc, char **argv
     MX_TRY(mx_config_environment(c, bit, err));
     if (mx_config_string(c, "config")) MX_TRY(mx_config_file(c, mx_config_string(c, "config"), err));
     if (mx_config_string(c, "log-level")) mx_log_parse_level(mx_config_string(c, "log-level"), &level);
-    mx_log_configure(level, false);
+    mx_log_configure(level, bit == MX_CMD_SERVE && !strcmp(mx_config_string(c, "log-format"), "json"));
     return MX_OK;
 }
 

@@ -95,6 +95,8 @@ static mx_status check_options(const mx_server_options *o, mx_error *err)
         return mx_fail(err, MX_ERR_ARG, "max-concurrent-streams: %d is not positive", o->max_concurrent_streams);
     if (o->max_calls < 1 || o->max_calls > 1 << 24)
         return mx_fail(err, MX_ERR_ARG, "max-calls: %d is not in 1..16777216", o->max_calls);
+    if (!o->tls_cert != !o->tls_key) return mx_fail(err, MX_ERR_ARG, "tls-cert, tls-key: one without the other");
+    if (o->tls_client_ca && !o->tls_cert) return mx_fail(err, MX_ERR_ARG, "tls-client-ca: needs tls-cert and tls-key");
     if (o->keepalive_ms < 0 || o->keepalive_timeout_ms < 0)
         return mx_fail(err, MX_ERR_ARG, "keepalive-ms, keepalive-timeout-ms: negative");
     return MX_OK;
@@ -134,9 +136,11 @@ static void explain_bind(const char *address, char *out, size_t size)
 static mx_status listen_on(mx_server *s, mx_error *err)
 {
     const char *at = s->opt.listen;
-    grpc_server_credentials *plain = grpc_insecure_server_credentials_create();
-    s->port = grpc_server_add_http2_port(s->core, at, plain);
-    grpc_server_credentials_release(plain);
+    grpc_server_credentials *how = NULL;
+    if (s->opt.tls_cert) MX_TRY(mx_tls_open(&s->tls, &how, &s->opt, err));
+    if (!how) how = grpc_insecure_server_credentials_create();
+    s->port = grpc_server_add_http2_port(s->core, at, how);
+    grpc_server_credentials_release(how);
     if (!s->port) {
         char why[200];
         explain_bind(at, why, sizeof why);
@@ -190,6 +194,11 @@ static mx_status create_core(mx_server *s, mx_error *err)
                                         bidi ? GRPC_SRM_PAYLOAD_NONE : GRPC_SRM_PAYLOAD_READ_INITIAL_BYTE_BUFFER, 0);
         if (!s->handles[i])
             return mx_fail(err, MX_ERR_INTERNAL, "the method %s cannot be registered", mx_methods[i].path);
+        char label[200];
+        mx_metrics_label(label, sizeof label, "method", mx_methods[i].path + 1);
+        if (s->app->metrics)
+            s->seconds[i] = mx_metrics_add(s->app->metrics, MX_HISTOGRAM, "merx_rpc_duration_seconds", label,
+                                           "From a call's arrival to its end.");
     }
     return MX_OK;
 }
@@ -242,11 +251,13 @@ mx_status mx_server_open(mx_server **out, mx_app *app, const mx_server_options *
     s->n_workers = o.threads;
     s->workers = calloc((size_t)o.threads, sizeof *s->workers);
     s->handles = calloc((size_t)mx_methods_count, sizeof *s->handles);
+    s->ended = calloc((size_t)(mx_methods_count + 1) * MX_RPC_CODE_COUNT, sizeof *s->ended);
+    s->seconds = calloc((size_t)mx_methods_count, sizeof *s->seconds);
     /* gRPC logs every failed handshake on stderr; who wants that says so in the environment. */
     setenv("GRPC_VERBOSITY", "NONE", 0);
     grpc_init();
     mx_status st = MX_OK;
-    if (!s->workers || !s->handles) st = mx_fail(err, MX_ERR_NO_MEMORY, "no memory for the server");
+    if (!s->workers || !s->handles || !s->ended || !s->seconds) st = mx_fail(err, MX_ERR_NO_MEMORY, "no memory for the server");
     if (!st) st = create_core(s, err);
     if (!st) st = open_workers(s, err);
     if (!st) st = listen_on(s, err);
@@ -272,6 +283,20 @@ const char *mx_server_address(const mx_server *s)
 int mx_server_inflight(const mx_server *s)
 {
     return atomic_load(&((mx_server *)(uintptr_t)s)->inflight);
+}
+
+bool mx_server_ended(const mx_server *s, int i, const char **method, int *code, uint64_t *calls)
+{
+    mx_server *own = (mx_server *)(uintptr_t)s;
+    for (int at = 0; at < (mx_methods_count + 1) * MX_RPC_CODE_COUNT; at++) {
+        *calls = atomic_load_explicit(&own->ended[at], memory_order_relaxed);
+        if (!*calls || i--) continue;
+        int m = at / MX_RPC_CODE_COUNT;
+        *method = m < mx_methods_count ? mx_methods[m].path + 1 : "unknown";
+        *code = at % MX_RPC_CODE_COUNT;
+        return true;
+    }
+    return false;
 }
 
 /* ---- closing ------------------------------------------------------------------------------------- */
@@ -346,7 +371,10 @@ void mx_server_close(mx_server *s)
         if (w->server) pthread_mutex_destroy(&w->lock);
     }
     grpc_shutdown_blocking();
+    mx_tls_close(s->tls);
     free(s->workers);
     free(s->handles);
+    free(s->ended);
+    free(s->seconds);
     free(s);
 }

@@ -21,6 +21,11 @@ typedef struct mx_server_options {
     int32_t  max_calls;             /* of all connections; beyond it RESOURCE_EXHAUSTED         */
     int32_t  keepalive_ms;          /* a silent client is asked after this long; 0: never       */
     int32_t  keepalive_timeout_ms;  /* and dropped when it does not answer for this long        */
+    const char *tls_cert, *tls_key; /* PEM files; NULL: no TLS.  Read again when they change    */
+    const char *tls_client_ca;      /* PEM file: clients must show a certificate of it          */
+    struct mx_auth *auth;           /* callers need a token of it; NULL: anybody may call       */
+    bool     no_reflection;         /* what the server offers is nobody's business              */
+    bool     log_calls;             /* a line for each call at level info                       */
 } mx_server_options;
 mx_server_options mx_server_defaults(void);
 
@@ -32,6 +37,8 @@ mx_server_options mx_server_defaults(void);
 mx_status mx_server_open(mx_server **out, mx_app *app, const mx_server_options *opt, mx_error *err);
 int       mx_server_port(const mx_server *s);
 const char *mx_server_address(const mx_server *s);      /* what a client connects to */
+/* What calls have ended with so far: the i-th pair of method and code that occurred, from 0 on; false: no more. */
+bool      mx_server_ended(const mx_server *s, int i, const char **method, int *code, uint64_t *calls);
 /* Calls that a drain would wait for. */
 int       mx_server_inflight(const mx_server *s);
 /* app->state has changed: tell the watchers of health now (they notice within 100 ms anyway). */
@@ -67,6 +74,10 @@ typedef struct mx_rpc_status {
 typedef struct mx_client_options {
     size_t max_message_bytes;       /* of a reply; 0: 64 MiB                           */
     bool   wait_for_ready;          /* a call waits for the server to come up, until its deadline */
+    bool   tls;                     /* with the system's roots, or those of:           */
+    const char *tls_ca;             /* PEM file                                        */
+    const char *tls_cert, *tls_key; /* PEM files: what the client shows                */
+    const char *token;              /* "authorization: Bearer" of every call           */
     int32_t window_bytes;           /* HTTP/2 window of a stream; 0: gRPC's own choice (tests of slow readers) */
 } mx_client_options;
 

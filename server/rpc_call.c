@@ -71,6 +71,7 @@ static void unref(mx_call *c)
 {
     if (atomic_fetch_sub(&c->refs, 1) != 1) return;
     mx_server *s = c->worker->server;
+    mx_rpc_account(c);
     if (c->handler) c->handler->closed(c->user);
     if (c->has_out) grpc_slice_unref(c->out);
     unwatch(c);
@@ -122,6 +123,16 @@ uint64_t mx_call_accepted_ns(const mx_call *c)
 uint64_t mx_call_deadline_ns(const mx_call *c)
 {
     return c->deadline_ns;
+}
+
+uint8_t mx_call_tenant(const mx_call *c)
+{
+    return c->tenant ? c->tenant->number : 0;
+}
+
+const char *mx_call_request_id(const mx_call *c)
+{
+    return c->request_id;
 }
 
 void mx_call_watch_state(mx_call *c)
@@ -181,15 +192,19 @@ static bool transmit(mx_call *c)
         return false;
     }
     grpc_op ops[4];
-    size_t n = 0, retry = 0;
+    size_t n = 0, n_headers = 0, retry = 0;
     bool first = !c->headers_sent;
     grpc_byte_buffer *buffer = NULL;
     grpc_slice text = grpc_empty_slice();
-    grpc_metadata detail;
+    grpc_metadata detail, headers[2];
     uint8_t bytes[1024];
     memset(ops, 0, sizeof ops);
     memset(&detail, 0, sizeof detail);
-    if (first) ops[n++].op = GRPC_OP_SEND_INITIAL_METADATA;
+    if (first) {
+        ops[n].op = GRPC_OP_SEND_INITIAL_METADATA;
+        ops[n].data.send_initial_metadata.count = n_headers = mx_rpc_headers(c, headers);
+        ops[n++].data.send_initial_metadata.metadata = headers;
+    }
     c->headers_sent = true;
     if (c->has_out && !(c->end && c->status != MX_OK && first)) {
         buffer = grpc_raw_byte_buffer_create(&c->out, 1);
@@ -234,6 +249,7 @@ static bool transmit(mx_call *c)
     if (c->has_out) grpc_slice_unref(c->out);
     c->has_out = false;
     grpc_slice_unref(text);
+    while (n_headers) grpc_slice_unref(headers[--n_headers].value);
     if (retry) grpc_slice_unref(detail.value);
     if (e != GRPC_CALL_OK) c->again = true;
     return e == GRPC_CALL_OK;
@@ -416,7 +432,7 @@ static void begin(mx_call *c)
     mx_rpc_worker *w = c->worker;
     mx_error err = {.code = MX_OK};
     mx_status st = MX_OK;
-    if (!admit(c)) return;
+    if (!mx_rpc_identify(c) || !admit(c)) return;
     if (c->m->flags & MX_METHOD_BIDI) {
         st = c->m->begin(w->server->app, c, NULL, 0, &w->scratch, &err);
         if (!st) receive(c);

@@ -19,6 +19,7 @@
 #endif
 #endif
 
+#include "server/auth.h"
 #include "server/messages.h"
 #include "server/rpc.h"
 
@@ -42,6 +43,7 @@ struct mx_client {
     grpc_completion_queue *queue;
     pthread_t thread;
     bool started, wait_for_ready;
+    char *bearer; /* "Bearer ..."; NULL: none */
     pthread_mutex_t lock;
     pthread_cond_t quiet; /* live has become 0 */
     int live;
@@ -212,6 +214,29 @@ static grpc_arg integer(const char *key, int value)
     return a;
 }
 
+static mx_status credentials_of(const mx_client_options *o, grpc_channel_credentials **out, mx_error *err)
+{
+    char *ca = NULL, *cert = NULL, *key = NULL;
+    mx_status st = MX_OK;
+    if (!o->tls && !o->tls_ca && !o->tls_cert) {
+        *out = grpc_insecure_credentials_create();
+        return MX_OK;
+    }
+    if (!o->tls_cert != !o->tls_key) return mx_fail(err, MX_ERR_ARG, "tls-cert, tls-key: one without the other");
+    if (o->tls_ca) st = mx_pem_read(o->tls_ca, &ca, err);
+    if (!st && o->tls_cert) st = mx_pem_read(o->tls_cert, &cert, err);
+    if (!st && o->tls_key) st = mx_pem_read(o->tls_key, &key, err);
+    if (!st) {
+        grpc_ssl_pem_key_cert_pair pair = {.private_key = key, .cert_chain = cert};
+        *out = grpc_ssl_credentials_create(ca, cert ? &pair : NULL, NULL, NULL);
+        if (!*out) st = mx_fail(err, MX_ERR_FORMAT, "tls: the certificates cannot be used");
+    }
+    free(ca);
+    free(cert);
+    free(key);
+    return st;
+}
+
 mx_status mx_client_open(mx_client **out, const char *target, const mx_client_options *opt, mx_error *err)
 {
     mx_client_options o = opt ? *opt : (mx_client_options){0};
@@ -222,6 +247,11 @@ mx_status mx_client_open(mx_client **out, const char *target, const mx_client_op
     mx_client *c = calloc(1, sizeof *c);
     if (!c) return mx_fail(err, MX_ERR_NO_MEMORY, "no memory for the client");
     c->wait_for_ready = o.wait_for_ready;
+    if (o.token) {
+        size_t n = strlen(o.token) + sizeof "Bearer ";
+        c->bearer = malloc(n);
+        if (c->bearer) snprintf(c->bearer, n, "Bearer %s", o.token);
+    }
     pthread_mutex_init(&c->lock, NULL);
     pthread_cond_init(&c->quiet, NULL);
     setenv("GRPC_VERBOSITY", "NONE", 0); /* errors are told by status, not on stderr */
@@ -237,14 +267,15 @@ mx_status mx_client_open(mx_client **out, const char *target, const mx_client_op
         args[n++] = integer(GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES, o.window_bytes);
         args[n++] = integer(GRPC_ARG_HTTP2_BDP_PROBE, 0);
     }
-    grpc_channel_credentials *plain = grpc_insecure_credentials_create();
-    c->channel = grpc_channel_create(target, plain, &(grpc_channel_args){.num_args = n, .args = args});
-    grpc_channel_credentials_release(plain);
+    grpc_channel_credentials *how = NULL;
+    mx_status st = credentials_of(&o, &how, err);
+    if (how) c->channel = grpc_channel_create(target, how, &(grpc_channel_args){.num_args = n, .args = args});
+    if (how) grpc_channel_credentials_release(how);
     c->queue = grpc_completion_queue_create_for_next(NULL);
-    c->started = c->channel && pthread_create(&c->thread, NULL, serve, c) == 0;
+    c->started = c->channel && (c->bearer || !o.token) && pthread_create(&c->thread, NULL, serve, c) == 0;
     if (!c->started) {
         mx_client_close(c);
-        return mx_fail(err, MX_ERR_NO_MEMORY, "the client could not be started");
+        return st ? st : mx_fail(err, MX_ERR_NO_MEMORY, "the client could not be started");
     }
     *out = c;
     return MX_OK;
@@ -266,6 +297,7 @@ void mx_client_close(mx_client *c)
     grpc_completion_queue_destroy(c->queue);
     pthread_cond_destroy(&c->quiet);
     pthread_mutex_destroy(&c->lock);
+    free(c->bearer);
     free(c);
     grpc_shutdown_blocking();
 }
@@ -310,6 +342,14 @@ static bool begin(mx_client_call *call, const uint8_t *msg, size_t len)
     grpc_byte_buffer *b = grpc_raw_byte_buffer_create(&s, 1);
     memset(ops, 0, sizeof ops);
     memset(&status, 0, sizeof status);
+    grpc_metadata bearer;
+    memset(&bearer, 0, sizeof bearer);
+    if (call->client->bearer) {
+        bearer.key = grpc_slice_from_static_string("authorization");
+        bearer.value = grpc_slice_from_static_string(call->client->bearer);
+        ops[n].data.send_initial_metadata.count = 1;
+        ops[n].data.send_initial_metadata.metadata = &bearer;
+    }
     ops[n].op = GRPC_OP_SEND_INITIAL_METADATA;
     ops[n++].flags = call->client->wait_for_ready ? GRPC_INITIAL_METADATA_WAIT_FOR_READY : 0;
     ops[n].op = GRPC_OP_SEND_MESSAGE;

@@ -17,6 +17,8 @@ int mx_rpc_code_of(mx_status st)
         [MX_ERR_FORMAT] = MX_RPC_INVALID_ARGUMENT,
         [MX_ERR_DEVICE] = MX_RPC_INTERNAL,
         [MX_ERR_INTERNAL] = MX_RPC_INTERNAL,
+        [MX_ERR_UNKNOWN_CALLER] = MX_RPC_UNAUTHENTICATED,
+        [MX_ERR_DENIED] = MX_RPC_PERMISSION_DENIED,
     };
     return (unsigned)st < MX_STATUS_COUNT ? codes[st] : MX_RPC_INTERNAL;
 }

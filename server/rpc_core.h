@@ -1,10 +1,11 @@
 /* rpc_core.h - what rpc.c (the server) and rpc_call.c (its calls) share.
  *
- * Only those two include it, after <grpc/grpc.h>.  Everything about a call happens
+ * Only they and rpc_meta.c, rpc_tls.c include it, after <grpc/grpc.h>.  Everything about a call happens
  * on the thread of the queue it came in by, so a call needs no lock. */
 #ifndef MX_RPC_CORE_H
 #define MX_RPC_CORE_H
 
+#include "server/auth.h"
 #include "server/rpc.h"
 #include "server/service.h"
 
@@ -81,12 +82,19 @@ struct mx_call {
     mx_status status;
     uint32_t retry_ms;
     char     text[500];
+    /* Of the metadata (rpc_meta.c). */
+    const mx_tenant *tenant;        /* NULL: no tokens                            */
+    char     request_id[65];
+    char     trace[56];             /* W3C traceparent, ours; "": the client sent none */
     bool     woken;                 /* under worker->lock                         */
     mx_call *wake_next, *next;      /* next: pool or watchers                     */
 };
 
 struct mx_server {
     mx_app *app;
+    struct mx_tls *tls;             /* NULL: plain                                */
+    atomic_uint_least64_t *ended;   /* [methods + 1][codes]: calls; the last method is the unknown */
+    mx_metric **seconds;            /* of mx_methods                              */
     mx_server_options opt;
     grpc_server *core;
     void  **handles;                /* of mx_methods                              */
@@ -106,5 +114,17 @@ void mx_rpc_ring(mx_rpc_worker *w);                  /* with w->lock held       
 void mx_rpc_doorbell(mx_rpc_tag *t, bool ok);
 void mx_rpc_tell_watchers(mx_rpc_worker *w);
 void mx_rpc_free_pool(mx_rpc_worker *w);
+
+/* rpc_meta.c: reads the request's metadata and asks for its token; false: refused, and finished. */
+bool mx_rpc_identify(mx_call *c);
+/* What goes back with the initial metadata; the caller unrefs the values.  Returns how many, at most 2. */
+size_t mx_rpc_headers(mx_call *c, grpc_metadata out[2]);
+/* The call is over: counted, timed, logged. */
+void mx_rpc_account(mx_call *c);
+
+/* rpc_tls.c: credentials that follow their files.  Errors: MX_ERR_IO, MX_ERR_FORMAT (file), MX_ERR_NO_MEMORY. */
+typedef struct mx_tls mx_tls;
+mx_status mx_tls_open(mx_tls **out, grpc_server_credentials **credentials, const mx_server_options *o, mx_error *err);
+void      mx_tls_close(mx_tls *t);
 
 #endif

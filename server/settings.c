@@ -6,18 +6,18 @@
 
 #define TEXT MX_DECIDES_TEXT
 
-const char *const mx_command_names[] = {"serve", "generate", "client", "info", "train", "tokenize", "merge", "plot", "embed", "evaluate", "load", NULL};
+const char *const mx_command_names[] = {"serve", "generate", "client", "info", "train", "tokenize", "merge", "plot", "embed", "evaluate", "load", "token", "bench", "top", NULL};
 
 const mx_setting_group mx_setting_groups[] = {
     {MX_GROUP_BATCH, "Batches"},         {MX_GROUP_SERVER, "Server"},  {MX_GROUP_MODEL, "Model and memory"},
     {MX_GROUP_PROMPT, "Prompt"},         {MX_GROUP_LENGTH, "Length"},  {MX_GROUP_SAMPLE, "Choice of words"},
     {MX_GROUP_DATA, "Data"},             {MX_GROUP_RUN, "Run"},        {MX_GROUP_LEARN, "Learning"},
-    {MX_GROUP_ADAPTER, "Adapter (LoRA)"}, {MX_GROUP_ACT, "Learning to act (dqn)"}, {MX_GROUP_PLOT, "Picture"}, {MX_GROUP_VECTOR, "Vectors and classes"}, {MX_GROUP_OUTPUT, "Output and log"}, {0, NULL},
+    {MX_GROUP_ADAPTER, "Adapter (LoRA)"}, {MX_GROUP_ACT, "Learning to act (dqn)"}, {MX_GROUP_PLOT, "Picture"}, {MX_GROUP_VECTOR, "Vectors and classes"}, {MX_GROUP_LOAD, "Load"}, {MX_GROUP_OUTPUT, "Output and log"}, {0, NULL},
 };
 
 const mx_setting mx_settings[] = {
     /* model */
-    {"model", 'm', MX_SET_LIST, NULL, 0, 0, NULL, MX_CMD_ALL | TEXT | MX_GROUP_MODEL, "[NAME=]PATH",
+    {"model", 'm', MX_SET_LIST, NULL, 0, 0, NULL, MX_CMD_ALL | MX_CMD_BENCH | TEXT | MX_GROUP_MODEL, "[NAME=]PATH",
      "A Hugging Face folder or .gguf file; the first is the default. For client: the name of a model of the server."},
     {"dtype", 0, MX_SET_CHOICE, "auto", 0, 0, "auto|f32|bf16|int8", MX_CMD_EMBED | MX_CMD_MODEL | TEXT | MX_GROUP_MODEL, NULL,
      "How weights are kept in memory; auto is f32."},
@@ -80,9 +80,37 @@ const mx_setting mx_settings[] = {
      "A quote may name a user_id, who is then offered at most the published price; else it is refused."},
     {"training-data", 0, MX_SET_LIST, NULL, 0, 0, NULL, MX_CMD_SERVE | MX_GROUP_SERVER, "FOLDER",
      "Where training runs may read models and data, and Models.Load models; the training folder always counts."},
-    {"server", 's', MX_SET_STRING, "127.0.0.1:50051", 0, 0, NULL, MX_CMD_CLIENT | MX_GROUP_SERVER, "HOST:PORT",
+    {"http-listen", 0, MX_SET_STRING, NULL, 0, 0, NULL, MX_CMD_SERVE | MX_GROUP_SERVER, "HOST:PORT",
+     "Answer /metrics, /healthz and /readyz over HTTP here; not when not given."},
+    {"stall-timeout", 0, MX_SET_FLOAT, "30", 0.01, 86400, NULL, MX_CMD_SERVE | MX_GROUP_SERVER, "SECONDS",
+     "/healthz fails when there are jobs and none moves for so long."},
+    {"tls-cert", 0, MX_SET_STRING, NULL, 0, 0, NULL, MX_CMD_SERVE | MX_CMD_CALL | MX_GROUP_SERVER, "FILE",
+     "The certificate to show, PEM, with its chain; a server reads it again when it changes."},
+    {"tls-key", 0, MX_SET_STRING, NULL, 0, 0, NULL, MX_CMD_SERVE | MX_CMD_CALL | MX_GROUP_SERVER, "FILE",
+     "Its private key, PEM."},
+    {"tls-client-ca", 0, MX_SET_STRING, NULL, 0, 0, NULL, MX_CMD_SERVE | MX_GROUP_SERVER, "FILE",
+     "Clients must show a certificate that one of these signed."},
+    {"tls", 0, MX_SET_BOOL, "false", 0, 0, NULL, MX_CMD_CALL | MX_GROUP_SERVER, NULL,
+     "Call the server over TLS, with the system's roots unless --tls-ca is given."},
+    {"tls-ca", 0, MX_SET_STRING, NULL, 0, 0, NULL, MX_CMD_CALL | MX_GROUP_SERVER, "FILE",
+     "Over TLS, and the server's certificate must be signed by one of these."},
+    {"tokens", 0, MX_SET_STRING, NULL, 0, 0, NULL, MX_CMD_SERVE | MX_CMD_TOKEN | MX_GROUP_SERVER, "FILE",
+     "Callers need a token whose hash is in this file; read again when it changes. For token: the file that the new line is added to."},
+    {"token", 0, MX_SET_STRING, NULL, 0, 0, NULL, MX_CMD_CALL | MX_GROUP_SERVER, "TOKEN",
+     "What the server's --tokens asks for; better given as MERX_TOKEN than where ps shows it."},
+    {"services", 0, MX_SET_STRING, "*", 0, 0, NULL, MX_CMD_TOKEN | MX_GROUP_SERVER, "NAME,NAME",
+     "Services that the token is for."},
+    {"rate", 0, MX_SET_FLOAT, "0", 0, 1e9, NULL, MX_CMD_TOKEN | MX_GROUP_SERVER, "X",
+     "Calls a second that the tenant may make; 0 is any."},
+    {"burst", 0, MX_SET_FLOAT, "0", 0, 1e9, NULL, MX_CMD_TOKEN | MX_GROUP_SERVER, "N",
+     "Calls it may make at once; 0 is a second's worth."},
+    {"reflection", 0, MX_SET_BOOL, "true", 0, 0, NULL, MX_CMD_SERVE | MX_GROUP_SERVER, NULL,
+     "Tell clients the services and messages; with --tokens, those with a token."},
+    {"log-calls", 0, MX_SET_BOOL, "false", 0, 0, NULL, MX_CMD_SERVE | MX_GROUP_SERVER, NULL,
+     "A line for each call at its end: method, code, time, tenant, request and trace ids."},
+    {"server", 's', MX_SET_STRING, "127.0.0.1:50051", 0, 0, NULL, MX_CMD_CALL | MX_GROUP_SERVER, "HOST:PORT",
      "The server to call."},
-    {"timeout", 0, MX_SET_INT, "300", 1, 86400, NULL, MX_CMD_CLIENT | MX_GROUP_SERVER, "SECONDS",
+    {"timeout", 0, MX_SET_INT, "300", 1, 86400, NULL, MX_CMD_CALL | MX_GROUP_SERVER, "SECONDS",
      "Deadline of the call."},
 
     /* batch */
@@ -144,7 +172,7 @@ const mx_setting mx_settings[] = {
      "Beam search with N beams; 1 is off."},
     {"length-penalty", 0, MX_SET_FLOAT, "1", -10, 10, NULL, MX_CMD_SAMPLE | TEXT | MX_GROUP_SAMPLE, "X",
      "Beam search: above 0 favours longer texts."},
-    {"seed", 0, MX_SET_STRING, NULL, 0, 0, NULL, MX_CMD_SAMPLE | MX_CMD_TRAIN | MX_CMD_EVALUATE | TEXT | MX_GROUP_SAMPLE, "N",
+    {"seed", 0, MX_SET_STRING, NULL, 0, 0, NULL, MX_CMD_SAMPLE | MX_CMD_BENCH | MX_CMD_TRAIN | MX_CMD_EVALUATE | TEXT | MX_GROUP_SAMPLE, "N",
      "0 to 2^64-1; the same seed gives the same text."},
 
     /* data */
@@ -286,6 +314,34 @@ const mx_setting mx_settings[] = {
     {"tau", 0, MX_SET_FLOAT, NULL, 1e-6, 1, NULL, MX_CMD_TRAIN | MX_GROUP_ACT, "X", "Under 1: the target network follows by this share at every update."},
     {"epsilon", 0, MX_SET_FLOAT, NULL, 0, 1, NULL, MX_CMD_TRAIN | MX_GROUP_ACT, "X", "Share of random actions in the end."},
     {"epsilon-part", 0, MX_SET_FLOAT, NULL, 0, 1, NULL, MX_CMD_TRAIN | MX_GROUP_ACT, "X", "Part of the steps in which that share falls from 1."},
+    /* load */
+    {"workload", 0, MX_SET_LIST, NULL, 0, 0, NULL, MX_CMD_BENCH | MX_GROUP_LOAD, "KIND[=SHARE]",
+     "generate, embed, quote or echo, and how often beside the others; generate when not given. May be repeated."},
+    {"request-rate", 0, MX_SET_FLOAT, "0", 0, 1e9, NULL, MX_CMD_BENCH | MX_GROUP_LOAD, "X",
+     "Requests a second, whatever the server does; 0: the next one leaves when one ends."},
+    {"arrivals", 0, MX_SET_CHOICE, "poisson", 0, 0, "poisson|even", MX_CMD_BENCH | MX_GROUP_LOAD, NULL,
+     "How requests at a rate arrive."},
+    {"trace", 0, MX_SET_STRING, NULL, 0, 0, NULL, MX_CMD_BENCH | MX_GROUP_LOAD, "FILE",
+     "Arrivals from a file instead: lines SECONDS or SECONDS,KIND."},
+    {"num-prompts", 0, MX_SET_INT, "1000", 0, 1e15, NULL, MX_CMD_BENCH | MX_GROUP_LOAD, "N",
+     "Requests in all; without a number --duration or --trace end the run."},
+    {"duration", 0, MX_SET_FLOAT, "0", 0, 1e7, NULL, MX_CMD_BENCH | MX_GROUP_LOAD, "SECONDS",
+     "No request leaves later; 0 is no limit."},
+    {"max-concurrency", 0, MX_SET_INT, "0", 0, 1 << 20, NULL, MX_CMD_BENCH | MX_GROUP_LOAD, "N",
+     "Requests under way at once; 0 is 8 without a rate, and no limit with one."},
+    {"connections", 0, MX_SET_INT, "1", 1, 1024, NULL, MX_CMD_BENCH | MX_GROUP_LOAD, "N",
+     "Connections, each with a thread."},
+    {"num-warmups", 0, MX_SET_INT, "1", 0, 1 << 20, NULL, MX_CMD_BENCH | MX_GROUP_LOAD, "N",
+     "Requests of each kind before the clock starts, at least one a connection."},
+    {"input-words", 0, MX_SET_INT, "32", 1, 4096, NULL, MX_CMD_BENCH | MX_GROUP_LOAD, "N", "Words of a prompt or text."},
+    {"output-len", 0, MX_SET_INT, "64", 1, 1 << 20, NULL, MX_CMD_BENCH | MX_GROUP_LOAD, "N", "Tokens that are generated, always all of them."},
+    {"sku", 0, MX_SET_STRING, NULL, 0, 0, NULL, MX_CMD_BENCH | MX_GROUP_LOAD, "NAME", "The item that quotes are for (previews: nothing is published)."},
+    {"channel", 0, MX_SET_STRING, "web", 0, 0, NULL, MX_CMD_BENCH | MX_GROUP_LOAD, "NAME", "Its channel."},
+    {"goodput", 0, MX_SET_LIST, NULL, 0, 0, NULL, MX_CMD_BENCH | MX_GROUP_LOAD, "WHAT:MS",
+     "Count the requests that keep ttft:MS, tpot:MS and e2el:MS. May be repeated."},
+    {"result", 0, MX_SET_STRING, NULL, 0, 0, NULL, MX_CMD_BENCH | MX_GROUP_LOAD, "FILE", "The figures as JSON."},
+    {"report", 0, MX_SET_STRING, NULL, 0, 0, NULL, MX_CMD_BENCH | MX_GROUP_LOAD, "FILE", "A page of HTML with its pictures inside."},
+    {"interval", 0, MX_SET_FLOAT, "1", 0.1, 3600, NULL, MX_CMD_TOP | MX_GROUP_LOAD, "SECONDS", "Between two looks."},
 
     /* picture */
     {"title", 0, MX_SET_STRING, NULL, 0, 0, NULL, MX_CMD_PLOT | MX_GROUP_PLOT, "TEXT", "A line above the curves."},
@@ -297,14 +353,16 @@ const mx_setting mx_settings[] = {
     /* output */
     {"logprobs", 0, MX_SET_INT, NULL, 0, 20, NULL, MX_CMD_SAMPLE | TEXT | MX_GROUP_OUTPUT, "K",
      "Log probabilities of the tokens and their K best alternatives; with --json, --stream-json or -o."},
-    {"json", 0, MX_SET_BOOL, "false", 0, 0, NULL, MX_CMD_SAMPLE | MX_CMD_INFO | MX_GROUP_OUTPUT, NULL,
+    {"json", 0, MX_SET_BOOL, "false", 0, 0, NULL, MX_CMD_SAMPLE | MX_CMD_BENCH | MX_CMD_INFO | MX_GROUP_OUTPUT, NULL,
      "Print JSON: a line for each candidate."},
     {"stream-json", 0, MX_SET_BOOL, "false", 0, 0, NULL, MX_CMD_SAMPLE | TEXT | MX_GROUP_OUTPUT, NULL,
      "Print a line of JSON for each piece, as it comes."},
-    {"quiet", 'q', MX_SET_BOOL, "false", 0, 0, NULL, MX_CMD_LOAD | MX_CMD_SAMPLE | MX_CMD_DATA | MX_GROUP_OUTPUT, NULL,
+    {"quiet", 'q', MX_SET_BOOL, "false", 0, 0, NULL, MX_CMD_LOAD | MX_CMD_SAMPLE | MX_CMD_BENCH | MX_CMD_DATA | MX_GROUP_OUTPUT, NULL,
      "No progress, no figures."},
     {"log-level", 0, MX_SET_CHOICE, NULL, 0, 0, "debug|info|warn|error|off", MX_CMD_ANY | MX_GROUP_OUTPUT, NULL,
      "Least important line to log; info for serve, warn for the others."},
+    {"log-format", 0, MX_SET_CHOICE, "text", 0, 0, "text|json", MX_CMD_SERVE | MX_GROUP_OUTPUT, NULL,
+     "Lines for people, or an object of JSON each."},
     {"config", 0, MX_SET_STRING, NULL, 0, 0, NULL, MX_CMD_ANY | MX_GROUP_OUTPUT, "FILE",
      "Read settings from FILE: lines name = value."},
 };

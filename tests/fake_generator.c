@@ -144,6 +144,11 @@ void mx_generator_close(mx_generator *g)
     free(g);
 }
 
+void mx_generator_gauges(mx_generator *g)
+{
+    (void)g; /* it has none */
+}
+
 void mx_generator_info_get(const mx_generator *g, mx_generator_info *out)
 {
     *out = (mx_generator_info){.name = g->name,

@@ -24,6 +24,7 @@ report 'CUDA headers outside *.cu' "$(grep_in '#include [<"](cuda|cublas|cudnn)'
 report 'NCCL or MPI outside runtime/comm*' "$(grep_in '#include <(nccl|mpi)\.h' runtime kernels models server bench | grep -v '^runtime/comm')"
 report 'jansson outside models/ and server/' "$(grep_in '#include <jansson' runtime kernels)"
 report 'SQLite outside server/store_sqlite.c' "$(grep_in '#include <sqlite3' runtime kernels models server bench | grep -v '^server/store_sqlite\.c:')"
+report 'libmicrohttpd outside server/http.c' "$(grep_in '#include <microhttpd' runtime kernels models server bench tests | grep -v '^server/http\.c:')"
 report 'PCRE2 outside models/tokenizer files' "$(grep_in '#include <pcre2' runtime kernels models server bench | grep -v '^models/tokenizer')"
 report 'utf8proc outside models/tokenizer files' "$(grep_in '#include <utf8proc' runtime kernels models server bench | grep -v '^models/tokenizer')"
 report 'exit() or abort() below server/main.c' "$(grep_in '(^|[^_a-zA-Z.>])(exit|abort|_exit) *\(' runtime kernels models server | grep -vE '^server/main\.c:|^[^:]*:[0-9]+: *(\*|//|/\*)')"

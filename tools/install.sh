@@ -3,7 +3,7 @@
 # those that a target needs beside them, on Debian and Ubuntu.  Does nothing when they are all there; without root or sudo it says
 # what is missing.
 set -u
-packages="gcc g++ cmake ninja-build make pkg-config git libdnnl-dev libhwloc-dev libjansson-dev libpcre2-dev libutf8proc-dev libssl-dev libsqlite3-dev
+packages="gcc g++ cmake ninja-build make pkg-config git libdnnl-dev libhwloc-dev libjansson-dev libpcre2-dev libutf8proc-dev libssl-dev libmicrohttpd-dev libsqlite3-dev
 libopenmpi-dev openmpi-bin
 libgrpc-dev protobuf-compiler libprotobuf-c-dev protobuf-c-compiler libprotobuf-dev python3 python3-grpcio python3-protobuf
 clang libclang-rt-dev python3-pip"

@@ -1,0 +1,176 @@
+/* cli_operations.c - what stands around a server: tokens, TLS, the HTTP port, and
+ * files that are read again while it runs; and merx token. */
+#include "server/cli_parts.h"
+
+#include "runtime/log.h"
+#include "server/auth.h"
+#include "server/http.h"
+#include "server/settings.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { LOOK_SECONDS = 2 };             /* how often files are looked at */
+
+/* True when the file's time is another than the last one seen. */
+static bool changed(const char *file, struct timespec *seen)
+{
+    struct stat s;
+    if (!file || stat(file, &s)) return false;
+    if (s.st_mtim.tv_sec == seen->tv_sec && s.st_mtim.tv_nsec == seen->tv_nsec) return false;
+    *seen = s.st_mtim;
+    return true;
+}
+
+/* What the server may come to hold, of what there is.  Buffers are zeroed on demand, so one that is too
+ * large would be noticed in the midst of serving, by the kernel: it is noticed here. */
+static mx_status plan_memory(const mx_app *app, const mx_server_options *o, mx_error *err)
+{
+    enum { CALL_BYTES = 32 << 10 };        /* a waiting call with its message, as measured */
+    double mib = 1 << 20, weights = 0, kv = 0, scratch = 0, calls, all, have = (double)mx_topology_memory(app->topology);
+    for (int i = 0; i < app->n_models; i++) {
+        mx_generator_info g;
+        mx_generator_info_get(app->models[i], &g);
+        weights += (double)g.weight_bytes;
+        kv += (double)g.kv_bytes;
+        if ((double)g.scratch_bytes > scratch) scratch = (double)g.scratch_bytes;
+    }
+    for (int i = 0; i < app->n_encoders; i++) {
+        mx_embedder_info e;
+        mx_embedder_info_get(app->encoders[i], &e);
+        weights += (double)e.weight_bytes;
+        if ((double)e.scratch_bytes > scratch) scratch = (double)e.scratch_bytes;
+    }
+    calls = (double)o->max_calls * CALL_BYTES + 8.0 * (double)o->max_message_bytes;
+    bool host = app->devices[app->device].kind == MX_CPU;
+    all = calls + (host ? weights + kv + scratch : 0);
+    mx_log(MX_LOG_INFO, "server", "memory plan, MiB: weights %.0f, KV cache %.0f, scratch %.0f%s, calls %.0f; host %.0f of %.0f", weights / mib,
+           kv / mib, scratch / mib, host ? "" : " (on the GPU)", calls / mib, all / mib, have / mib);
+    if (all <= have) return MX_OK;
+    const char *most = host && kv >= weights && kv >= calls ? "the KV cache (--kv-cache-bytes, --max-num-seqs, --max-model-len)"
+                       : host && weights >= calls ? "the weights (--dtype int8 takes a quarter of f32)" : "messages (--max-message-bytes)";
+    return mx_fail(err, MX_ERR_NO_MEMORY, "the plan needs %.0f MiB, and there are %.0f; most of it are %s", all / mib, have / mib, most);
+}
+
+mx_status cli_operations_open(cli_operations *p, mx_app *app, mx_config *c, mx_server_options *o, mx_error *err)
+{
+    const char *tokens = mx_config_string(c, "tokens");
+    p->config = c;
+    changed(tokens, &p->seen[0]);
+    changed(mx_config_string(c, "config"), &p->seen[1]);
+    o->tls_cert = mx_config_string(c, "tls-cert");
+    o->tls_key = mx_config_string(c, "tls-key");
+    o->tls_client_ca = mx_config_string(c, "tls-client-ca");
+    o->no_reflection = !mx_config_bool(c, "reflection");
+    o->log_calls = mx_config_bool(c, "log-calls");
+    if (tokens) MX_TRY(mx_auth_open(&p->auth, tokens, err));
+    o->auth = p->auth;
+    MX_TRY(plan_memory(app, o, err));
+    if (tokens && !o->tls_cert) mx_log(MX_LOG_WARN, "server", "tokens without TLS: who sees the traffic sees the tokens");
+    return MX_OK;
+}
+
+mx_status cli_operations_watch(cli_operations *p, mx_app *app, mx_server *server, mx_error *err)
+{
+    mx_http_options o = {.listen = mx_config_string(p->config, "http-listen"),
+                         .stall_ms = (uint32_t)(mx_config_float(p->config, "stall-timeout") * 1000)};
+    if (!o.listen) return MX_OK;
+    MX_TRY(mx_http_open(&p->http, app, server, &o, err));
+    mx_log(MX_LOG_INFO, "server", "metrics and health on port %d", mx_http_port(p->http));
+    return MX_OK;
+}
+
+static void reload_tokens(const cli_operations *p)
+{
+    mx_error err = {0};
+    int n = 0;
+    if (!p->auth) return;
+    if (mx_auth_reload(p->auth, &n, &err)) mx_log(MX_LOG_ERROR, "server", "%s: the tokens stay as they were", err.text);
+    else mx_log(MX_LOG_INFO, "server", "tokens read again: %d", n);
+}
+
+/* Of the config file only the log level can change while the server runs. */
+static void reload_level(const cli_operations *p)
+{
+    const char *file = mx_config_string(p->config, "config"), *now, *was = mx_config_where(p->config, "log-level");
+    mx_config *c = NULL;
+    mx_error err = {0};
+    mx_log_level level = MX_LOG_INFO;
+    if (!file || !strncmp(was, "--", 2) || !strncmp(was, "MERX_", 5)) return;
+    if (mx_config_open(&c, mx_settings, mx_settings_count, &err)) return;
+    if (mx_config_file(c, file, &err)) mx_log(MX_LOG_ERROR, "server", "%s: the log level stays as it was", err.text);
+    else {
+        now = mx_config_string(c, "log-level");
+        if (now) mx_log_parse_level(now, &level);
+        mx_log_configure(level, !strcmp(mx_config_string(p->config, "log-format"), "json"));
+        mx_log(MX_LOG_INFO, "server", "%s read again: log level %s", file, now ? now : "info");
+    }
+    mx_config_close(c);
+}
+
+int cli_operations_wait(cli_operations *p, const sigset_t *stop)
+{
+    static const struct timespec look = {.tv_sec = LOOK_SECONDS};
+    for (;;) {
+        int got = sigtimedwait(stop, NULL, &look);
+        if (got == SIGINT || got == SIGTERM) return got;
+        bool told = got == SIGHUP;
+        if (changed(mx_config_string(p->config, "tokens"), &p->seen[0]) || told) reload_tokens(p);
+        if (changed(mx_config_string(p->config, "config"), &p->seen[1]) || told) reload_level(p);
+    }
+}
+
+void cli_operations_close(cli_operations *p)
+{
+    mx_http_close(p->http);
+    p->http = NULL;
+}
+
+void cli_operations_free(cli_operations *p)
+{
+    mx_auth_close(p->auth);
+    p->auth = NULL;
+}
+
+mx_client_options cli_client_options(const mx_config *c)
+{
+    return (mx_client_options){.wait_for_ready = true, .tls = mx_config_bool(c, "tls"), .tls_ca = mx_config_string(c, "tls-ca"),
+                               .tls_cert = mx_config_string(c, "tls-cert"), .tls_key = mx_config_string(c, "tls-key"),
+                               .token = mx_config_string(c, "token")};
+}
+
+/* ---- merx token ------------------------------------------------------------------------- */
+
+int mx_cli_token(mx_config *c, int n, char **rest)
+{
+    mx_error err = {0};
+    mx_auth *check = NULL;
+    char token[MX_TOKEN_TEXT], hash[80], line[1200];
+    const char *file = mx_config_string(c, "tokens");
+    double rate = mx_config_float(c, "rate"), burst = mx_config_float(c, "burst");
+    if (n != 1) return cli_usage("token takes the tenant's name; %d given", n);
+    if (!file) return cli_usage("token: say with --tokens which file it goes to");
+    if (mx_token_make(token, hash, &err)) return cli_failed(&err);
+    int len = snprintf(line, sizeof line, "%s %s services=%s", rest[0], hash, mx_config_string(c, "services"));
+    if (rate > 0) len += snprintf(line + len, sizeof line - (size_t)len, " rate=%g", rate);
+    if (burst > 0) len += snprintf(line + len, sizeof line - (size_t)len, " burst=%g", burst);
+    FILE *f = (size_t)len < sizeof line && !strpbrk(rest[0], " \t\r\n#") ? fopen(file, "ae") : NULL;
+    if (!f) return cli_usage("%s: %s", file, (size_t)len < sizeof line ? strerror(errno ? errno : EINVAL) : "the line is too long");
+    fseek(f, 0, SEEK_END);
+    long end = ftell(f);
+    bool ok = fprintf(f, "%s\n", line) > 0 && !fflush(f) && !fsync(fileno(f));
+    ok = !fclose(f) && ok;
+    /* The server would refuse the file as a whole: better the line goes again. */
+    mx_status st = ok ? mx_auth_open(&check, file, &err) : mx_fail(&err, MX_ERR_IO, "%s: %s", file, strerror(errno));
+    mx_auth_close(check);
+    if (st) {
+        if (truncate(file, end)) mx_log(MX_LOG_WARN, "token", "%s: its last line is not whole", file);
+        return cli_failed(&err);
+    }
+    puts(token);
+    return CLI_OK;
+}

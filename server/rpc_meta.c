@@ -1,0 +1,143 @@
+/* rpc_meta.c - what stands around a call's message: its caller's token, its id, its
+ * trace; and what is told of it at its end.
+ *
+ * A trace is W3C's (Trace Context, section 3.2): "00-<trace id>-<span id>-<flags>".  The
+ * call keeps the trace id and flags and has a span id of its own; logs and the
+ * answer's metadata carry that. */
+#include <grpc/grpc.h>
+#include <grpc/slice.h>
+
+#include "server/rpc_core.h"
+
+#include "runtime/log.h"
+
+#include <ctype.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+enum { TRACE = 55 };                  /* bytes of a traceparent of version 00 */
+
+static bool is_key(const grpc_metadata *m, const char *key)
+{
+    size_t n = strlen(key);
+    return GRPC_SLICE_LENGTH(m->key) == n && memcmp(GRPC_SLICE_START_PTR(m->key), key, n) == 0;
+}
+
+/* splitmix64 (Steele et al. 2014) over time and address: unlike each other, not secret. */
+static uint64_t unlike(const mx_call *c)
+{
+    static atomic_uint_least64_t calls;
+    uint64_t z = c->accepted_ns + (uint64_t)(uintptr_t)c + atomic_fetch_add(&calls, 0x9e3779b97f4a7c15u);
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    return z ^ (z >> 31);
+}
+
+static bool good_trace(const char *t, size_t len)
+{
+    static const uint8_t dashes[] = {2, 35, 52};
+    bool trace = false, span = false;
+    if (len != TRACE || memcmp(t, "00", 2) != 0) return false;
+    for (size_t i = 0, d = 0; i < TRACE; i++) {
+        if (d < 3 && i == dashes[d]) {
+            if (t[i] != '-') return false;
+            d++;
+            continue;
+        }
+        if (!isdigit((unsigned char)t[i]) && !(t[i] >= 'a' && t[i] <= 'f')) return false;
+        trace |= i > 2 && i < 35 && t[i] != '0';
+        span |= i > 35 && i < 52 && t[i] != '0';
+    }
+    return trace && span;             /* all zeros are no ids */
+}
+
+static void keep_trace(mx_call *c, const char *t, size_t len)
+{
+    if (!good_trace(t, len)) return;
+    uint64_t span = unlike(c);
+    snprintf(c->trace, sizeof c->trace, "%.35s-%016" PRIx64 "-%.2s", t, span ? span : 1, t + 53);
+}
+
+/* Ids come back in metadata and logs: what is not printable ASCII is not kept. */
+static void keep_id(mx_call *c, const char *t, size_t len)
+{
+    if (!len || len >= sizeof c->request_id) return;
+    for (size_t i = 0; i < len; i++)
+        if (t[i] <= ' ' || t[i] > '~') return;
+    memcpy(c->request_id, t, len);
+    c->request_id[len] = 0;
+}
+
+static bool is_of(const mx_call *c, const char *package)
+{
+    return strncmp(c->m->path, package, strlen(package)) == 0;
+}
+
+static bool refuse(mx_call *c, mx_status st, const mx_error *err)
+{
+    if (err->retry_ms) mx_call_retry_after(c, err->retry_ms);
+    mx_call_finish(c, st, err->text);
+    return false;
+}
+
+bool mx_rpc_identify(mx_call *c)
+{
+    const mx_server_options *o = &c->worker->server->opt;
+    const char *token = NULL;
+    size_t len = 0;
+    mx_error err = {0};
+    for (size_t i = 0; i < c->metadata.count; i++) {
+        const grpc_metadata *m = &c->metadata.metadata[i];
+        const char *value = (const char *)GRPC_SLICE_START_PTR(m->value);
+        size_t n = GRPC_SLICE_LENGTH(m->value);
+        if (is_key(m, "authorization") && n > 7 && strncasecmp(value, "Bearer ", 7) == 0) token = value + 7, len = n - 7;
+        else if (is_key(m, "x-request-id")) keep_id(c, value, n);
+        else if (is_key(m, "traceparent")) keep_trace(c, value, n);
+    }
+    if (o->no_reflection && is_of(c, "/grpc.reflection."))
+        return refuse(c, MX_ERR_DENIED, &(mx_error){.text = "reflection is switched off"});
+    if (!o->auth || is_of(c, "/grpc.health.")) return true;           /* probes have no token */
+    mx_status st = mx_auth_check(o->auth, token, len, c->m->path, c->accepted_ns, &c->tenant, &err);
+    return st ? refuse(c, st, &err) : true;
+}
+
+size_t mx_rpc_headers(mx_call *c, grpc_metadata out[2])
+{
+    size_t n = 0;
+    memset(out, 0, 2 * sizeof *out);
+    if (c->request_id[0]) {
+        out[n].key = grpc_slice_from_static_string("x-request-id");
+        out[n++].value = grpc_slice_from_copied_string(c->request_id);
+    }
+    if (c->trace[0]) {
+        out[n].key = grpc_slice_from_static_string("traceparent");
+        out[n++].value = grpc_slice_from_copied_string(c->trace);
+    }
+    return n;
+}
+
+void mx_rpc_account(mx_call *c)
+{
+    mx_server *s = c->worker->server;
+    int code = c->cancelled ? MX_RPC_CANCELLED
+               : c->status == MX_RPC_UNKNOWN_METHOD ? MX_RPC_UNIMPLEMENTED : mx_rpc_code_of(c->status);
+    int method = c->m ? c->method : mx_methods_count;
+    double seconds = (double)(mx_now_ns(&mx_clock_monotonic) - c->accepted_ns) * 1e-9;
+    atomic_fetch_add_explicit(&s->ended[method * MX_RPC_CODE_COUNT + code], 1, memory_order_relaxed);
+    if (c->m) mx_metric_observe(s->seconds[method], seconds);
+    mx_log_level level = s->opt.log_calls ? MX_LOG_INFO : MX_LOG_DEBUG;
+    if (!mx_log_enabled(level)) return;
+    char took[32], trace_id[33] = "", span_id[17] = "";
+    snprintf(took, sizeof took, "%.3f", seconds * 1e3);
+    if (c->trace[0]) {
+        snprintf(trace_id, sizeof trace_id, "%.32s", c->trace + 3);
+        snprintf(span_id, sizeof span_id, "%.16s", c->trace + 36);
+    }
+    const mx_log_field fields[] = {
+        {"method", c->m ? c->m->path : "unknown"}, {"code", mx_rpc_code_name(code)}, {"ms", took},
+        {"tenant", c->tenant ? c->tenant->name : NULL}, {"request_id", c->request_id},
+        {"trace_id", trace_id}, {"span_id", span_id},
+    };
+    mx_log_with(level, "rpc", fields, sizeof fields / sizeof *fields, "%s", code ? c->text : "call");
+}

@@ -1,0 +1,418 @@
+#!/usr/bin/env python3
+"""chaos.py MERX PYTHON_WIRE SOURCE_DIR [--seconds N] [--seed N]
+
+A server under mixed load while clients are killed and stopped, calls cancelled by the
+hundred, readers crawl, frames are garbage, the disk fills, models come in, and the server
+itself is killed.  What must hold at the end:
+
+  - every answer is the answer to its own request, once; no call is without an end;
+  - after kill -9 of the server it answers again within 2 s of its restart, and every quote
+    that was acknowledged before is still there, the same;
+  - a full disk is an error of the call, never an acknowledged quote that is not on disk;
+  - memory (RssAnon) and open files do not grow.
+
+20 seconds are the short form (CI); 1200 and more the soak.  Exit 77: grpcio is missing.
+"""
+import argparse, json, os, random, re, shutil, signal, socket, subprocess, sys, tempfile, threading, time
+
+try:
+    import grpc
+except ImportError:
+    print("skipped: no python3-grpcio")
+    sys.exit(77)
+
+args = argparse.ArgumentParser()
+args.add_argument("merx")
+args.add_argument("wire")
+args.add_argument("source")
+args.add_argument("--seconds", type=float, default=20)
+args.add_argument("--seed", type=int, default=1)
+a = args.parse_args()
+sys.path.insert(0, a.wire)
+import merx_pb2 as pb
+
+rnd = random.Random(a.seed)
+folder = tempfile.mkdtemp(prefix="merx-chaos-")
+disk = os.path.join(folder, "disk")
+os.mkdir(disk)
+small_disk = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={24 + int(a.seconds / 4)}m", "tmpfs", disk], capture_output=True).returncode == 0
+failures = []
+tally = {}
+lock = threading.Lock()
+
+
+def fail(text):
+    with lock:
+        failures.append(text)
+        if len(failures) <= 20:
+            print("  failed:", text, flush=True)
+
+
+def count(what, n=1):
+    with lock:
+        tally[what] = tally.get(what, 0) + n
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+port, http = free_port(), free_port()
+address = f"127.0.0.1:{port}"
+
+
+class Server:
+    """Restarted when it dies, as systemd would."""
+
+    def __init__(self):
+        self.log = open(os.path.join(folder, "server.log"), "ab")
+        self.p = None
+        self.recoveries = []
+        self.start()
+
+    def start(self):
+        began = time.monotonic()
+        self.p = subprocess.Popen([a.merx, "serve", "-m", "g=" + os.path.join(a.source, "tests/golden/decoder/llama"),
+                                   "-m", "e=" + os.path.join(a.source, "tests/golden/encoder/bert"), "--listen", address,
+                                   "--http-listen", f"127.0.0.1:{http}", "--pricing", os.path.join(disk, "pricing.db"),
+                                   "--training-folder", os.path.join(folder, "training"),
+                                   "--training-data", os.path.join(a.source, "tests/golden"), "--log-level", "warn"],
+                                  stdout=self.log, stderr=self.log)
+        while True:
+            try:
+                text = get("/readyz")
+                if text.startswith("HTTP/1.1 200"):
+                    break
+            except OSError:
+                pass
+            if self.p.poll() is not None or time.monotonic() - began > 20:
+                raise AssertionError("the server does not come up")
+            time.sleep(0.01)
+        return time.monotonic() - began
+
+    def kill(self):
+        self.p.kill()
+        self.p.wait()
+        self.recoveries.append(self.start())
+
+    def rss_anon_kb(self):
+        with open(f"/proc/{self.p.pid}/status") as f:
+            return int(re.search(r"RssAnon:\s+(\d+)", f.read()).group(1))
+
+    def files(self):
+        return len(os.listdir(f"/proc/{self.p.pid}/fd"))
+
+
+def get(path):
+    with socket.create_connection(("127.0.0.1", http), timeout=5) as s:
+        s.sendall(f"GET {path} HTTP/1.0\r\n\r\n".encode())
+        out = b""
+        while True:
+            part = s.recv(65536)
+            if not part:
+                return out.decode(errors="replace")
+            out += part
+
+
+def dial():
+    return grpc.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1), ("grpc.initial_reconnect_backoff_ms", 50),
+                                                   ("grpc.max_reconnect_backoff_ms", 200)])
+
+
+def rpc(ch, name, request, answer, kind="unary_unary"):
+    return getattr(ch, kind)("/merx.v1." + name, type(request).SerializeToString, answer.FromString)
+
+
+def generate_request(i, n=4):
+    return pb.GenerateRequest(model="g", prompt="ab", request_id=f"r{i}", sampling=pb.Sampling(max_tokens=n, seed=i, ignore_eos=True))
+
+
+# The codes that a server which is killed, full or refused a disk may answer with.
+SANE = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED, grpc.StatusCode.RESOURCE_EXHAUSTED}
+
+
+def put_item(ch):
+    item = pb.PriceItem(sku="s", channel="web", currency="USD", cost=100, reference_price=200, published=200)
+    rpc(ch, "Pricing/PutItems", pb.PutItemsRequest(), pb.PutItemsResponse)(pb.PutItemsRequest(items=[item]), timeout=10)
+
+
+# ---- those who behave: threads that check every answer ------------------------------------------
+
+acknowledged = {}            # request id -> decision id, price
+stop = threading.Event()
+full = threading.Event()     # the disk is being filled
+
+
+def texts(n):
+    ch, known = dial(), {}
+    call = rpc(ch, "Generation/Generate", pb.GenerateRequest(), pb.GenerateResponse)
+    i = n
+    while not stop.is_set():
+        i += 10
+        try:
+            r = call(generate_request(i % 1000), timeout=10)
+            if r.request_id != f"r{i % 1000}":
+                fail(f"request r{i % 1000} got the answer of {r.request_id}")
+            text = r.candidates[0].text
+            if known.setdefault(i % 1000, text) != text:
+                fail(f"request r{i % 1000}: another text than before")
+            count("texts")
+        except grpc.RpcError as e:
+            count("texts refused")
+            if e.code() not in SANE:
+                fail(f"Generate: {e.code()} {e.details()}")
+            time.sleep(0.02)
+    ch.close()
+
+
+def vectors():
+    ch, first = dial(), None
+    call = rpc(ch, "Embeddings/Embed", pb.EmbedRequest(), pb.EmbedResponse)
+    while not stop.is_set():
+        try:
+            r = call(pb.EmbedRequest(model="e", texts=["a b c", "d"]), timeout=10)
+            now = [list(e.values) for e in r.embeddings]
+            first = first or now
+            if now != first:
+                fail("Embed: another vector than before")
+            count("vectors", 2)
+        except grpc.RpcError as e:
+            if e.code() not in SANE:
+                fail(f"Embed: {e.code()} {e.details()}")
+            time.sleep(0.02)
+    ch.close()
+
+
+def quotes(n):
+    ch, i = dial(), 0
+    call = rpc(ch, "Pricing/Quote", pb.QuoteRequest(), pb.QuoteResponse)
+    while not stop.is_set():
+        i += 1
+        name = f"q{n}-{i}"
+        request = pb.QuoteRequest(sku="s", channel="web", mode=pb.QUOTE_LIVE, request_id=name)
+        try:
+            r = call(request, timeout=10)
+            with lock:
+                acknowledged[name] = (r.decision_id, r.price)
+            count("quotes")
+            time.sleep(0.04)
+            if i % 5 == 0 and call(request, timeout=10).decision_id != r.decision_id:
+                fail(f"{name}: asked again, decided again")
+        except grpc.RpcError as e:
+            count("quotes refused")
+            disk_error = full.is_set() and e.code() in (grpc.StatusCode.INTERNAL, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.FAILED_PRECONDITION)
+            if e.code() not in SANE and not disk_error:
+                fail(f"Quote: {e.code()} {e.details()}")
+            time.sleep(0.02)
+    ch.close()
+
+
+# ---- those who do not ------------------------------------------------------------------------------
+
+def kill_clients(server):
+    command = [a.merx, "client", "-s", address, "-m", "g", "--no-chat", "-n", "80", "--ignore-eos", "-q", "--timeout", "10", "ab"]
+    crowd = [subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for _ in range(4)]
+    time.sleep(0.05 * rnd.random())
+    for p in crowd:
+        p.kill()
+        p.wait()
+
+
+def stop_client(server):
+    p = subprocess.Popen([a.merx, "client", "-s", address, "-m", "g", "--no-chat", "-n", "80", "-q", "--timeout", "10", "ab"],
+                         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    time.sleep(0.05)
+    p.send_signal(signal.SIGSTOP)
+    time.sleep(0.5)
+    p.kill()
+    p.wait()
+
+
+def stop_server(server):
+    server.p.send_signal(signal.SIGSTOP)
+    time.sleep(0.3)
+    server.p.send_signal(signal.SIGCONT)
+
+
+def cancel_storm(server):
+    ch = dial()
+    call = rpc(ch, "Generation/Stream", pb.GenerateRequest(), pb.GenerateEvent, "unary_stream")
+    running = [call(generate_request(i, 60), timeout=10) for i in range(100)]
+    for c in running:
+        c.cancel()
+    ch.close()
+
+
+def slow_reader(server):
+    ch = dial()
+    call = rpc(ch, "Generation/Stream", pb.GenerateRequest(), pb.GenerateEvent, "unary_stream")(generate_request(7, 40), timeout=20)
+    tokens, last = 0, False
+    try:
+        for e in call:
+            tokens += len(e.ids)
+            last = last or e.last
+            time.sleep(0.01)
+        if tokens != 40 or not last:
+            fail(f"a slow reader got {tokens} of 40 tokens")
+    except grpc.RpcError as e:
+        if e.code() not in SANE:
+            fail(f"slow reader: {e.code()} {e.details()}")
+    ch.close()
+
+
+def garbage(server):
+    preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+    for at in (port, http):
+        for _ in range(5):
+            try:
+                with socket.create_connection(("127.0.0.1", at), timeout=2) as s:
+                    s.sendall((preface if rnd.random() < 0.5 else b"") + rnd.randbytes(rnd.randrange(1, 4000)))
+            except OSError:
+                pass
+    ch = dial()
+    for name in ("Generation/Generate", "Embeddings/Embed", "Pricing/Quote"):
+        try:
+            ch.unary_unary("/merx.v1." + name)(rnd.randbytes(rnd.randrange(1, 300)), timeout=5)
+        except grpc.RpcError as e:
+            if e.code() not in SANE | {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.FAILED_PRECONDITION}:
+                fail(f"garbage in {name}: {e.code()} {e.details()}")
+    ch.close()
+
+
+def fill_disk(server):
+    if not small_disk:
+        return
+    full.set()
+    filler = os.path.join(disk, "filler")
+    try:
+        with open(filler, "wb", buffering=0) as f:
+            while True:
+                f.write(bytes(65536))
+    except OSError:
+        pass
+    time.sleep(0.5)
+    os.unlink(filler)
+    time.sleep(0.3)
+    full.clear()
+
+
+loads = 0
+
+
+def load_model(server):
+    """A model that comes in while others are served; the list is short, so not often."""
+    global loads
+    loads += 1
+    if loads > 3:
+        return
+    ch = dial()
+    try:
+        request = pb.LoadModelRequest(name=f"g{loads}-{len(server.recoveries)}", path=os.path.join(a.source, "tests/golden/decoder/llama"))
+        rpc(ch, "Models/Load", pb.LoadModelRequest(), pb.LoadModelResponse)(request, timeout=20)
+        r = rpc(ch, "Generation/Generate", pb.GenerateRequest(), pb.GenerateResponse)(
+            pb.GenerateRequest(model=request.name, prompt="ab", sampling=pb.Sampling(max_tokens=2)), timeout=10)
+        count("models loaded", 1 if r.candidates else 0)
+    except grpc.RpcError as e:
+        if e.code() not in SANE:
+            fail(f"Load: {e.code()} {e.details()}")
+    ch.close()
+
+
+def kill_server(server):
+    server.kill()
+    ch = dial()
+    call = rpc(ch, "Pricing/Quote", pb.QuoteRequest(), pb.QuoteResponse)
+    look = rpc(ch, "Pricing/GetDecision", pb.GetDecisionRequest(), pb.QuoteResponse)
+    with lock:
+        names = list(acknowledged.items())
+    for name, (decision, price) in rnd.sample(names, min(len(names), 50)) + names[-20:]:
+        try:
+            r = look(pb.GetDecisionRequest(decision_id=decision), timeout=10, wait_for_ready=True)
+            again = call(pb.QuoteRequest(sku="s", channel="web", mode=pb.QUOTE_LIVE, request_id=name), timeout=10)
+            if r.price != price or again.decision_id != decision:
+                fail(f"{name}: acknowledged with {price}, now {r.price} and decision {again.decision_id}")
+            count("decisions found again")
+        except grpc.RpcError as e:
+            if e.code() in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INTERNAL):
+                fail(f"{name}: acknowledged, and lost: {e.details()}")
+    ch.close()
+
+
+# ---- the run -----------------------------------------------------------------------------------------
+
+def main():
+    server = Server()
+    ch = dial()
+    put_item(ch)
+    ch.close()
+    crowd = [threading.Thread(target=texts, args=(n,)) for n in range(2)] + [threading.Thread(target=quotes, args=(n,)) for n in range(2)]
+    crowd.append(threading.Thread(target=vectors))
+    for t in crowd:
+        t.start()
+    gentle = [kill_clients, stop_client, stop_server, cancel_storm, slow_reader, garbage, load_model, fill_disk]
+    # First half: kills too.  Second half: one process lives, so that its memory can be judged.
+    start, half, kills = time.monotonic(), a.seconds / 2, 0
+    turn = 0
+    while time.monotonic() - start < half:
+        gentle[turn % len(gentle)](server)
+        turn += 1
+        if time.monotonic() - start > half * (kills + 1) / 4:
+            kills += 1
+            kill_server(server)
+    kill_server(server)
+    if server.p.poll() is not None:
+        fail("the server is gone")
+    for g in gentle:
+        g(server)
+    settled, files = None, None
+    while time.monotonic() - start < a.seconds:
+        gentle[turn % len(gentle)](server)
+        turn += 1
+        if settled is None and time.monotonic() - start > half + a.seconds / 8:
+            settled, files = server.rss_anon_kb(), server.files()
+    stop.set()
+    for t in crowd:
+        t.join(30)
+        if t.is_alive():
+            fail("a call has no end")
+    time.sleep(0.5)
+    grown = server.rss_anon_kb() - (settled or server.rss_anon_kb())
+    room = 8192 if a.seconds < 300 else 4096
+    if grown > room:
+        fail(f"RssAnon grew by {grown} KiB")
+    if files and server.files() > files:
+        fail(f"open files: {server.files()}, {files} before")
+    metrics = get("/metrics")
+    left = [l for l in metrics.splitlines() if re.match(r"merx_lane_(waiting|running)\S* [1-9]", l) or re.match(r"merx_rpc_inflight [1-9]", l)]
+    if left:
+        fail(f"work is left: {left}")
+    if server.p.poll() is not None or not get("/healthz").startswith("HTTP/1.1 200"):
+        fail("the server is not well")
+    slow = [r for r in server.recoveries if r > 2]
+    if slow:
+        fail(f"recovery took {slow}")
+    server.p.send_signal(signal.SIGTERM)
+    if server.p.wait(40) != 0:
+        fail("the server did not end well")
+    print(f"seed {a.seed}, {turn} disturbances, {len(server.recoveries)} kills, recovery at most "
+          f"{max(server.recoveries):.2f} s; RssAnon {grown:+d} KiB over the second half; "
+          + ", ".join(f"{v} {k}" for k, v in sorted(tally.items())) + ("" if small_disk else "; the full disk was skipped: no mount"))
+    for needed in ("texts", "quotes", "vectors", "decisions found again"):
+        if not tally.get(needed):
+            fail(f"no {needed}")
+
+
+try:
+    main()
+except Exception as e:
+    stop.set()
+    fail(f"{type(e).__name__}: {e}")
+    with open(os.path.join(folder, "server.log"), errors="replace") as f:
+        print(f.read()[-3000:])
+finally:
+    if small_disk:
+        subprocess.run(["umount", "-l", disk])
+    shutil.rmtree(folder, ignore_errors=True)
+sys.exit(1 if failures else 0)
