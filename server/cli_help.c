@@ -81,6 +81,13 @@ const mx_cli_command mx_cli_commands[] = {
      "  merx load --store profiles -d events.jsonl\n"
      "  merx load --store profiles -d follows.tsv --columns subject,object --event-type follow\n"
      "  merx load --store profiles -d trips.csv --declare book:user:hotel:purchase --event-type book\n"},
+    {"profile", MX_CMD_PROFILE, mx_cli_profile, " USER | -i EVENTS", "What a user is like, and why; or events for a server.",
+     "Asks a running server, or reads a folder that none has open. A row of --input is an event:\n"
+     "{\"event_id\": \"o-17\", \"type\": \"buy\", \"user\": \"anna\", \"object\": \"shoe-3\", \"ts_ms\": 1764230400000,\n"
+     "\"price_minor\": 4990, \"currency\": \"EUR\", \"category\": \"shoes\", \"promo\": true}; the same id counts once.",
+     "  merx profile anna\n"
+     "  merx profile -i events.jsonl --learn --server 127.0.0.1:50051\n"
+     "  merx profile anna --profiles data/profiles\n"},
     {0},
 };
 
