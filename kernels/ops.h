@@ -39,9 +39,10 @@ typedef struct mx_row_source {
 } mx_row_source;
 
 /* A matrix w[O,C] that linear() multiplies by, in the backend's own layout.
- * f32 and bf16 are exact or rounded copies.  int8 is symmetric per output
- * channel, w = q * scale[o], scale = max|w|/127; activations are then quantised
- * per row on the fly, symmetric, and products summed exactly in int32. */
+ * f32 and bf16 are exact or rounded copies.  int8 is symmetric for every 64 inputs
+ * of an output channel, w = q * scale, scale = max|w|/127; activations are then
+ * quantised per row on the fly, symmetric, all but the row's largest, which stays
+ * exact; products are summed exactly over the 64, and the groups in order. */
 typedef struct mx_weight {
     mx_device *dev;
     int64_t    rows, cols;        /* O, C                           */

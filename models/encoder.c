@@ -69,7 +69,7 @@ static mx_status load_norm(mx_encoder *m, int layer, const char *stem, mx_tensor
 
 /* Stacked from n tensors of `rows` rows each, up to 3. */
 static mx_status load_linear(mx_encoder *m, mx_encoder_linear *to, int layer, const char *const *stems, int n, int64_t rows, int64_t cols,
-                             mx_error *err)
+                             mx_dtype as, mx_error *err)
 {
     mx_row_source parts[3];
     char name[192];
@@ -80,7 +80,7 @@ static mx_status load_linear(mx_encoder *m, mx_encoder_linear *to, int layer, co
         parts[i] = mx_blob_rows(b);
         if (!m->quantization) m->quantization = mx_file_dtype_name(b->dtype);
     }
-    MX_TRY(mx_weight_open(&to->w, m->dev, parts, n, m->dtype, err));
+    MX_TRY(mx_weight_open(&to->w, m->dev, parts, n, as, err));
     m->weight_bytes += to->w.bytes;
     to->b = mx_tensor_of((float *)m->vectors.base + m->vectors_used, MX_F32, 1, n * rows);
     m->vectors_used += (size_t)(n * rows);
@@ -97,11 +97,13 @@ static mx_status load_layer(mx_encoder *m, int l, mx_error *err)
     static const char *const qkv[] = {"attention.self.query", "attention.self.key", "attention.self.value"};
     mx_encoder_layer *w = &m->layer[l];
     int64_t C = m->config.d_model, F = m->config.d_ff;
-    MX_TRY(load_linear(m, &w->qkv, l, qkv, 3, C, C, err));
-    MX_TRY(load_linear(m, &w->out, l, (const char *[]){"attention.output.dense"}, 1, C, C, err));
+    /* int8 would lose most at GELU's output, whose few large values carry a text's meaning (docs/precision.md) */
+    mx_dtype as = m->dtype, down = as == MX_I8 ? MX_BF16 : as;
+    MX_TRY(load_linear(m, &w->qkv, l, qkv, 3, C, C, as, err));
+    MX_TRY(load_linear(m, &w->out, l, (const char *[]){"attention.output.dense"}, 1, C, C, as, err));
     MX_TRY(load_norm(m, l, "attention.output.LayerNorm", &w->norm1_gain, &w->norm1_bias, err));
-    MX_TRY(load_linear(m, &w->up, l, (const char *[]){"intermediate.dense"}, 1, F, C, err));
-    MX_TRY(load_linear(m, &w->down, l, (const char *[]){"output.dense"}, 1, C, F, err));
+    MX_TRY(load_linear(m, &w->up, l, (const char *[]){"intermediate.dense"}, 1, F, C, as, err));
+    MX_TRY(load_linear(m, &w->down, l, (const char *[]){"output.dense"}, 1, C, F, down, err));
     return load_norm(m, l, "output.LayerNorm", &w->norm2_gain, &w->norm2_bias, err);
 }
 
@@ -152,9 +154,9 @@ static mx_status load_all(mx_encoder *m, mx_error *err)
     MX_TRY(load_norm(m, -1, "bert.embeddings.LayerNorm", &m->norm_gain, &m->norm_bias, err));
     for (int l = 0; l < c->layers; l++) MX_TRY(load_layer(m, l, err));
     if (find(m->file, "bert.pooler.dense.weight"))
-        MX_TRY(load_linear(m, &m->pooler, -1, (const char *[]){"bert.pooler.dense"}, 1, c->d_model, c->d_model, err));
+        MX_TRY(load_linear(m, &m->pooler, -1, (const char *[]){"bert.pooler.dense"}, 1, c->d_model, c->d_model, m->dtype, err));
     if (m->pooler.w.dev && find(m->file, "classifier.weight"))
-        MX_TRY(load_linear(m, &m->classifier, -1, (const char *[]){"classifier"}, 1, c->classes, c->d_model, err));
+        MX_TRY(load_linear(m, &m->classifier, -1, (const char *[]){"classifier"}, 1, c->classes, c->d_model, m->dtype, err));
     return send(m->dev, m->vectors.base, m->vector_stage, m->vectors.size, err);
 }
 

@@ -110,15 +110,29 @@ static void linear_call(case_io *io)
     io->env->kernels->linear(&io->s, T(0), T(1), w, c->bias ? T(2) : none, c->act, c->add);
 }
 
-/* What bf16 and int8 make of a row of n values. */
-static void rounded(double *x, int64_t n, mx_dtype type)
+/* n values rounded to 127 steps of the largest, but for the one at `apart` (-1: none) */
+static void rounded_i8(double *x, int64_t n, int64_t apart)
 {
     double most = 0;
-    for (int64_t i = 0; i < n; i++) most = fmax(most, fabs(x[i]));
-    for (int64_t i = 0; i < n; i++) {
-        if (type == MX_BF16) x[i] = (double)mx_bf16_to_f32(mx_f32_to_bf16((float)x[i]));
-        else if (type == MX_I8) x[i] = most > 0 ? nearbyint(x[i] / (most / 127)) * (most / 127) : 0;
-    }
+    for (int64_t i = 0; i < n; i++)
+        if (i != apart) most = fmax(most, fabs(x[i]));
+    for (int64_t i = 0; i < n; i++)
+        if (i != apart) x[i] = most > 0 ? nearbyint(x[i] / (most / 127)) * (most / 127) : 0;
+}
+
+/* What bf16 and int8 make of a row of n values: int8 keeps an activation's largest one,
+ * and gives every 64 values of a weight their own scale. */
+static void rounded(double *x, int64_t n, mx_dtype type, bool weight)
+{
+    int64_t at = 0;
+    if (type == MX_BF16)
+        for (int64_t i = 0; i < n; i++) x[i] = (double)mx_bf16_to_f32(mx_f32_to_bf16((float)x[i]));
+    if (type != MX_I8) return;
+    for (int64_t i = 0; weight && i < n; i += 64) rounded_i8(x + i, n - i < 64 ? n - i : 64, -1);
+    if (weight) return;
+    for (int64_t i = 1; i < n; i++)
+        if (fabs(x[i]) > fabs(x[at])) at = i;
+    rounded_i8(x, n, at);
 }
 
 static bool linear_check(case_io *io)
@@ -132,8 +146,8 @@ static bool linear_check(case_io *io)
         memcpy(w + T(3).rows * c->c, second, (size_t)(T(4).rows * c->c) * sizeof *w);
         free(second);
     }
-    for (int64_t r = 0; r < c->n; r++) rounded(x + r * c->c, c->c, c->type);
-    for (int64_t r = 0; r < c->o; r++) rounded(w + r * c->c, c->c, c->type);
+    for (int64_t r = 0; r < c->n; r++) rounded(x + r * c->c, c->c, c->type, false);
+    for (int64_t r = 0; r < c->o; r++) rounded(w + r * c->c, c->c, c->type, true);
     ref_linear(io->t[0].want, x, w, c->bias ? b : NULL, c->n, c->c, c->o, c->act, c->add);
     free(x), free(b), free(w), free(first);
     return case_close(io, &io->t[0], "y");

@@ -120,9 +120,13 @@ MX_INLINE int32_t four_bytes(const uint8_t *p)
 #if MX_INT8_BIAS
 
 typedef __m512i vi;
-MX_INLINE vi vi_zero(void) { return _mm512_setzero_si512(); }
-MX_INLINE vi vi_load(const int32_t *p) { return _mm512_loadu_si512(p); }
-MX_INLINE void vi_store(int32_t *p, vi a) { _mm512_storeu_si512(p, a); }
+/* -MX_INT8_BIAS times the group's sums */
+MX_INLINE vi vi_begin(const int16_t *sums)
+{
+    vi s = _mm512_cvtepi16_epi32(_mm256_loadu_si256((const __m256i *)sums));
+    return _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_slli_epi32(s, 7));
+}
+MX_INLINE vf vi_float(vi a) { return _mm512_cvtepi32_ps(a); }
 MX_INLINE vi vi_dot4(vi acc, int32_t x, const int8_t *w)
 {
     return _mm512_dpbusd_epi32(acc, _mm512_set1_epi32(x), _mm512_loadu_si512(w));
@@ -132,15 +136,17 @@ MX_INLINE vi vi_dot4(vi acc, int32_t x, const int8_t *w)
 
 #include <immintrin.h>
 typedef struct vi { __m256i a, b; } vi;
-MX_INLINE vi vi_zero(void) { return (vi){_mm256_setzero_si256(), _mm256_setzero_si256()}; }
-MX_INLINE vi vi_load(const int32_t *p)
+MX_INLINE vi vi_begin(const int16_t *sums)
 {
-    return (vi){_mm256_loadu_si256((const __m256i *)p), _mm256_loadu_si256((const __m256i *)(p + 8))};
+    (void)sums;
+    return (vi){_mm256_setzero_si256(), _mm256_setzero_si256()};
 }
-MX_INLINE void vi_store(int32_t *p, vi x)
+MX_INLINE vf vi_float(vi x)
 {
-    _mm256_storeu_si256((__m256i *)p, x.a);
-    _mm256_storeu_si256((__m256i *)(p + 8), x.b);
+    float f[VF];
+    _mm256_storeu_ps(f, _mm256_cvtepi32_ps(x.a));
+    _mm256_storeu_ps(f + 8, _mm256_cvtepi32_ps(x.b));
+    return vf_load(f);
 }
 /* |x| times w with x's sign: both stay within 127, so the 16-bit sums of two
  * products that maddubs makes cannot saturate (2 * 127 * 127 < 32768). */
@@ -159,14 +165,17 @@ MX_INLINE vi vi_dot4(vi acc, int32_t x, const int8_t *w)
 #else
 
 typedef struct vi { int32_t i[VF]; } vi;
-MX_INLINE vi vi_zero(void) { return (vi){{0}}; }
-MX_INLINE vi vi_load(const int32_t *p)
+MX_INLINE vi vi_begin(const int16_t *sums)
 {
-    vi r;
-    memcpy(r.i, p, sizeof r.i);
-    return r;
+    (void)sums;
+    return (vi){{0}};
 }
-MX_INLINE void vi_store(int32_t *p, vi a) { memcpy(p, a.i, sizeof a.i); }
+MX_INLINE vf vi_float(vi a)
+{
+    float f[VF];
+    for (int l = 0; l < VF; l++) f[l] = (float)a.i[l];
+    return vf_load(f);
+}
 MX_INLINE vi vi_dot4(vi acc, int32_t x, const int8_t *w)
 {
     int8_t b[4];
@@ -178,26 +187,36 @@ MX_INLINE vi vi_dot4(vi acc, int32_t x, const int8_t *w)
 
 #endif
 
-MX_INLINE void tile_i8(const int rows, const int vectors, const uint8_t *x, int64_t ldx, const int8_t *w, int64_t n,
-                       int32_t *c, int64_t ldc, bool resume)
+MX_INLINE void tile_i8(const int rows, const int vectors, const uint8_t *x, int64_t ldx, mx_panel_i8 p, int o, int64_t n,
+                       float *c, int64_t ldc, bool resume)
 {
-    vi a[MX_TILE_ROWS][4];
-    UNROLL for (int r = 0; r < rows; r++)
-        UNROLL for (int v = 0; v < vectors; v++) a[r][v] = resume ? vi_load(c + r * ldc + v * VF) : vi_zero();
-    for (int64_t k = 0; k < n; k += 4, w += 4 * MX_PANEL)
-        UNROLL for (int r = 0; r < rows; r++) {
-            int32_t xk = four_bytes(x + r * ldx + k);
-            UNROLL for (int v = 0; v < vectors; v++) a[r][v] = vi_dot4(a[r][v], xk, w + 4 * v * VF);
+    const int8_t *w = p.w + 4 * o;
+    for (int64_t k = 0; k < n; k += MX_INT8_GROUP, p.scale += MX_PANEL, p.sums += MX_PANEL) {
+        vi a[MX_TILE_ROWS][4];
+        UNROLL for (int v = 0; v < vectors; v++) {
+            vi begin = vi_begin(p.sums + o + v * VF);
+            UNROLL for (int r = 0; r < rows; r++) a[r][v] = begin;
         }
-    UNROLL for (int r = 0; r < rows; r++)
-        UNROLL for (int v = 0; v < vectors; v++) vi_store(c + r * ldc + v * VF, a[r][v]);
+        for (int64_t i = k; i < k + MX_INT8_GROUP; i += 4, w += 4 * MX_PANEL)
+            UNROLL for (int r = 0; r < rows; r++) {
+                int32_t xk = four_bytes(x + r * ldx + i);
+                UNROLL for (int v = 0; v < vectors; v++) a[r][v] = vi_dot4(a[r][v], xk, w + 4 * v * VF);
+            }
+        bool first = k == 0 && !resume;
+        UNROLL for (int v = 0; v < vectors; v++) {
+            vf scale = vf_load(p.scale + o + v * VF);
+            UNROLL for (int r = 0; r < rows; r++) {
+                float *to = c + r * ldc + o + v * VF;
+                vf_store(to, vf_fma(vi_float(a[r][v]), scale, first ? vf_zero() : vf_load(to)));
+            }
+        }
+    }
 }
 
-void mx_gemm_i8(int rows, const uint8_t *x, int64_t ldx, const int8_t *panel, int64_t n, int32_t *c, int64_t ldc,
-                bool resume)
+void mx_gemm_i8(int rows, const uint8_t *x, int64_t ldx, mx_panel_i8 panel, int64_t n, float *c, int64_t ldc, bool resume)
 {
 #define CALL(R, V) \
-    for (int o = 0; o < MX_PANEL; o += (V) * VF) tile_i8(R, V, x, ldx, panel + 4 * o, n, c + o, ldc, resume)
+    for (int o = 0; o < MX_PANEL; o += (V) * VF) tile_i8(R, V, x, ldx, panel, o, n, c, ldc, resume)
     EACH_ROWS(rows, CALL)
 #undef CALL
 }

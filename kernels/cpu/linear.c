@@ -13,7 +13,12 @@
  * has a matrix unit, AMX, that our tiles do not use; then always in blocks of
  * the same number of rows, the last one filled up, so that rule holds there
  * too.  MX_ONEDNN says when: 0 never, 1 with AMX, 2 wherever it has a blocked
- * kernel (that is how this path is tested without AMX). */
+ * kernel (that is how this path is tested without AMX).  int8 stays ours: a
+ * scale for every 64 inputs leaves no product long enough for it.
+ *
+ * int8 keeps the largest value of an activation row apart, exactly, and scales
+ * the row by the second largest: one outlier would cost all others their
+ * digits (Dettmers et al. 2022, LLM.int8(); one a row is enough: SPEED.md). */
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/gemm.h"
 #include "kernels/cpu/simd.h"
@@ -40,8 +45,8 @@ typedef struct packed {
     size_t    panel_bytes;
     int64_t   panels, cols, padded; /* padded: cols rounded up to 64 bytes                   */
     mx_dtype  dtype;
-    float    *scale;                /* int8, of panels * 64 channels; behind the panels      */
-    int32_t  *sums;                 /* int8: MX_INT8_BIAS times the sum of a channel         */
+    float    *scale;                /* int8: [panels][padded/64][64], behind the panels      */
+    int16_t  *sums;                 /* int8: of the weights of a group, as scale             */
     unit     *unit;                 /* oneDNN's part, or NULL: our own tiles                 */
 } packed;
 
@@ -92,21 +97,26 @@ static void pack_bf16(uint16_t *panel, const float *w, int64_t rows, int64_t col
 
 static void pack_i8(packed *p, int64_t index, int8_t *panel, const float *w, int64_t rows)
 {
-    for (int64_t l = 0; l < rows; l++) {
-        const float *row = w + l * p->cols;
-        vf most = vf_zero();
-        for (int64_t k = 0; k < p->cols; k += VF) most = vf_max(vf_abs(vf_load_most(row + k, p->cols - k)), most);
-        float scale = vf_max_lane(most) / 127.0f, inverse = scale > 0 ? 1.0f / scale : 0.0f;
-        int32_t sum = 0;
-        for (int64_t k = 0; k < p->cols; k++) {
-            float q = nearbyintf(row[k] * inverse);
-            q = q > 127.0f ? 127.0f : q > -127.0f ? q : -127.0f;      /* NaN becomes -127 */
-            panel[((k / 4) * MX_PANEL + l) * 4 + k % 4] = (int8_t)q;
-            sum += (int8_t)q;
+    int64_t groups = p->padded / MX_INT8_GROUP;
+    float *scales = p->scale + index * groups * MX_PANEL;
+    int16_t *sums = p->sums + index * groups * MX_PANEL;
+    for (int64_t l = 0; l < rows; l++)
+        for (int64_t g = 0; g < groups; g++) {
+            const float *row = w + l * p->cols + g * MX_INT8_GROUP;
+            int64_t n = p->cols - g * MX_INT8_GROUP < MX_INT8_GROUP ? p->cols - g * MX_INT8_GROUP : MX_INT8_GROUP;
+            vf most = vf_zero();
+            for (int64_t k = 0; k < n; k += VF) most = vf_max(vf_abs(vf_load_most(row + k, n - k)), most);
+            float scale = vf_max_lane(most) / 127.0f, inverse = scale > 0 ? 1.0f / scale : 0.0f;
+            int sum = 0;
+            for (int64_t k = 0; k < n; k++) {
+                float q = nearbyintf(row[k] * inverse);
+                q = q > 127.0f ? 127.0f : q > -127.0f ? q : -127.0f;      /* NaN becomes -127 */
+                panel[((g * MX_INT8_GROUP + k) / 4 * MX_PANEL + l) * 4 + k % 4] = (int8_t)q;
+                sum += (int8_t)q;
+            }
+            scales[g * MX_PANEL + l] = scale;
+            sums[g * MX_PANEL + l] = (int16_t)sum;
         }
-        p->scale[index * MX_PANEL + l] = scale;
-        p->sums[index * MX_PANEL + l] = MX_INT8_BIAS * sum;
-    }
 }
 
 static void pack_part(void *ctx, int64_t part, int thread)
@@ -135,7 +145,7 @@ mx_status mx_cpu_weight_open(mx_weight *w, mx_device *d, const mx_row_source *pa
     p->padded = (w->cols + line - 1) / line * line;
     p->panels = (w->rows + MX_PANEL - 1) / MX_PANEL;
     p->panel_bytes = (size_t)p->padded * MX_PANEL * mx_dtype_size(as);
-    extra = as == MX_I8 ? (size_t)p->panels * MX_PANEL * (sizeof *p->scale + sizeof *p->sums) : 0;
+    extra = as == MX_I8 ? p->panel_bytes / MX_INT8_GROUP * (size_t)p->panels * (sizeof *p->scale + sizeof *p->sums) : 0;
     if (!mx_mul_size(p->panel_bytes, (size_t)p->panels, &size) || !mx_add_size(size, extra, &size) ||
         !mx_mul_size((size_t)mx_pool_threads(d->pool) * MX_PANEL * sizeof(float), (size_t)w->cols, &stage)) {
         st = mx_fail(err, MX_ERR_NO_MEMORY, "weight: %lld x %lld does not fit memory", (long long)w->rows,
@@ -149,7 +159,7 @@ mx_status mx_cpu_weight_open(mx_weight *w, mx_device *d, const mx_row_source *pa
         goto done;
     }
     p->scale = (float *)((char *)p->memory.base + p->panel_bytes * (size_t)p->panels);
-    p->sums = (int32_t *)(p->scale + p->panels * MX_PANEL);
+    p->sums = (int16_t *)(p->scale + p->panels * p->padded / MX_INT8_GROUP * MX_PANEL);
     j.p = p;
     mx_pool_run(d->pool, p->panels, pack_part, &j);
     p->unit = unit_open(p, mx_pool_threads(d->pool));
@@ -184,10 +194,11 @@ typedef struct linear_job {
     atomic_int    failed;                         /* oneDNN's status                         */
 } linear_job;
 
-typedef union sums {
-    float   f[BLOCK_ROWS * GROUP * MX_PANEL];
-    int32_t i[BLOCK_ROWS * GROUP * MX_PANEL];
-} sums;
+/* What int8 makes of a row: value q is q * scale, but for one that stays as it is. */
+typedef struct row_i8 {
+    float   scale, outlier;
+    int64_t at;                       /* the outlier's channel */
+} row_i8;
 
 /* n values of a row rounded to bf16, zeros up to `padded` */
 static void stage_bf16(float *dst, const float *x, int64_t n, int64_t padded)
@@ -197,16 +208,35 @@ static void stage_bf16(float *dst, const float *x, int64_t n, int64_t padded)
     for (int64_t k = n; k < padded; k++) dst[k] = 0;
 }
 
-/* max|x| / 127; NaN when the row holds a NaN or an infinity, so that its outputs show it */
-static float row_scale(const float *x, int64_t n)
+/* The scale is NaN when the row holds a NaN or an infinity, so that its outputs show it. */
+static row_i8 row_of(const float *x, int64_t n)
 {
-    vf most = vf_zero(), bad = vf_zero();
-    for (int64_t k = 0; k < n; k += VF) {
-        vf v = vf_load_most(x + k, n - k);
-        most = vf_max(vf_abs(v), most);
-        bad = vf_fma(v, vf_zero(), bad);
+    enum { PIECE = 4 * VF };
+    float best = -1, rest = 0;
+    int64_t from = 0;
+    vf bad = vf_zero();
+    for (int64_t k = 0; k < n; k += PIECE) {
+        vf most = vf_zero();
+        for (int64_t i = k; i < k + PIECE && i < n; i += VF) {
+            vf v = vf_load_most(x + i, n - i);
+            most = vf_max(vf_abs(v), most);
+            bad = vf_fma(v, vf_zero(), bad);
+        }
+        float m = vf_max_lane(most);
+        if (m > best) {
+            rest = best > rest ? best : rest;
+            best = m;
+            from = k;
+        } else if (m > rest) rest = m;
     }
-    return vf_max_lane(most) / 127.0f + vf_sum(bad);
+    row_i8 r = {.at = from};
+    int64_t end = from + PIECE < n ? from + PIECE : n;
+    while (r.at < end - 1 && !(fabsf(x[r.at]) == best)) r.at++;
+    for (int64_t i = from; i < end; i++)
+        if (i != r.at && fabsf(x[i]) > rest) rest = fabsf(x[i]);
+    r.outlier = x[r.at];
+    r.scale = rest / 127.0f + vf_sum(bad);
+    return r;
 }
 
 static void stage_i8(uint8_t *dst, const float *x, int64_t n, int64_t padded, float scale)
@@ -227,9 +257,15 @@ static void stage_i8(uint8_t *dst, const float *x, int64_t n, int64_t padded, fl
     for (int64_t k = n; k < padded; k++) dst[k] = 0;    /* times weights of 0 */
 }
 
+static mx_panel_i8 panel_i8(const packed *p, int64_t panel, int64_t k)
+{
+    int64_t group = (panel * p->padded + k) / MX_INT8_GROUP * MX_PANEL;
+    return (mx_panel_i8){(const int8_t *)p->memory.base + (size_t)panel * p->panel_bytes + k * MX_PANEL, p->scale + group, p->sums + group};
+}
+
 /* Multiply `rows` staged rows by the part's panels, channels k .. k+n-1. */
 static void multiply(const linear_job *j, const void *x, int64_t ldx, int64_t rows, int64_t panel, int64_t panels,
-                     int64_t k, int64_t n, sums *c)
+                     int64_t k, int64_t n, float *c)
 {
     const packed *p = j->p;
     int64_t ldc = panels * MX_PANEL;
@@ -239,29 +275,41 @@ static void multiply(const linear_job *j, const void *x, int64_t ldx, int64_t ro
         for (int64_t r = 0; r < rows;) {
             int here = mx_tile_rows(rows - r);
             int64_t at = r * ldc + q * MX_PANEL;
-            if (p->dtype == MX_F32) mx_gemm_f32(here, (const float *)x + r * ldx, ldx, w, n, c->f + at, ldc, k > 0);
-            else if (p->dtype == MX_BF16) mx_gemm_bf16(here, (const float *)x + r * ldx, ldx, w, n, c->f + at, ldc, k > 0);
-            else mx_gemm_i8(here, (const uint8_t *)x + r * ldx, ldx, w, n, c->i + at, ldc, k > 0);
+            if (p->dtype == MX_F32) mx_gemm_f32(here, (const float *)x + r * ldx, ldx, w, n, c + at, ldc, k > 0);
+            else if (p->dtype == MX_BF16) mx_gemm_bf16(here, (const float *)x + r * ldx, ldx, w, n, c + at, ldc, k > 0);
+            else mx_gemm_i8(here, (const uint8_t *)x + r * ldx, ldx, panel_i8(p, panel + q, k), n, c + at, ldc, k > 0);
             r += here;
         }
     }
 }
 
-/* Bias, activation, sum; int8 first becomes f32. */
-static void finish(const linear_job *j, int64_t row, int64_t rows, int64_t panel, int64_t panels, const float *row_scales,
-                   sums *c)
+/* An int8 row's sums get its scale, and its outlier's part. */
+static void finish_i8(const packed *p, row_i8 row, int64_t panel, int64_t panels, float *s)
+{
+    for (int64_t q = 0; q < panels; q++, s += MX_PANEL) {
+        mx_panel_i8 w = panel_i8(p, panel + q, row.at / MX_INT8_GROUP * MX_INT8_GROUP);
+        uint32_t four[MX_PANEL];                        /* weights of channels at/4*4 .. +3 */
+        memcpy(four, w.w + row.at % MX_INT8_GROUP / 4 * 4 * MX_PANEL, sizeof four);
+        int up = 24 - 8 * (int)(row.at % 4);
+#pragma omp simd
+        for (int64_t i = 0; i < MX_PANEL; i++) {
+            float weight = (float)((int32_t)(four[i] << up) >> 24) * w.scale[i];
+            s[i] = s[i] * row.scale + row.outlier * weight;
+        }
+    }
+}
+
+/* Bias, activation, sum. */
+static void finish(const linear_job *j, int64_t row, int64_t rows, int64_t panel, int64_t panels, const row_i8 *int8,
+                   float *c)
 {
     const packed *p = j->p;
     int64_t o = panel * MX_PANEL, n = j->y.cols - o, ldc = panels * MX_PANEL;
     if (n > ldc) n = ldc;
     const float *bias = j->b.data ? (const float *)j->b.data + o : NULL;
     for (int64_t r = 0; r < rows; r++) {
-        float *y = mx_row(j->y, row + r) + o, *s = c->f + r * ldc;
-        if (p->dtype == MX_I8) {
-            const int32_t *t = c->i + r * ldc;
-#pragma omp simd
-            for (int64_t i = 0; i < n; i++) s[i] = (float)(t[i] - p->sums[o + i]) * (row_scales[r] * p->scale[o + i]);
-        }
+        float *y = mx_row(j->y, row + r) + o, *s = c + r * ldc;
+        if (p->dtype == MX_I8) finish_i8(p, int8[r], panel, panels, s);
         for (int64_t i = 0; i < n; i += VF) {
             vf v = vf_load(s + i);
             if (bias) v = vf_add(v, vf_load_most(bias + i, n - i));
@@ -278,7 +326,7 @@ static int64_t step_of(const packed *p, int64_t rows)
 {
     size_t element = mx_dtype_size(p->dtype);
     int64_t step = rows > MX_TILE_ROWS ? (int64_t)(L1_BYTES / MX_PANEL / element) : p->padded;
-    int64_t staged = (int64_t)(STAGE / (p->dtype == MX_BF16 ? sizeof(float) : 1)) / rows / 16 * 16;
+    int64_t staged = (int64_t)(STAGE / (p->dtype == MX_BF16 ? sizeof(float) : 1)) / rows / MX_INT8_GROUP * MX_INT8_GROUP;
     return p->dtype != MX_F32 && staged < step ? staged : step;
 }
 
@@ -290,26 +338,30 @@ static void linear_part(void *ctx, int64_t part, int thread)
     int64_t row = part % j->blocks * j->block_rows, panel = part / j->blocks * j->group;
     int64_t rows = j->x.rows - row < j->block_rows ? j->x.rows - row : j->block_rows;
     int64_t panels = p->panels - panel < j->group ? p->panels - panel : j->group;
-    float row_scales[BLOCK_ROWS];
+    row_i8 int8[BLOCK_ROWS];
     union { float f[STAGE / sizeof(float)]; uint8_t u[STAGE]; } stage;
-    sums c;
+    float c[BLOCK_ROWS * GROUP * MX_PANEL];
     if (p->dtype == MX_I8)
-        for (int64_t r = 0; r < rows; r++) row_scales[r] = row_scale(mx_row(j->x, row + r), p->cols);
+        for (int64_t r = 0; r < rows; r++) int8[r] = row_of(mx_row(j->x, row + r), p->cols);
     for (int64_t k = 0, step = step_of(p, rows); k < p->padded; k += step) {
         int64_t n = p->padded - k < step ? p->padded - k : step;
         int64_t real = p->cols - k < n ? p->cols - k : n;
         if (p->dtype == MX_F32) {
-            multiply(j, mx_row(j->x, row) + k, j->x.stride, rows, panel, panels, k, real, &c);
+            multiply(j, mx_row(j->x, row) + k, j->x.stride, rows, panel, panels, k, real, c);
             continue;
         }
         for (int64_t r = 0; r < rows; r++) {
             const float *x = mx_row(j->x, row + r) + k;
-            if (p->dtype == MX_BF16) stage_bf16(stage.f + r * n, x, real, n);
-            else stage_i8(stage.u + r * n, x, real, n, row_scales[r]);
+            if (p->dtype == MX_BF16) {
+                stage_bf16(stage.f + r * n, x, real, n);
+                continue;
+            }
+            stage_i8(stage.u + r * n, x, real, n, int8[r].scale);
+            if (int8[r].at >= k && int8[r].at < k + n) stage.u[r * n + int8[r].at - k] = MX_INT8_BIAS;
         }
-        multiply(j, &stage, n, rows, panel, panels, k, n, &c);
+        multiply(j, &stage, n, rows, panel, panels, k, n, c);
     }
-    finish(j, row, rows, panel, panels, row_scales, &c);
+    finish(j, row, rows, panel, panels, int8, c);
 }
 
 /* ---- oneDNN --------------------------------------------------------------------- */
@@ -340,10 +392,9 @@ struct unit {
     product       wide, last;         /* UNIT_GROUP panels; what is left of them   */
 };
 
-static const struct { dnnl_data_type_t x, y; dnnl_format_tag_t w; } unit_types[MX_DTYPE_COUNT] = {
-    [MX_F32] = {dnnl_f32, dnnl_f32, dnnl_BA16a64b},
-    [MX_BF16] = {dnnl_bf16, dnnl_f32, dnnl_BA16a64b2a},
-    [MX_I8] = {dnnl_u8, dnnl_s32, dnnl_BA16a64b4a},
+static const struct { dnnl_data_type_t type; dnnl_format_tag_t w; } unit_types[MX_DTYPE_COUNT] = {
+    [MX_F32] = {dnnl_f32, dnnl_BA16a64b},
+    [MX_BF16] = {dnnl_bf16, dnnl_BA16a64b2a},
 };
 
 static void product_close(product *p, int threads)
@@ -419,10 +470,9 @@ static bool product_open(product *out, unit *u, const packed *p, int64_t panels)
     dnnl_primitive_desc_t pd = NULL;
     dnnl_primitive_attr_t attr = NULL;
     const char *name = "";
-    dnnl_data_type_t wt = p->dtype == MX_I8 ? dnnl_s8 : unit_types[p->dtype].x;
-    bool ok = !describe(&md[0], UNIT_ROWS, p->padded, unit_types[p->dtype].x, dnnl_ab) &&
-              !describe(&md[1], p->padded, panels * MX_PANEL, wt, unit_types[p->dtype].w) &&
-              !describe(&md[2], UNIT_ROWS, panels * MX_PANEL, unit_types[p->dtype].y, dnnl_ab) &&
+    bool ok = !describe(&md[0], UNIT_ROWS, p->padded, unit_types[p->dtype].type, dnnl_ab) &&
+              !describe(&md[1], p->padded, panels * MX_PANEL, unit_types[p->dtype].type, unit_types[p->dtype].w) &&
+              !describe(&md[2], UNIT_ROWS, panels * MX_PANEL, dnnl_f32, dnnl_ab) &&
               !dnnl_primitive_attr_create(&attr) &&
               !dnnl_primitive_attr_set_scratchpad_mode(attr, dnnl_scratchpad_mode_user) && !plan(&pd, u, md, attr) &&
               !dnnl_primitive_desc_query(pd, dnnl_query_impl_info_str, 0, (void *)&name) && strncmp(name, "brg", 3) == 0 &&
@@ -441,7 +491,7 @@ static unit *unit_open(const packed *p, int threads)
 {
     int amx = dnnl_cpu_isa_avx512_core_amx;
     bool wanted = MX_ONEDNN == 2 || (p->dtype != MX_F32 && ((int)dnnl_get_effective_cpu_isa() & amx) == amx);
-    if (!wanted || (p->dtype == MX_I8 && !MX_INT8_BIAS)) return NULL;
+    if (!wanted || p->dtype == MX_I8) return NULL;
     if ((size_t)p->padded * UNIT_ROWS * mx_dtype_size(p->dtype) > UNIT_STAGE) return NULL;
     unit *u = calloc(1, sizeof *u);
     if (!u) return NULL;
@@ -456,7 +506,7 @@ static unit *unit_open(const packed *p, int threads)
     return u;
 }
 
-static void stage_unit(const linear_job *j, void *stage, int64_t row, int64_t rows, float *row_scales)
+static void stage_unit(const linear_job *j, void *stage, int64_t row, int64_t rows)
 {
     const packed *p = j->p;
     size_t line = (size_t)p->padded * mx_dtype_size(p->dtype);
@@ -464,11 +514,6 @@ static void stage_unit(const linear_job *j, void *stage, int64_t row, int64_t ro
     for (int64_t r = 0; r < rows; r++) {
         const float *x = mx_row(j->x, row + r);
         char *to = (char *)stage + (size_t)r * line;
-        if (p->dtype == MX_I8) {
-            row_scales[r] = row_scale(x, p->cols);
-            stage_i8((uint8_t *)to, x, p->cols, p->padded, row_scales[r]);
-            continue;
-        }
         size_t used = (size_t)p->cols * mx_dtype_size(p->dtype);
         memset(to + used, 0, line - used);
         if (p->dtype == MX_F32) memcpy(to, x, used);
@@ -486,20 +531,19 @@ static void unit_part(void *ctx, int64_t part, int thread)
     int64_t panels = p->panels - panel < UNIT_GROUP ? p->panels - panel : UNIT_GROUP;
     const product *q = panels == UNIT_GROUP ? &p->unit->wide : &p->unit->last;
     const lane *l = &q->lanes[thread];
-    float row_scales[UNIT_ROWS];
     _Alignas(64) char stage[UNIT_STAGE];
-    _Alignas(64) sums c;
-    stage_unit(j, stage, row, rows, row_scales);
+    _Alignas(64) float c[UNIT_ROWS * UNIT_GROUP * MX_PANEL];
+    stage_unit(j, stage, row, rows);
     omp_set_num_threads(1);
     dnnl_exec_arg_t args[] = {
         {DNNL_ARG_SRC, l->x}, {DNNL_ARG_WEIGHTS, l->w}, {DNNL_ARG_DST, l->y}, {DNNL_ARG_SCRATCHPAD, l->scratch}};
     int st = dnnl_memory_set_data_handle(l->x, stage);
     if (!st) st = dnnl_memory_set_data_handle(l->w, (char *)p->memory.base + (size_t)panel * p->panel_bytes);
-    if (!st) st = dnnl_memory_set_data_handle(l->y, &c);
+    if (!st) st = dnnl_memory_set_data_handle(l->y, c);
     if (!st) st = dnnl_primitive_execute(q->primitive, l->stream, 4, args);
     if (!st) st = dnnl_stream_wait(l->stream);
     if (st) atomic_store(&j->failed, st);
-    else finish(j, row, rows, panel, panels, row_scales, &c);
+    else finish(j, row, rows, panel, panels, NULL, c);
 }
 
 static void unit_linear(mx_stream *s, linear_job *j)

@@ -5,9 +5,9 @@
  * and then used for every batch: an output row is the same bits in each.  Split-K
  * is not allowed, for the same reason.  Without the library, our own tiles.
  *
- * int8 is our own: rows are quantised on the fly, products are summed exactly in
- * int32, so a decode kernel (a warp for a channel) and a tile of mma instructions
- * give the same bits. */
+ * int8 is our own: rows are quantised on the fly, products of 64 inputs are summed
+ * exactly in int32 and those sums one after another, so a decode kernel (four lanes
+ * for a channel) and a tile of mma instructions give the same bits. */
 #include "kernels/cuda/blaslt.cuh"
 #include "kernels/cuda/ptx.cuh"
 
@@ -17,8 +17,8 @@
 #define LT_WORKSPACE ((size_t)4 << 20)
 #define LT_EPILOGUES 6
 #define LOAD_BYTES   ((size_t)4 << 20)  /* of weights, converted at a time          */
-#define I8_STEP      64                 /* channels of a tile's step                */
-#define I8_DECODE    16                 /* rows up to which a warp takes a channel  */
+#define I8_STEP      64                 /* channels of a tile's step: one scale      */
+#define I8_DECODE    16                 /* rows up to which four lanes take a channel */
 
 static const cublasLtEpilogue_t lt_epilogues[LT_EPILOGUES] = {
     CUBLASLT_EPILOGUE_DEFAULT, CUBLASLT_EPILOGUE_BIAS, CUBLASLT_EPILOGUE_RELU,
@@ -26,7 +26,7 @@ static const cublasLtEpilogue_t lt_epilogues[LT_EPILOGUES] = {
 };
 
 typedef struct cuda_weight {
-    mx_buffer memory;                   /* [rows][padded]; int8: then scale[rows] */
+    mx_buffer memory;                   /* [rows][padded]; int8: then scale[rows][padded/64] */
     int64_t   rows, cols, padded;
     mx_dtype  dtype;
     float    *scale;
@@ -43,42 +43,82 @@ template <typename T> static __global__ void convert_kernel(T *dst, int64_t padd
             mx_store4(dst + r * padded, i, padded, true, mx_load4(mx_row(x, r), i, x.cols, vec));
 }
 
-/* int8, symmetric by row: q = round(x / scale), scale = max|x| / 127; a row with a NaN or an infinity gets a scale of
- * NaN, so that its outputs show it.  A block takes a row. */
-static __global__ void quantise_kernel(int8_t *dst, int64_t padded, float *scales, mx_tensor x, bool vec)
+/* What a row became: value q is q * scale, but for one that stays as it is. */
+typedef struct row_i8 {
+    float scale, outlier;
+    int   at;                           /* the outlier's channel */
+} row_i8;
+
+static __device__ __forceinline__ unsigned four_i8(const float v[4], float inverse, int skip)
+{
+    unsigned word = 0;
+    for (int k = 0; k < 4; k++) {
+        float q = fminf(127.0f, fmaxf(-127.0f, rintf(v[k] * inverse)));
+        word |= ((unsigned)(k == skip ? 0 : (int)q) & 255u) << 8 * k;
+    }
+    return word;
+}
+
+/* int8, symmetric by row: q = round(x / scale), scale = max|x| / 127 of all but the first of the largest values; a row
+ * with a NaN or an infinity gets a scale of NaN, so that its outputs show it.  A block takes a row. */
+static __global__ void quantise_kernel(int8_t *dst, int64_t padded, row_i8 *rows, mx_tensor x, bool vec)
 {
     int64_t r = blockIdx.x, n = x.cols;
     const float *row = mx_row(x, r);
-    float most = 0, bad = 0;
+    float most = -1, second = 0, bad = 0;
+    int at = 0;
     for (int64_t i = 4 * (int64_t)threadIdx.x; i < n; i += 4 * (int64_t)blockDim.x) {
-        float4 v = mx_load4(row, i, n, vec);
-        most = fmaxf(fmaxf(fmaxf(most, fabsf(v.x)), fmaxf(fabsf(v.y), fabsf(v.z))), fabsf(v.w));
-        if (!(fabsf(v.x) <= FLT_MAX && fabsf(v.y) <= FLT_MAX && fabsf(v.z) <= FLT_MAX && fabsf(v.w) <= FLT_MAX)) bad = 1;
-    }
-    most = mx_block_max(most);
-    bad = mx_block_max(bad);
-    float scale = __fdiv_rn(most, 127.0f), inverse = scale > 0 ? __fdiv_rn(1.0f, scale) : 0.0f;
-    if (!(inverse <= FLT_MAX)) inverse = 0;             /* a subnormal row: its outputs are 0 */
-    if (threadIdx.x == 0) scales[r] = bad > 0 ? NAN : scale;
-    for (int64_t i = 4 * (int64_t)threadIdx.x; i < padded; i += 4 * (int64_t)blockDim.x) {
-        float4 v = mx_load4(row, i, n, vec);
-        float f[4] = {v.x * inverse, v.y * inverse, v.z * inverse, v.w * inverse};
-        unsigned word = 0;
-        for (int k = 0; k < 4; k++) {
-            float q = fminf(127.0f, fmaxf(-127.0f, rintf(f[k])));
-            word |= ((unsigned)(bad > 0 ? 0 : (int)q) & 255u) << 8 * k;
+        float4 f = mx_load4(row, i, n, vec);
+        float v[4] = {fabsf(f.x), fabsf(f.y), fabsf(f.z), fabsf(f.w)};
+        for (int k = 0; k < 4 && i + k < n; k++) {
+            if (!(v[k] <= FLT_MAX)) bad = 1;
+            second = fmaxf(second, fminf(v[k], fmaxf(most, 0)));
+            if (v[k] > most) most = v[k], at = (int)(i + k);
         }
-        *(unsigned *)(dst + r * padded + i) = word;
+    }
+    float all = mx_block_max(most);
+    /* the first of those: indices are exact in f32, a row is shorter than 2^24 (mx_cuda_weight_open) */
+    int chosen = -(int)mx_block_max(most == all ? -(float)at : -16777216.0f);
+    float rest = mx_block_max(most == all && at == chosen ? second : fmaxf(most, 0));
+    bad = mx_block_max(bad);
+    float scale = __fdiv_rn(rest, 127.0f), inverse = scale > 0 ? __fdiv_rn(1.0f, scale) : 0.0f;
+    if (!(inverse <= FLT_MAX)) inverse = 0;             /* a subnormal row: its outputs are 0 */
+    if (bad > 0) inverse = 0;
+    if (threadIdx.x == 0) rows[r] = (row_i8){bad > 0 ? NAN : scale, row[chosen], chosen};
+    for (int64_t i = 4 * (int64_t)threadIdx.x; i < padded; i += 4 * (int64_t)blockDim.x) {
+        float4 f = mx_load4(row, i, n, vec);
+        float v[4] = {f.x, f.y, f.z, f.w};
+        if (bad > 0) v[0] = v[1] = v[2] = v[3] = 0;
+        *(unsigned *)(dst + r * padded + i) = four_i8(v, inverse, (int)(chosen - i));
     }
 }
 
-static void convert(mx_stream *s, void *dst, float *scales, int64_t padded, mx_dtype as, mx_tensor x)
+/* The same of a weight, every I8_STEP values of a row with their own scale and no outlier; a thread takes them. */
+static __global__ void quantise_weight_kernel(int8_t *dst, int64_t padded, float *scales, mx_tensor x, bool vec)
+{
+    int64_t groups = padded / I8_STEP, i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x, r = i / groups, k0 = i % groups * I8_STEP;
+    if (r >= x.rows) return;
+    float most = 0;
+    for (int64_t k = k0; k < k0 + I8_STEP; k += 4) {
+        float4 f = mx_load4(mx_row(x, r), k, x.cols, vec);
+        most = fmaxf(fmaxf(fmaxf(most, fabsf(f.x)), fmaxf(fabsf(f.y), fabsf(f.z))), fabsf(f.w));
+    }
+    float scale = __fdiv_rn(most, 127.0f), inverse = scale > 0 ? __fdiv_rn(1.0f, scale) : 0.0f;
+    if (!(inverse <= FLT_MAX)) inverse = 0;
+    scales[i] = scale;
+    for (int64_t k = k0; k < k0 + I8_STEP; k += 4) {
+        float4 f = mx_load4(mx_row(x, r), k, x.cols, vec);
+        float v[4] = {f.x, f.y, f.z, f.w};
+        *(unsigned *)(dst + r * padded + k) = four_i8(v, inverse, -1);
+    }
+}
+
+static void convert(mx_stream *s, void *dst, int64_t padded, mx_dtype as, mx_tensor x)
 {
     bool vec = mx_vec(x);
     unsigned threads = mx_row_threads(padded);
     dim3 grid = mx_grid(x.rows, padded);
-    if (as == MX_I8) MX_LAUNCH(s, "linear", quantise_kernel, (unsigned)x.rows, threads, 0, (int8_t *)dst, padded, scales, x, vec);
-    else if (as == MX_BF16) MX_LAUNCH(s, "linear", (convert_kernel<mx_bf16>), grid, threads, 0, (mx_bf16 *)dst, padded, x, vec);
+    if (as == MX_BF16) MX_LAUNCH(s, "linear", (convert_kernel<mx_bf16>), grid, threads, 0, (mx_bf16 *)dst, padded, x, vec);
     else MX_LAUNCH(s, "linear", (convert_kernel<float>), grid, threads, 0, (float *)dst, padded, x, vec);
 }
 
@@ -212,43 +252,50 @@ static void own_multiply(mx_stream *s, mx_tensor y, mx_tensor x, const cuda_weig
 typedef struct int8_args {
     mx_tensor     y;
     const int8_t *x, *w;
-    const float  *x_scale, *w_scale, *bias;
-    int64_t       padded;
+    const row_i8 *row;
+    const float  *w_scale, *bias;
+    int64_t       padded, groups;
     mx_activation act;
     bool          add;
 } int8_args;
 
-static __device__ void int8_finish(const int8_args &a, int64_t r, int64_t o, int sum)
+static __device__ void int8_finish(const int8_args &a, int64_t r, int64_t o, float sum)
 {
-    float *at = mx_row(a.y, r) + o, v = (float)sum * (a.x_scale[r] * a.w_scale[o]) + (a.bias ? a.bias[o] : 0.0f);
+    row_i8 row = a.row[r];
+    float weight = (float)a.w[o * a.padded + row.at] * a.w_scale[o * a.groups + row.at / I8_STEP];
+    float *at = mx_row(a.y, r) + o, v = sum * row.scale + row.outlier * weight + (a.bias ? a.bias[o] : 0.0f);
     *at = a.add ? *at + v : mx_activated(v, a.act);
 }
 
-static __device__ __forceinline__ int dot16(int4 a, int4 b, int sum)
+static __device__ __forceinline__ int dot16(int4 a, int4 b)
 {
-    return __dp4a(a.w, b.w, __dp4a(a.z, b.z, __dp4a(a.y, b.y, __dp4a(a.x, b.x, sum))));
+    return __dp4a(a.w, b.w, __dp4a(a.z, b.z, __dp4a(a.y, b.y, __dp4a(a.x, b.x, 0))));
 }
 
-/* A warp takes an output channel, with up to 8 rows; a lane 16 channels of input at a time. */
-static __global__ void __launch_bounds__(256) int8_decode_kernel(int8_args a)
+/* Four lanes take an output channel, 64 channels of input at a time, with up to 8 rows. */
+static __global__ void __launch_bounds__(64) int8_decode_kernel(int8_args a)
 {
-    int64_t o = (int64_t)blockIdx.x * 8 + threadIdx.x / 32, r0 = (int64_t)blockIdx.y * 8;
-    int lane = threadIdx.x % 32, n = a.y.rows - r0 < 8 ? (int)(a.y.rows - r0) : 8, sum[8] = {};
-    if (o >= a.y.cols) return;
-    for (int64_t k = 16 * lane; k < a.padded; k += 512) {
-        int4 w = *(const int4 *)(a.w + o * a.padded + k);
+    int64_t o = (int64_t)blockIdx.x * 16 + threadIdx.x / 4, r0 = (int64_t)blockIdx.y * 8, last = a.y.cols - 1;
+    int lane = threadIdx.x % 4, n = a.y.rows - r0 < 8 ? (int)(a.y.rows - r0) : 8;
+    float sum[8] = {};
+    const int8_t *from = a.w + (o < last ? o : last) * a.padded + 16 * lane;
+    const float *scale = a.w_scale + (o < last ? o : last) * a.groups;
+#pragma unroll 4
+    for (int64_t g = 0; g < a.groups; g++) {
+        int4 w = *(const int4 *)(from + g * I8_STEP);
 #pragma unroll
         for (int i = 0; i < 8; i++) {
             if (i >= n) break;
-            sum[i] = dot16(w, *(const int4 *)(a.x + (r0 + i) * a.padded + k), sum[i]);
+            int part = dot16(w, *(const int4 *)(a.x + (r0 + i) * a.padded + g * I8_STEP + 16 * lane));
+            part += __shfl_xor_sync(MX_FULL, part, 1);
+            part += __shfl_xor_sync(MX_FULL, part, 2);
+            sum[i] = fmaf((float)part, scale[g], sum[i]);
         }
     }
+    if (o > last) return;
 #pragma unroll
-    for (int i = 0; i < 8; i++) {
-        if (i >= n) break;
-        sum[i] = __reduce_add_sync(MX_FULL, sum[i]);
-        if (lane == i) int8_finish(a, r0 + i, o, sum[i]);
-    }
+    for (int i = 0; i < 8; i++)
+        if (i < n && lane == i % 4) int8_finish(a, r0 + i, o, sum[i]);
 }
 
 #define I8_PITCH (I8_STEP + 16)         /* bytes of a row in shared memory: fragments meet in no bank */
@@ -269,7 +316,7 @@ static __global__ void __launch_bounds__(128) int8_tile_kernel(int8_args a)
     __shared__ __align__(16) int8_t xs[2][64 * I8_PITCH], ws[2][64 * I8_PITCH];
     int64_t r0 = (int64_t)blockIdx.y * 64, o0 = (int64_t)blockIdx.x * 64;
     int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4 * 4, wm = warp / 2 * 32, wn = warp % 2 * 32, stage = 0;
-    int sum[2][4][4] = {};
+    float sum[2][4][4] = {};
     int8_load(xs[0], a.x, a.padded, r0, a.y.rows, 0);
     int8_load(ws[0], a.w, a.padded, o0, a.y.cols, 0);
     __pipeline_commit();
@@ -281,6 +328,7 @@ static __global__ void __launch_bounds__(128) int8_tile_kernel(int8_args a)
         __pipeline_commit();
         __pipeline_wait_prior(1);
         __syncthreads();
+        int part[2][4][4] = {};
 #pragma unroll
         for (int k = 0; k < I8_STEP; k += 32) {
             unsigned fx[2][4], fw[4][2];
@@ -296,8 +344,20 @@ static __global__ void __launch_bounds__(128) int8_tile_kernel(int8_args a)
 #pragma unroll
             for (int i = 0; i < 2; i++)
 #pragma unroll
-                for (int j = 0; j < 4; j++) mx_mma_s8(sum[i][j], fx[i], fw[j], sum[i][j]);
+                for (int j = 0; j < 4; j++) mx_mma_s8(part[i][j], fx[i], fw[j], part[i][j]);
         }
+#pragma unroll
+        for (int j = 0; j < 4; j++)
+#pragma unroll
+            for (int e = 0; e < 2; e++) {
+                int64_t o = o0 + wn + 8 * j + threadIdx.x % 4 * 2 + e;
+                float scale = o < a.y.cols ? a.w_scale[o * a.groups + k0 / I8_STEP] : 0.0f;
+#pragma unroll
+                for (int i = 0; i < 2; i++) {
+                    sum[i][j][e] = fmaf((float)part[i][j][e], scale, sum[i][j][e]);
+                    sum[i][j][e + 2] = fmaf((float)part[i][j][e + 2], scale, sum[i][j][e + 2]);
+                }
+            }
         __syncthreads();
     }
 #pragma unroll
@@ -315,14 +375,15 @@ static void int8_linear(mx_stream *s, mx_tensor y, mx_tensor x, const cuda_weigh
 {
     int64_t most = 65535 * 8;
     int64_t n = x.rows < most ? x.rows : most;
-    size_t rows = (size_t)n * (size_t)w->padded;
-    char *work = (char *)mx_cuda_work(s, rows + (size_t)n * sizeof(float));     /* rows: a multiple of 64 */
+    size_t bytes = (size_t)n * (size_t)w->padded;       /* a multiple of 64 */
+    char *work = (char *)mx_cuda_work(s, bytes + (size_t)n * sizeof(row_i8));
+    row_i8 *rows = (row_i8 *)(work + bytes);
     for (int64_t r = 0; work && r < x.rows; r += n) {
         mx_tensor xr = mx_tensor_rows(x, r, x.rows - r < n ? x.rows - r : n), yr = mx_tensor_rows(y, r, xr.rows);
-        int8_args a = {yr, (int8_t *)work, (const int8_t *)w->memory.base, (float *)(work + rows), w->scale, bias, w->padded, act, add};
-        convert(s, work, (float *)(work + rows), w->padded, MX_I8, xr);
+        int8_args a = {yr, (int8_t *)work, (const int8_t *)w->memory.base, rows, w->scale, bias, w->padded, w->padded / I8_STEP, act, add};
+        MX_LAUNCH(s, "linear", quantise_kernel, (unsigned)xr.rows, mx_row_threads(w->padded), 0, (int8_t *)work, w->padded, rows, xr, mx_vec(xr));
         if (x.rows <= I8_DECODE)
-            MX_LAUNCH(s, "linear", int8_decode_kernel, dim3((unsigned)((w->rows + 7) / 8), (unsigned)((xr.rows + 7) / 8)), 256, 0, a);
+            MX_LAUNCH(s, "linear", int8_decode_kernel, dim3((unsigned)((w->rows + 15) / 16), (unsigned)((xr.rows + 7) / 8)), 64, 0, a);
         else
             MX_LAUNCH(s, "linear", int8_tile_kernel, dim3((unsigned)((w->rows + 63) / 64), (unsigned)((xr.rows + 63) / 64)), 128, 0, a);
     }
@@ -356,7 +417,7 @@ static void library_linear(mx_stream *s, mx_tensor y, mx_tensor x, const cuda_we
     if (!work) return;
     cudaStream_t q = (cudaStream_t)mx_cuda_queue(s);
     size_t width = (size_t)y.cols * 4;
-    if (x_bytes) convert(s, xw, NULL, w->padded, w->dtype, x);
+    if (x_bytes) convert(s, xw, w->padded, w->dtype, x);
     if (y_bytes && add)
         mx_cuda_ok(s, cudaMemcpy2DAsync(yw, (size_t)ldy * 4, y.data, (size_t)y.stride * 4, width, (size_t)y.rows, cudaMemcpyDeviceToDevice, q), "linear");
     if (b_bytes) mx_cuda_ok(s, cudaMemcpyAsync(bw, bias, width, cudaMemcpyDeviceToDevice, q), "linear");
@@ -454,7 +515,11 @@ static mx_status load_rows(mx_stream *s, cuda_weight *w, const mx_row_source *pa
         read_rows(parts, count, r, n, stage);
         s->dev->ops->upload(s, on_device, stage, (size_t)n * (size_t)w->cols * sizeof *stage);
         char *dst = (char *)w->memory.base + (size_t)(r * w->padded) * mx_dtype_size(w->dtype);
-        convert(s, dst, w->scale ? w->scale + r : NULL, w->padded, w->dtype, mx_tensor_of(on_device, MX_F32, n, w->cols));
+        mx_tensor x = mx_tensor_of(on_device, MX_F32, n, w->cols);
+        int64_t groups = w->padded / I8_STEP;
+        if (w->dtype != MX_I8) convert(s, dst, w->padded, w->dtype, x);
+        else MX_LAUNCH(s, "linear", quantise_weight_kernel, (unsigned)((n * groups + 63) / 64), 64, 0, (int8_t *)dst, w->padded,
+                       w->scale + r * groups, x, mx_vec(x));
     }
     mx_error late = {};
     mx_status synced = mx_stream_sync(s, &late);
@@ -469,7 +534,7 @@ static mx_status load_rows(mx_stream *s, cuda_weight *w, const mx_row_source *pa
 extern "C" mx_status mx_cuda_weight_open(mx_weight *weight, mx_device *d, const mx_row_source *parts, int n, mx_dtype as, mx_error *err)
 {
     mx_status st = MX_OK;
-    size_t size = 0, scales = as == MX_I8 ? (size_t)weight->rows * sizeof(float) : 0;
+    size_t size = 0, scales = 0;
     int64_t to = as == MX_F32 ? 4 : as == MX_BF16 ? 8 : I8_STEP;
     cuda_weight *w = (cuda_weight *)calloc(1, sizeof *w);
     mx_stream *s = NULL;
@@ -478,7 +543,12 @@ extern "C" mx_status mx_cuda_weight_open(mx_weight *weight, mx_device *d, const 
     w->cols = weight->cols;
     w->padded = (w->cols + to - 1) / to * to;
     w->dtype = as;
-    if (!mx_mul_size((size_t)w->rows, (size_t)w->padded * mx_dtype_size(as), &size) || !mx_add_size(size, scales, &size)) {
+    if (as == MX_I8 && w->cols >= 1 << 24) {
+        st = mx_fail(err, MX_ERR_ARG, "weight: int8 takes rows of under %d values, not %lld", 1 << 24, (long long)w->cols);
+        goto done;
+    }
+    if (!mx_mul_size((size_t)w->rows, (size_t)w->padded * mx_dtype_size(as), &size) ||
+        (as == MX_I8 && !mx_add_size(size, scales = size / I8_STEP * sizeof(float), &size))) {
         st = mx_fail(err, MX_ERR_NO_MEMORY, "weight: %lld x %lld does not fit memory", (long long)w->rows, (long long)w->cols);
         goto done;
     }
