@@ -422,6 +422,20 @@ mx_status mx_event_log_read(const mx_event_log *l, uint64_t at, const void **dat
     return MX_OK;
 }
 
+mx_status mx_event_log_next(const mx_event_log *l, uint64_t *at, uint64_t *next, const void **data, size_t *size, bool *more, mx_error *err)
+{
+    const segment *s = segment_of(l, *at);
+    *more = false;
+    if (s && *at >= s->base + s->size) s = segment_of(l, *at + HEAD) == s ? NULL : segment_of(l, *at + HEAD);
+    if (!s) return MX_OK;
+    if (*at < s->base + HEAD) *at = s->base + HEAD;
+    if (*at >= s->base + s->size) return MX_OK;
+    MX_TRY(mx_event_log_read(l, *at, data, size, err));
+    *next = *at + RECORD + word(s->map + (*at - s->base));
+    *more = true;
+    return MX_OK;
+}
+
 /* ---- writing -------------------------------------------------------------------------------------- */
 
 static mx_status need(mx_event_log *l, size_t bytes, mx_error *err)

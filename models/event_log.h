@@ -39,6 +39,9 @@ mx_status mx_event_log_sync(mx_event_log *l, mx_error *err);
 /* The record at a position; valid until the log is closed, or it is blanked (size 0).
  * Errors: MX_ERR_FORMAT (it does not check: segment, offset), MX_ERR_ARG. */
 mx_status mx_event_log_read(const mx_event_log *l, uint64_t at, const void **data, size_t *size, mx_error *err);
+/* The first record at or behind *at, which becomes where it is; *next is where to go on.  *more false: the log ends here.
+ * Errors: MX_ERR_FORMAT. */
+mx_status mx_event_log_next(const mx_event_log *l, uint64_t *at, uint64_t *next, const void **data, size_t *size, bool *more, mx_error *err);
 /* Overwrites the records' payloads, durably.  *bytes grows by how many. */
 mx_status mx_event_log_blank(mx_event_log *l, const uint64_t *at, int64_t n, int64_t *bytes, mx_error *err);
 

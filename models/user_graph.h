@@ -157,6 +157,11 @@ void mx_event_list_free(mx_event_list *l);
  * Errors: MX_ERR_NO_MEMORY, MX_ERR_FORMAT (a record is damaged: segment and offset). */
 mx_status mx_user_graph_events(const mx_user_graph *g, int32_t subject, int64_t as_of_ms, int32_t limit, mx_event_list *out, mx_error *err);
 
+/* Every event from *cursor on (0: the first), in the order they came, and moves the cursor behind them: so a reader
+ * follows the store.  each() may read the graph, but neither merge nor erase.  Errors: MX_ERR_FORMAT, what each() returned. */
+mx_status mx_user_graph_each(const mx_user_graph *g, uint64_t *cursor, mx_status (*each)(void *ctx, const mx_event *e, mx_error *err), void *ctx,
+                             mx_error *err);
+
 /* ---- erasure --------------------------------------------------------------------------------- */
 
 typedef struct mx_erasure {

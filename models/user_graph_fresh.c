@@ -268,6 +268,13 @@ void mx_fresh_drop(mx_user_graph *g, uint32_t m, int32_t nodes)
     if (g->prints.slots) memset(g->prints.slot, 0, 8 * g->prints.slots);
     g->prints.count = 0;
     g->fresh_edges = 0;
+    if (!g->n_fresh) {                    /* what a load needed is given back */
+        free(g->fresh);
+        free(g->prints.slot);
+        g->fresh = NULL;
+        g->fresh_room = 0;
+        g->prints = (mx_prints){0};
+    }
     for (uint32_t i = 0; i < g->n_fresh; i++) {
         chain(g, i);
         mx_prints_add(&g->prints, g->fresh[i].print);

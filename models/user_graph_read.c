@@ -250,3 +250,40 @@ mx_status mx_user_graph_events(const mx_user_graph *g, int32_t subject, int64_t 
     if (st) out->count = 0;
     return st;
 }
+
+/* ---- all of them ----------------------------------------------------------------------------- */
+
+enum { AT_ONCE = 1024 };
+
+/* Nothing is blanked while `merging` is held. */
+static mx_status some(const mx_user_graph *g, uint64_t *cursor, bool *more, mx_status (*each)(void *ctx, const mx_event *e, mx_error *err), void *ctx, mx_error *err)
+{
+    *more = true;
+    for (int i = 0; i < AT_ONCE; i++) {
+        const void *data;
+        size_t size;
+        uint64_t next;
+        mx_event e;
+        MX_TRY(mx_event_log_next(g->log, cursor, &next, &data, &size, more, err));
+        if (!*more) return MX_OK;
+        if (size && *(const uint8_t *)data == MX_RECORD_EVENT) {
+            if (!mx_event_decode(&g->schema, data, size, &e))
+                return mx_fail(err, MX_ERR_FORMAT, "event log: position %llu is no event of this store", (unsigned long long)*cursor);
+            MX_TRY(each(ctx, &e, err));
+        }
+        *cursor = next;
+    }
+    return MX_OK;
+}
+
+mx_status mx_user_graph_each(const mx_user_graph *g, uint64_t *cursor, mx_status (*each)(void *ctx, const mx_event *e, mx_error *err), void *ctx, mx_error *err)
+{
+    pthread_mutex_t *merging = (pthread_mutex_t *)&g->merging;
+    mx_status st = MX_OK;
+    for (bool more = true; more && !st;) {
+        pthread_mutex_lock(merging);
+        st = some(g, cursor, &more, each, ctx, err);
+        pthread_mutex_unlock(merging);
+    }
+    return st;
+}

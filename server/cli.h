@@ -16,6 +16,7 @@ int mx_cli_plot(mx_config *c, int n, char **rest);
 int mx_cli_token(mx_config *c, int n, char **rest);
 int mx_cli_bench(mx_config *c, int n, char **rest);
 int mx_cli_top(mx_config *c, int n, char **rest);
+int mx_cli_load(mx_config *c, int n, char **rest);
 int mx_cli_merge(mx_config *c, int n, char **rest);
 
 /* ---- help (cli_help.c) ------------------------------------------------------------ */

@@ -68,6 +68,13 @@ const mx_cli_command mx_cli_commands[] = {
     {"plot", MX_CMD_PLOT, mx_cli_plot, " METRICS.jsonl ...", "Draw the curves of training runs as an SVG.", NULL,
      "  merx plot runs/copy/metrics.jsonl -o loss.svg --title \"Copy, GPT-2\"\n"
      "  merx plot runs/a/metrics.jsonl runs/b/metrics.jsonl -o compare.svg --log-x\n"},
+    {"load", MX_CMD_LOAD, mx_cli_load, "", "Load events of users into a store of profiles.",
+     "A row has subject, type, and as it may be object, ts, weight, price, quantity, promo, category, text ...\n"
+     "Rows that are there already (the same id, or the same line of the same file) change nothing, so a load that\n"
+     "was broken off, even by kill -9, goes on with the same command.",
+     "  merx load --store profiles -d events.jsonl\n"
+     "  merx load --store profiles -d follows.tsv --columns subject,object --event-type follow\n"
+     "  merx load --store profiles -d trips.csv --declare book:user:hotel:purchase --event-type book\n"},
     {0},
 };
 

@@ -6,7 +6,7 @@
 
 #define TEXT MX_DECIDES_TEXT
 
-const char *const mx_command_names[] = {"serve", "generate", "client", "info", "train", "tokenize", "merge", "plot", "embed", "token", "bench", "top", NULL};
+const char *const mx_command_names[] = {"serve", "generate", "client", "info", "train", "tokenize", "merge", "plot", "embed", "token", "bench", "top", "load", NULL};
 
 const mx_setting_group mx_setting_groups[] = {
     {MX_GROUP_BATCH, "Batches"},         {MX_GROUP_SERVER, "Server"},  {MX_GROUP_MODEL, "Model and memory"},
@@ -176,8 +176,16 @@ const mx_setting mx_settings[] = {
      "0 to 2^64-1; the same seed gives the same text."},
 
     /* data */
-    {"data", 'd', MX_SET_LIST, NULL, 0, 0, NULL, MX_CMD_DATA | MX_GROUP_DATA, "FILE",
-     "What is learned: .jsonl, .txt, or shards of merx tokenize."},
+    {"data", 'd', MX_SET_LIST, NULL, 0, 0, NULL, MX_CMD_LOAD | MX_CMD_DATA | MX_GROUP_DATA, "FILE",
+     "What is learned: .jsonl, .txt, or shards of merx tokenize. For load: events as .jsonl, .csv, or columns between tabs."},
+    {"store", 0, MX_SET_STRING, NULL, 0, 0, NULL, MX_CMD_LOAD | MX_GROUP_DATA, "FOLDER",
+     "The store of events that profiles are made of; made if it is not there."},
+    {"columns", 0, MX_SET_STRING, NULL, 0, 0, NULL, MX_CMD_LOAD | MX_GROUP_DATA, "NAMES",
+     "What the columns of a file without a head are: subject,object,weight and so on; - skips one."},
+    {"event-type", 0, MX_SET_STRING, NULL, 0, 0, NULL, MX_CMD_LOAD | MX_GROUP_DATA, "NAME",
+     "The type of rows that name none."},
+    {"declare", 0, MX_SET_LIST, NULL, 0, 0, NULL, MX_CMD_LOAD | MX_GROUP_DATA, "TYPE",
+     "A type of event beside the usual ones: NAME:SUBJECT[:OBJECT][:purchase|:social]. May be repeated."},
     {"eval-data", 0, MX_SET_LIST, NULL, 0, 0, NULL, MX_CMD_TRAIN | MX_GROUP_DATA, "FILE",
      "What the loss is measured on beside."},
     {"text-field", 0, MX_SET_STRING, "text", 0, 0, NULL, MX_CMD_EMBED | MX_CMD_DATA | MX_GROUP_DATA, "NAME",
@@ -322,7 +330,7 @@ const mx_setting mx_settings[] = {
      "Print JSON: a line for each candidate."},
     {"stream-json", 0, MX_SET_BOOL, "false", 0, 0, NULL, MX_CMD_SAMPLE | TEXT | MX_GROUP_OUTPUT, NULL,
      "Print a line of JSON for each piece, as it comes."},
-    {"quiet", 'q', MX_SET_BOOL, "false", 0, 0, NULL, MX_CMD_SAMPLE | MX_CMD_BENCH | MX_CMD_DATA | MX_GROUP_OUTPUT, NULL,
+    {"quiet", 'q', MX_SET_BOOL, "false", 0, 0, NULL, MX_CMD_LOAD | MX_CMD_SAMPLE | MX_CMD_BENCH | MX_CMD_DATA | MX_GROUP_OUTPUT, NULL,
      "No progress, no figures."},
     {"log-level", 0, MX_SET_CHOICE, NULL, 0, 0, "debug|info|warn|error|off", MX_CMD_ANY | MX_GROUP_OUTPUT, NULL,
      "Least important line to log; info for serve, warn for the others."},

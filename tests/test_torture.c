@@ -5,6 +5,7 @@
  * second, until it ends well without meeting the failure.  Each time before, the
  * scene must say that memory is short, and everything it had must be free again. */
 #include "models/lm.h"
+#include "models/user_graph.h"
 #include "server/services.h"
 #include "server/settings.h"
 #include "models/generate.h"
@@ -13,6 +14,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 #include <time.h>
+#include <unistd.h>
 
 void *__real_malloc(size_t n);
 void *__real_calloc(size_t n, size_t size);
@@ -227,6 +229,55 @@ static mx_status scene_training(mx_error *err)
     return st;
 }
 
+/* A store opened, fed, read, merged, and a subject of it erased. */
+static mx_status user_of(mx_user_graph *g, mx_error *err)
+{
+    mx_event e[40];
+    char id[40][8];
+    const char *keys[] = {"bert"};
+    mx_put_ack ack;
+    mx_event_list events = {0};
+    mx_user_edges edges = {0};
+    mx_erasure receipt;
+    mx_status st = mx_user_graph_declare_usual(g, err);
+    for (int i = 0; i < 40; i++) {
+        snprintf(id[i], sizeof id[i], "%d", i);
+        e[i] = mx_event_defaults();
+        e[i].id = id[i], e[i].subject = i % 3 ? "anna" : "bert", e[i].object = "shoe";
+    }
+    if (!st) st = mx_user_graph_put(g, e, 30, 0, NULL, &ack, err);
+    if (!st) st = mx_user_graph_merge(g, err);
+    if (!st) st = mx_user_graph_put(g, e + 30, 10, 0, NULL, &ack, err);
+    if (!st) st = mx_user_graph_events(g, mx_user_graph_find(g, 0, "anna"), MX_TIME_ANY, 0, &events, err);
+    if (!st) st = mx_user_graph_edges(g, mx_user_graph_find(g, 1, "shoe"), MX_EDGES_BOTH, MX_TIME_ANY, &edges, err);
+    if (!st) st = mx_user_graph_erase(g, 0, keys, 1, 5, &receipt, err);
+    mx_event_list_free(&events);
+    mx_user_edges_free(&edges);
+    return st;
+}
+
+static mx_status scene_user_graph(mx_error *err)
+{
+    static const char *const files[] = {"log-0000000000000000", "lock", "snapshot", ".snapshot", "blanking", ".blanking"};
+    mx_user_graph_options o = mx_user_graph_defaults();
+    mx_user_graph *g = NULL;
+    char folder[64], path[128];
+    snprintf(folder, sizeof folder, "/tmp/merx-torture-%d", (int)getpid());
+    o.merge_events = 0;
+    mx_status st = mx_user_graph_open(&g, folder, &o, err);
+    if (!st) st = user_of(g, err);
+    mx_user_graph_close(g);
+    g = NULL;
+    if (!st) st = mx_user_graph_open(&g, folder, &o, err);        /* snapshot and tail */
+    mx_user_graph_close(g);
+    for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
+        snprintf(path, sizeof path, "%s/%s", folder, files[i]);
+        unlink(path);
+    }
+    rmdir(folder);
+    return st;
+}
+
 /* ---- playing them ---------------------------------------------------------------------- */
 
 /* absorbed: failures after which the scene may still end well */
@@ -256,6 +307,7 @@ static void play(const char *name, scene *act, int absorbed)
 
 static void checkpoint(void) { play("checkpoint", scene_checkpoint, 0); }
 static void tokenizer(void) { play("tokenizer", scene_tokenizer, 0); }
+static void user_graph(void) { play("user graph", scene_user_graph, 0); }
 static void settings(void) { play("settings", scene_settings, 0); }
 
 static void open_devices(void)
@@ -282,4 +334,4 @@ static void devices_close(void)
     if (devices) mx_devices_close(devices, n_devices);
 }
 
-MX_TESTS(TEST(checkpoint), TEST(tokenizer), TEST(settings), TEST(engine), TEST(training), TEST(devices_close))
+MX_TESTS(TEST(checkpoint), TEST(tokenizer), TEST(settings), TEST(user_graph), TEST(engine), TEST(training), TEST(devices_close))

@@ -189,11 +189,21 @@ static void check_all(mx_user_graph *g)
     }
 }
 
+static mx_status in_order(void *ctx, const mx_event *e, mx_error *err)
+{
+    int *n = ctx;
+    CHECK(!strcmp(e->id, list[*n].id));
+    (void)err;
+    ++*n;
+    return MX_OK;
+}
+
 /* ---- tests -------------------------------------------------------------------------------- */
 
 static void against_a_list(void)
 {
-    uint64_t seed = 1;
+    uint64_t seed = 1, cursor = 0;
+    int followed = 0;
     mx_error err = {0};
     mx_user_graph_options o = mx_user_graph_defaults();
     fresh_folder();
@@ -206,6 +216,8 @@ static void against_a_list(void)
         check_all(g);                                       /* base and fresh */
         CHECK_OK(mx_user_graph_merge(g, &err), err);
         check_all(g);                                       /* base alone */
+        CHECK_OK(mx_user_graph_each(g, &cursor, in_order, &followed, &err), err);
+        CHECK(followed == listed);
         put_some(g, &seed, 200);
         mx_user_graph_close(g);
         g = open_graph(&o);                                 /* snapshot and the log's tail */
