@@ -500,6 +500,76 @@ static void erased(void)
     clear();
 }
 
+/* ---- erasures that are killed -------------------------------------------------------------------------- */
+
+/* Whatever the moment: the store opens, who was said to be erased is gone without a trace, and nobody else lost anything. */
+static void erasing_killed(void)
+{
+    enum { SUBJECTS = 60 };
+    atomic_int *told = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    uint64_t seed = 5;
+    mx_user_graph_options o = mx_user_graph_defaults();
+    mx_error err = {0};
+    mx_put_ack ack;
+    fresh_folder();
+    o.segment_bytes = 16384;
+    mx_user_graph *g = open_graph(&o);
+    for (int i = 0; i < SUBJECTS * 20; i++) {
+        char id[16], who[32], other[32];
+        snprintf(id, sizeof id, "e%d", i);
+        snprintf(who, sizeof who, "person-%02d-name", i % SUBJECTS);
+        snprintf(other, sizeof other, "person-%02d-name", (i * 7 + i / SUBJECTS) % SUBJECTS);
+        mx_event e = simple(id, i % 2 ? 0 : 7, who, i % 2 ? "shoe" : other);
+        CHECK_OK(mx_user_graph_put(g, &e, 1, 0, NULL, &ack, &err), err);
+    }
+    mx_user_graph_close(g);
+    int rounds = 0;
+    while (atomic_load(told) < SUBJECTS - 2 && rounds++ < 20 && test_failures == 0) {
+        fflush(stdout);
+        int first = atomic_load(told);
+        pid_t child = fork();
+        if (!child) {
+            g = NULL;
+            if (mx_user_graph_open(&g, folder, &o, &err)) _exit(3);
+            for (int i = first; i < SUBJECTS - 2; i++) {
+                char who[32];
+                const char *key = who;
+                mx_erasure x;
+                snprintf(who, sizeof who, "person-%02d-name", i);
+                if (mx_user_graph_erase(g, 0, &key, 1, 5, &x, &err)) _exit(4);
+                atomic_store(told, i + 1);
+            }
+            for (;;) pause();
+        }
+        nanosleep(&(struct timespec){.tv_nsec = (long)(test_random(&seed) % 60000000)}, NULL);
+        kill(child, SIGKILL);
+        int status;
+        waitpid(child, &status, 0);
+        CHECK_MSG(WIFSIGNALED(status), "the child ended by itself: %d", WEXITSTATUS(status));
+        g = open_graph(&o);
+        if (!g) break;
+        for (int i = 0; i < atomic_load(told); i++) {
+            char who[32];
+            snprintf(who, sizeof who, "person-%02d-name", i);
+            CHECK_MSG(mx_user_graph_find(g, 0, who) < 0 && !folder_has(who), "%s was erased and is there", who);
+        }
+        for (int i = SUBJECTS - 2; i < SUBJECTS; i++) {
+            char who[32];
+            mx_event_list l = {0};
+            snprintf(who, sizeof who, "person-%02d-name", i);
+            CHECK_OK(mx_user_graph_events(g, mx_user_graph_find(g, 0, who), MX_TIME_ANY, 0, &l, &err), err);
+            int views = 0;
+            for (int k = 0; k < l.count; k++) views += l.event[k].type == 0;
+            CHECK_MSG(views == (i % 2 ? 20 : 0), "%s has %d views", who, views);
+            mx_event_list_free(&l);
+        }
+        mx_user_graph_close(g);
+    }
+    printf("  %d subjects erased, killed %d times meanwhile\n", atomic_load(told), rounds);
+    munmap(told, 4096);
+    clear();
+}
+
 /* ---- many threads ---------------------------------------------------------------------------------------- */
 
 typedef struct share { mx_user_graph *g; int number; atomic_bool *stop; atomic_int *well; } share;
@@ -569,4 +639,4 @@ static void threads(void)
     clear();
 }
 
-MX_TESTS(TEST(against_a_list), TEST(answers), TEST(decays), TEST(killed), TEST(damage), TEST(erased), TEST(threads))
+MX_TESTS(TEST(against_a_list), TEST(answers), TEST(decays), TEST(killed), TEST(damage), TEST(erased), TEST(erasing_killed), TEST(threads))
