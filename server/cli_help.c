@@ -15,7 +15,7 @@ const mx_cli_command mx_cli_commands[] = {
      "  merx serve --model path/to/model\n"
      "  merx serve --model copy=models/smollm2 --model mail=models/mail.gguf --listen 0.0.0.0:50051\n"
      "  MERX_MAX_NUM_SEQS=16 merx serve --config merx.conf\n"
-     "  merx serve -m path/to/model --tokens tokens.txt --tls-cert cert.pem --tls-key key.pem --http-listen 127.0.0.1:8080\n"},
+     "  merx serve -m path/to/model --tokens tokens --tls-cert cert.pem --tls-key key.pem\n"},
     {"generate", MX_CMD_GENERATE, mx_cli_generate, " PROMPT | -i ROWS -o ANSWERS", "Write a text, or thousands, here and now.",
      "A prompt is text in quotes, or - for standard input. A row of --input is\n"
      "{\"prompt\": \"...\"} or {\"messages\": [{\"role\": \"user\", \"content\": \"...\"}]}, with an \"id\" and any\n"
@@ -63,9 +63,9 @@ const mx_cli_command mx_cli_commands[] = {
      "  merx token shop --tokens tokens.txt\n"
      "  merx token crm --tokens tokens.txt --services Embeddings,Pricing --rate 50 --burst 100\n"},
     {"bench", MX_CMD_BENCH, mx_cli_bench, " serve", "Put a load on a running server and measure it.",
-     "At a rate, latencies count from the time a request was due, so a stall of the server is seen in full.",
-     "  merx bench serve --request-rate 20 --num-prompts 500 --output-len 64 --goodput ttft:200 --report load.html\n"
-     "  merx bench serve --workload generate=1 --workload embed=10 --workload quote=100 --sku oj-64 --request-rate 500 --duration 60\n"
+     "At a rate, latencies count from when a request was due, so that stalls are seen in full.",
+     "  merx bench serve --request-rate 20 --num-prompts 500 --goodput ttft:200 --report load.html\n"
+     "  merx bench serve --workload embed=1 --workload quote=10 --sku oj-64 --request-rate 500\n"
      "  merx bench serve --workload echo --max-concurrency 64 --connections 2 --duration 10\n"},
     {"top", MX_CMD_TOP, mx_cli_top, " [HOST:PORT]", "Watch a server: lanes, models, calls.",
      "The address is that of its --http-listen; 127.0.0.1:8080 when not given. Ctrl-C ends it.",
