@@ -31,16 +31,22 @@ const mx_cli_command mx_cli_commands[] = {
     {"info", MX_CMD_INFO, mx_cli_info, "", "Show the machine, the memory a model takes and how many texts fit.", NULL,
      "  merx info\n"
      "  merx info --model path/to/model --dtype bf16 --json\n"},
-    {"train", MX_CMD_TRAIN, mx_cli_train, " lm|encoder", "Train a language model, an adapter to one, or a text encoder.",
+    {"train", MX_CMD_TRAIN, mx_cli_train, " lm|encoder|dqn", "Train a language model, an adapter to one, a text encoder, or a policy.",
      "The folder has config.json, a tokenizer and, unless --from-scratch, weights. Data is .jsonl, .txt\n"
      "or shards of merx tokenize. Checkpoints open in transformers; the same command goes on from the\n"
-     "newest one, bit for bit. Under mpirun the processes share every batch.",
+     "newest one, bit for bit. Under mpirun the processes share every batch. dqn learns to act in a\n"
+     "world (--env) instead of from data.",
      "  merx train lm -m gpt2 -d copy.jsonl --eval-data held-out.jsonl --run runs/copy --epochs 3 --eval-every 100\n"
      "  merx train lm -m smollm2 -d chats.jsonl --run runs/brand --lora-rank 8 --lr 2e-4\n"
      "  merx train lm -m small --from-scratch -d corpus-*.safetensors --packing blocks --run runs/small --steps 20000\n"
      "  merx train encoder -m bert --task classify --label-names bad --label-names good -d reviews.jsonl --run runs/mood\n"
      "  merx train encoder -m runs/mood/checkpoint-00000900 --task classify --eval-data held-out.jsonl --eval-only\n"
-     "  mpirun -n 4 merx train lm -m gpt2 -d copy.jsonl --run runs/copy\n"},
+     "  mpirun -n 4 merx train lm -m gpt2 -d copy.jsonl --run runs/copy\n"
+     "  merx train dqn --env cartpole --run runs/cartpole\n"},
+    {"evaluate", MX_CMD_EVALUATE, mx_cli_evaluate, "", "Play a learned policy; print its mean return with its 95 % interval.",
+     "The model is a checkpoint of merx train dqn, or what Stable-Baselines3's DQN.save() wrote.",
+     "  merx evaluate --model runs/cartpole/checkpoint-00050000\n"
+     "  merx evaluate --model dqn.zip --env cartpole --episodes 1000\n"},
     {"tokenize", MX_CMD_TOKENIZE, mx_cli_tokenize, "", "Turn text into shards of token ids, once, for many runs.", NULL,
      "  merx tokenize -m gpt2 -d corpus.jsonl -o data/corpus\n"},
     {"merge", MX_CMD_MERGE, mx_cli_merge, "", "Make one model of a base and its adapter.", NULL,

@@ -79,6 +79,10 @@ void      cli_clock(double seconds, char *out, size_t size);         /* "0:43", 
 void      cli_progress_clear(cli_progress *p);           /* before another line goes to the terminal */
 double    cli_progress_seconds(const cli_progress *p);
 
+/* ---- cli_dqn.c ---------------------------------------------------------------------------- */
+
+int       cli_train_dqn(mx_config *c);                   /* merx train dqn */
+
 /* ---- cli_batch.c ------------------------------------------------------------------------- */
 
 int       cli_batch(mx_config *c);

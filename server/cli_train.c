@@ -180,8 +180,9 @@ int mx_cli_train(mx_config *c, int n, char **rest)
     run r = {.quiet = mx_config_bool(c, "quiet")};
     mx_error err = {0};
     bool only = mx_config_bool(c, "eval-only");
+    if (n == 1 && !strcmp(rest[0], "dqn")) return cli_train_dqn(c);
     if (n != 1 || (strcmp(rest[0], "lm") && strcmp(rest[0], "encoder")))
-        return cli_usage("train what? merx train lm (or encoder) --model FOLDER --data FILE --run FOLDER");
+        return cli_usage("train what? merx train lm (or encoder) --model FOLDER --data FILE --run FOLDER, or merx train dqn --env NAME --run FOLDER");
     r.t.encoder = !strcmp(rest[0], "encoder");
     prepare(&r, c);
     cli_hold_signals(&r.held);

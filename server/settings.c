@@ -6,13 +6,13 @@
 
 #define TEXT MX_DECIDES_TEXT
 
-const char *const mx_command_names[] = {"serve", "generate", "client", "info", "train", "tokenize", "merge", "plot", "embed", NULL};
+const char *const mx_command_names[] = {"serve", "generate", "client", "info", "train", "tokenize", "merge", "plot", "embed", "evaluate", NULL};
 
 const mx_setting_group mx_setting_groups[] = {
     {MX_GROUP_BATCH, "Batches"},         {MX_GROUP_SERVER, "Server"},  {MX_GROUP_MODEL, "Model and memory"},
     {MX_GROUP_PROMPT, "Prompt"},         {MX_GROUP_LENGTH, "Length"},  {MX_GROUP_SAMPLE, "Choice of words"},
     {MX_GROUP_DATA, "Data"},             {MX_GROUP_RUN, "Run"},        {MX_GROUP_LEARN, "Learning"},
-    {MX_GROUP_ADAPTER, "Adapter (LoRA)"}, {MX_GROUP_PLOT, "Picture"}, {MX_GROUP_VECTOR, "Vectors and classes"}, {MX_GROUP_OUTPUT, "Output and log"}, {0, NULL},
+    {MX_GROUP_ADAPTER, "Adapter (LoRA)"}, {MX_GROUP_ACT, "Learning to act (dqn)"}, {MX_GROUP_PLOT, "Picture"}, {MX_GROUP_VECTOR, "Vectors and classes"}, {MX_GROUP_OUTPUT, "Output and log"}, {0, NULL},
 };
 
 const mx_setting mx_settings[] = {
@@ -41,13 +41,13 @@ const mx_setting mx_settings[] = {
      "Which of --lora-modules writes; the first model alone when not given."},
     {"prefix-caching", 0, MX_SET_BOOL, "true", 0, 0, NULL, MX_CMD_MODEL | MX_GROUP_MODEL, NULL,
      "Share the KV pages of equal beginnings."},
-    {"device", 0, MX_SET_STRING, "auto", 0, 0, NULL, MX_CMD_EMBED | MX_CMD_MODEL | MX_CMD_TRAIN | MX_GROUP_MODEL, "NAME",
+    {"device", 0, MX_SET_STRING, "auto", 0, 0, NULL, MX_CMD_EVALUATE | MX_CMD_EMBED | MX_CMD_MODEL | MX_CMD_TRAIN | MX_GROUP_MODEL, "NAME",
      "Where models run: auto (a GPU if there is one), cpu, or cuda:N."},
     {"devices", 0, MX_SET_STRING, NULL, 0, 0, NULL, MX_CMD_EMBED | MX_CMD_MODEL | MX_GROUP_MODEL, "LIST",
      "Devices that share the work, instead of one --device: cpu:0-7,cpu:8-15 (sets of processors), cpu:numa, cuda, cuda:0,cuda:1."},
-    {"threads", 't', MX_SET_INT, "0", 0, 1024, NULL, MX_CMD_EMBED | MX_CMD_MODEL | MX_CMD_TRAIN | MX_CMD_MERGE | MX_GROUP_MODEL, "N",
+    {"threads", 't', MX_SET_INT, "0", 0, 1024, NULL, MX_CMD_EVALUATE | MX_CMD_EMBED | MX_CMD_MODEL | MX_CMD_TRAIN | MX_CMD_MERGE | MX_GROUP_MODEL, "N",
      "Threads of the CPU device; 0 is one per core."},
-    {"bind", 0, MX_SET_BOOL, "true", 0, 0, NULL, MX_CMD_EMBED | MX_CMD_MODEL | MX_CMD_TRAIN | MX_GROUP_MODEL, NULL,
+    {"bind", 0, MX_SET_BOOL, "true", 0, 0, NULL, MX_CMD_EVALUATE | MX_CMD_EMBED | MX_CMD_MODEL | MX_CMD_TRAIN | MX_GROUP_MODEL, NULL,
      "Bind the threads to cores."},
 
     {"topology", 0, MX_SET_BOOL, "false", 0, 0, NULL, MX_CMD_INFO | MX_GROUP_MODEL, NULL,
@@ -144,7 +144,7 @@ const mx_setting mx_settings[] = {
      "Beam search with N beams; 1 is off."},
     {"length-penalty", 0, MX_SET_FLOAT, "1", -10, 10, NULL, MX_CMD_SAMPLE | TEXT | MX_GROUP_SAMPLE, "X",
      "Beam search: above 0 favours longer texts."},
-    {"seed", 0, MX_SET_STRING, NULL, 0, 0, NULL, MX_CMD_SAMPLE | MX_CMD_TRAIN | TEXT | MX_GROUP_SAMPLE, "N",
+    {"seed", 0, MX_SET_STRING, NULL, 0, 0, NULL, MX_CMD_SAMPLE | MX_CMD_TRAIN | MX_CMD_EVALUATE | TEXT | MX_GROUP_SAMPLE, "N",
      "0 to 2^64-1; the same seed gives the same text."},
 
     /* data */
@@ -250,6 +250,34 @@ const mx_setting mx_settings[] = {
      "Vectors of length 1; as the model's folder says when not given."},
     {"truncate", 0, MX_SET_BOOL, "true", 0, 0, NULL, MX_CMD_EMBED | MX_GROUP_VECTOR, NULL,
      "Cut texts that are too long; else they fail."},
+
+    /* learning to act */
+    {"env", 0, MX_SET_STRING, NULL, 0, 0, NULL, MX_CMD_TRAIN | MX_CMD_EVALUATE | MX_GROUP_ACT, "NAME",
+     "The world to act in: cartpole, acrobot, gvr, market:PANEL.csv. The settings below are what is known to work for it when not given."},
+    {"episodes", 0, MX_SET_INT, NULL, 1, 1 << 20, NULL, MX_CMD_TRAIN | MX_CMD_EVALUATE | MX_GROUP_ACT, "N",
+     "Episodes of an evaluation, all at once, greedy; 100 for evaluate."},
+    {"envs", 0, MX_SET_INT, NULL, 1, 1 << 20, NULL, MX_CMD_TRAIN | MX_GROUP_ACT, "N", "Worlds that act at once."},
+    {"buffer", 0, MX_SET_INT, NULL, 1, 1 << 30, NULL, MX_CMD_TRAIN | MX_GROUP_ACT, "N", "Transitions that are kept to learn from."},
+    {"learn-starts", 0, MX_SET_INT, NULL, 0, 1e15, NULL, MX_CMD_TRAIN | MX_GROUP_ACT, "N", "Steps at random before the first update."},
+    {"train-every", 0, MX_SET_INT, NULL, 1, 1 << 30, NULL, MX_CMD_TRAIN | MX_GROUP_ACT, "N", "Steps, of all worlds together, between updates."},
+    {"updates", 0, MX_SET_INT, NULL, 0, 1 << 30, NULL, MX_CMD_TRAIN | MX_GROUP_ACT, "N", "Updates that then come, of --batch transitions each."},
+    {"hidden", 0, MX_SET_LIST, NULL, 0, 0, NULL, MX_CMD_TRAIN | MX_GROUP_ACT, "N", "Width of a hidden layer; given once for each."},
+    {"gamma", 0, MX_SET_FLOAT, NULL, 0, 1, NULL, MX_CMD_TRAIN | MX_GROUP_ACT, "X", "What a reward counts one step later."},
+    {"n-step", 0, MX_SET_INT, NULL, 1, 1024, NULL, MX_CMD_TRAIN | MX_GROUP_ACT, "N", "Rewards that are summed before the value of what follows."},
+    {"huber", 0, MX_SET_FLOAT, NULL, 1e-6, 1e9, NULL, MX_CMD_TRAIN | MX_GROUP_ACT, "X", "Errors beyond this count by their size, not its square."},
+    {"double-q", 0, MX_SET_BOOL, NULL, 0, 0, NULL, MX_CMD_TRAIN | MX_GROUP_ACT, NULL, "Double Q-learning: the learning network chooses, the target values."},
+    {"dueling", 0, MX_SET_BOOL, NULL, 0, 0, NULL, MX_CMD_TRAIN | MX_GROUP_ACT, NULL, "A state's value and the actions' advantages apart."},
+    {"noisy", 0, MX_SET_BOOL, NULL, 0, 0, NULL, MX_CMD_TRAIN | MX_GROUP_ACT, NULL, "Explore by noise on the weights, which is learned."},
+    {"prioritized", 0, MX_SET_BOOL, NULL, 0, 0, NULL, MX_CMD_TRAIN | MX_GROUP_ACT, NULL, "Learn more often from what was most wrong."},
+    {"priority-alpha", 0, MX_SET_FLOAT, NULL, 0, 10, NULL, MX_CMD_TRAIN | MX_GROUP_ACT, "X", "How much more often; 0 is not at all."},
+    {"priority-beta", 0, MX_SET_FLOAT, NULL, 0, 1, NULL, MX_CMD_TRAIN | MX_GROUP_ACT, "X", "How much of the bias weights take back at first; it rises to 1."},
+    {"atoms", 0, MX_SET_INT, NULL, 1, 512, NULL, MX_CMD_TRAIN | MX_GROUP_ACT, "N", "Learn the distribution of returns over N atoms (C51); 1 is its mean."},
+    {"atoms-low", 0, MX_SET_FLOAT, NULL, -1e30, 1e30, NULL, MX_CMD_TRAIN | MX_GROUP_ACT, "X", "The return of the first atom."},
+    {"atoms-high", 0, MX_SET_FLOAT, NULL, -1e30, 1e30, NULL, MX_CMD_TRAIN | MX_GROUP_ACT, "X", "The return of the last atom."},
+    {"target-every", 0, MX_SET_INT, NULL, 1, 1e15, NULL, MX_CMD_TRAIN | MX_GROUP_ACT, "N", "Updates until the target network is a copy again; with --tau 1."},
+    {"tau", 0, MX_SET_FLOAT, NULL, 1e-6, 1, NULL, MX_CMD_TRAIN | MX_GROUP_ACT, "X", "Under 1: the target network follows by this share at every update."},
+    {"epsilon", 0, MX_SET_FLOAT, NULL, 0, 1, NULL, MX_CMD_TRAIN | MX_GROUP_ACT, "X", "Share of random actions in the end."},
+    {"epsilon-part", 0, MX_SET_FLOAT, NULL, 0, 1, NULL, MX_CMD_TRAIN | MX_GROUP_ACT, "X", "Part of the steps in which that share falls from 1."},
 
     /* picture */
     {"title", 0, MX_SET_STRING, NULL, 0, 0, NULL, MX_CMD_PLOT | MX_GROUP_PLOT, "TEXT", "A line above the curves."},

@@ -61,7 +61,7 @@ static mx_status lora_targets(const mx_config *c, const mx_decoder_config *model
     return MX_OK;
 }
 
-static mx_status seed_of(const mx_config *c, uint64_t *out, mx_error *err)
+mx_status mx_train_run_seed(const mx_config *c, uint64_t *out, mx_error *err)
 {
     const char *text = mx_config_string(c, "seed");
     char *end;
@@ -107,7 +107,7 @@ static mx_status open_encoder(mx_train_run *t, mx_error *err)
     if (mx_config_list(c, "label-names", &labels)) o.labels = labels;
     if (mx_config_int(c, "lora-rank")) return mx_fail(err, MX_ERR_ARG, "lora-rank: adapters to encoders are not known here");
     if (!mx_dtype_parse(mx_config_string(c, "compute"), &o.compute)) return mx_fail(err, MX_ERR_ARG, "compute");
-    MX_TRY(seed_of(c, &o.seed, err));
+    MX_TRY(mx_train_run_seed(c, &o.seed, err));
     MX_TRY(mx_bert_open(&t->bert, t->dev, models[0], &o, err));
     if (mx_bert_fresh(t->bert)) note(t, "the head begins fresh: the model's file lacks %d tensors of it", mx_bert_fresh(t->bert));
     return MX_OK;
@@ -125,7 +125,7 @@ static mx_status open_model(mx_train_run *t, mx_error *err)
     if (!mx_dtype_parse(mx_config_string(c, "compute"), &o.compute)) return mx_fail(err, MX_ERR_ARG, "compute");
     o.lora = (mx_lora_options){.rank = (int32_t)mx_config_int(c, "lora-rank"), .alpha = (float)mx_config_float(c, "lora-alpha"),
                                .dropout = (float)mx_config_float(c, "lora-dropout")};
-    MX_TRY(seed_of(c, &o.seed, err));
+    MX_TRY(mx_train_run_seed(c, &o.seed, err));
     MX_TRY(mx_decoder_config_folder(&model, models[0], err));
     MX_TRY(lora_targets(c, &model, &o.lora.targets, err));
     if (mx_tokenizer_vocab(t->tokenizer) > model.vocab)
@@ -140,7 +140,7 @@ static mx_status open_batches(mx_train_run *t, mx_error *err)
     mx_packing packing = !strcmp(how, "documents") ? MX_PACK_DOCUMENTS : !strcmp(how, "blocks") ? MX_PACK_BLOCKS : MX_PACK_BLOCKS_MASKED;
     int32_t length = (int32_t)mx_config_int(c, "length"), most = t->encoder ? t->encoder_config.max_positions : mx_lm_config(t->lm)->max_positions;
     uint64_t seed;
-    MX_TRY(seed_of(c, &seed, err));
+    MX_TRY(mx_train_run_seed(c, &seed, err));
     if (!length) length = most;
     if (length > most) return mx_fail(err, MX_ERR_ARG, "length is %d; the model was made for %d", length, most);
     if (t->data) MX_TRY(mx_batches_open(&t->batches, t->data, packing, length, seed, true, !t->encoder, err));
@@ -193,7 +193,7 @@ mx_status mx_train_run_start(mx_train_run *t, const char *folder, mx_error *err)
 {
     mx_learner learner = mx_train_run_learner(t);
     mx_train_options o = train_options(t->config);
-    MX_TRY(seed_of(t->config, &o.seed, err));
+    MX_TRY(mx_train_run_seed(t->config, &o.seed, err));
     return mx_trainer_open(&t->trainer, folder, &learner, &t->batches, t->eval ? &t->eval_batches : NULL, &o, t->comm, err);
 }
 

@@ -38,6 +38,9 @@ mx_status  mx_train_run_start(mx_train_run *t, const char *folder, mx_error *err
 void       mx_train_run_close(mx_train_run *t);          /* a zeroed one is fine */
 mx_learner mx_train_run_learner(mx_train_run *t);
 
+/* The setting "seed"; 1 when not given. */
+mx_status  mx_train_run_seed(const mx_config *c, uint64_t *out, mx_error *err);
+
 /* Parts of open, for merx tokenize. */
 mx_status  mx_train_run_tokenizer(mx_train_run *t, mx_error *err);
 mx_status  mx_train_run_data(mx_train_run *t, const char *setting, mx_dataset **out, mx_error *err);

@@ -1,0 +1,85 @@
+/* dqn.h - learning to act: deep Q-learning over any world of env.h.
+ *
+ * Mnih et al. 2015 with what Rainbow (Hessel et al. 2018) added to it: double
+ * (van Hasselt et al. 2016), dueling, n-step returns, prioritized replay, noisy
+ * weights, distributions over atoms; each an option.  Infeasible actions are masked
+ * in acting and in the target, and a truncated episode keeps its value.
+ *
+ * A run is a folder as trainer.h's are: metrics.jsonl and checkpoints.  A checkpoint
+ * holds the network as qnet.h opens it, and all that the run needs to go on: target,
+ * moments, replay memory, worlds and counts.  What is random follows from (seed,
+ * step), so a run that was stopped or killed gives the bits of one that was not. */
+#ifndef MX_DQN_H
+#define MX_DQN_H
+
+#include "models/env.h"
+#include "models/qnet.h"
+#include "models/trainer.h"
+
+typedef struct mx_dqn_options {
+    int64_t  steps;                   /* of all worlds together                              */
+    int32_t  envs;                    /* worlds that act at once                             */
+    int64_t  buffer;                  /* transitions kept                                    */
+    int64_t  learn_starts;            /* steps before the first update                       */
+    int32_t  batch, train_every, updates;      /* so many updates after every train_every steps */
+    float    lr, min_lr;              /* linear from one to the other over the run           */
+    float    gamma, huber, clip;      /* clip: largest norm of the gradient; 0: any          */
+    int32_t  n_step;
+    int64_t  target_every;            /* updates until the target is copied                  */
+    float    tau;                     /* under 1: the target follows by so much at every one */
+    float    epsilon, epsilon_part;   /* from 1 to epsilon in this part of the steps         */
+    bool     double_q, prioritized;
+    float    alpha, beta;             /* of priorities; beta rises to 1 over the run         */
+    mx_qnet_config net;               /* its observation, actions and env are filled in      */
+    int64_t  eval_every;              /* steps; 0: at the end only                           */
+    int32_t  episodes;                /* of an evaluation                                    */
+    int64_t  save_every;              /* steps; 0: at the end only                           */
+    int32_t  keep;                    /* checkpoints that stay beside the best; 0: all       */
+    uint64_t seed;
+    bool     restart;
+} mx_dqn_options;
+
+/* What was found to work for a world (bench/results/dqn-*.md); a sensible start for others. */
+mx_dqn_options mx_dqn_defaults(const char *env);
+
+typedef struct mx_dqn_report {
+    int64_t step, steps, updates, episodes;
+    double  mean_return;              /* of the last 100 episodes; NAN: none has ended       */
+    double  loss, grad_norm, lr, epsilon;      /* of the last update                         */
+    double  steps_per_s, updates_per_s, seconds_left;
+    size_t  memory;                   /* bytes of the device                                 */
+    bool    logged, evaluated, saved; /* since the call before                               */
+    double  eval_return, eval_error;  /* mean and half width of its 95 % interval            */
+    double  best_return;              /* of all evaluations                                  */
+    int64_t best_step;
+} mx_dqn_report;
+
+typedef struct mx_dqn mx_dqn;
+
+/* Makes or goes on with `run` (a folder; NULL: no folder, nothing is kept).  Errors:
+ * MX_ERR_ARG names the option and its limits; MX_ERR_STATE: the folder holds a run
+ * with other settings, says which; MX_ERR_IO; MX_ERR_NO_MEMORY. */
+mx_status mx_dqn_open(mx_dqn **out, mx_device *dev, const char *env, const char *run, const mx_dqn_options *o, mx_error *err);
+void      mx_dqn_close(mx_dqn *d);
+/* train_every steps, and the updates after them.  Evaluates, logs and saves when it
+ * is time.  Errors: MX_ERR_STATE (a gradient is not a number), MX_ERR_IO. */
+mx_status mx_dqn_turn(mx_dqn *d, mx_dqn_report *r, bool *done, mx_error *err);
+/* A checkpoint now, unless this step has one. */
+mx_status mx_dqn_save(mx_dqn *d, mx_error *err);
+mx_qnet  *mx_dqn_network(mx_dqn *d);
+/* -1: a new run.  The folder stays d's. */
+int64_t   mx_dqn_resumed_from(const mx_dqn *d, const char **folder);
+
+/* ---- measuring ------------------------------------------------------------------------- */
+
+typedef struct mx_dqn_score {
+    int64_t episodes;
+    double  mean, deviation, error;   /* error: half width of the mean's 95 % interval       */
+    double  least, most, length;      /* length: mean steps                                  */
+} mx_dqn_score;
+/* `episodes` worlds play one episode each, greedily.  returns[episodes] may be NULL.
+ * Errors: MX_ERR_ARG (the network does not fit the world), MX_ERR_STATE (an episode of
+ * over 100,000 steps). */
+mx_status mx_dqn_evaluate(const mx_qnet *q, const char *env, int64_t episodes, uint64_t seed, double *returns, mx_dqn_score *out, mx_error *err);
+
+#endif

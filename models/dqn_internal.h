@@ -1,0 +1,47 @@
+/* dqn_internal.h - a run's memory; dqn*.c only. */
+#ifndef MX_DQN_INTERNAL_H
+#define MX_DQN_INTERNAL_H
+
+#include "models/dqn.h"
+#include "models/replay.h"
+
+#include <stdio.h>
+
+#define DQN_RECENT 100                /* episodes whose mean return is told */
+
+typedef struct dqn_counts {           /* of the run, plain data                             */
+    int64_t step, turn, updates, episodes;
+    double  recent[DQN_RECENT];
+    double  loss, grad_norm, best_return;
+    int64_t best_step;
+} dqn_counts;
+
+struct mx_dqn {
+    mx_dqn_options o;
+    mx_device     *dev;
+    char           name[256], run[MX_PATH], resumed[MX_PATH];
+    mx_env         env;
+    mx_qnet       *online, *target;
+    mx_replay     *replay;
+    mx_buffer      m, v, sum;
+    mx_stream      stream;
+    FILE          *log;
+    dqn_counts     at;
+    int64_t        saved_step, resumed_from;
+    uint64_t       began_ns;
+    int64_t        began_step, began_updates;
+    /* [envs] of what the worlds show */
+    float         *seen, *next, *reward, *uniform;
+    uint8_t       *mask, *next_mask, *ends;
+    int32_t       *action;
+};
+
+/* dqn_state.c */
+mx_status dqn_resume(mx_dqn *d, mx_error *err);
+void      dqn_log(mx_dqn *d, const mx_dqn_report *r);
+/* dqn.c, the halves of an update (the tests give them their own batch): the gradients of
+ * a batch, its loss to d->sum, and the errors[B,1]; then clipping, Adam and the target. */
+mx_tensor dqn_gradients(mx_dqn *d, const mx_replay_batch *b);
+mx_status dqn_apply(mx_dqn *d, mx_error *err);
+
+#endif

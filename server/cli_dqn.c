@@ -1,0 +1,131 @@
+/* cli_dqn.c - merx train dqn, and merx evaluate. */
+#include "server/cli_parts.h"
+#include "server/dqn_run.h"
+#include "server/train_run.h"
+
+#include <math.h>
+
+typedef struct run {
+    mx_dqn      *d;
+    mx_device   *devices;
+    int          n_devices;
+    sigset_t     held;
+    cli_progress progress;
+    bool         quiet, interrupted;
+} run;
+
+static mx_status open_device(run *r, const mx_config *c, mx_device **dev, mx_error *err)
+{
+    mx_device_options o = {.cpu_threads = (int)mx_config_int(c, "threads"), .bind = mx_config_bool(c, "bind"), .spin_us = 50};
+    int at;
+    MX_TRY(mx_devices_open(&r->devices, &r->n_devices, &o, err));
+    MX_TRY(mx_device_find(r->devices, r->n_devices, mx_config_string(c, "device"), &at, err));
+    *dev = &r->devices[at];
+    return MX_OK;
+}
+
+/* ---- merx train dqn -------------------------------------------------------------------- */
+
+static mx_status open_run(run *r, const mx_config *c, mx_error *err)
+{
+    const char *folder = mx_config_string(c, "run"), *from;
+    mx_device *dev;
+    if (!folder) return mx_fail(err, MX_ERR_ARG, "run: say with --run FOLDER where checkpoints and metrics go");
+    MX_TRY(open_device(r, c, &dev, err));
+    MX_TRY(mx_dqn_run_open(&r->d, c, dev, folder, err));
+    int64_t step = mx_dqn_resumed_from(r->d, &from);
+    if (!r->quiet) fprintf(stderr, "merx: %zu weights learn\n", mx_qnet_params(mx_dqn_network(r->d))->elements);
+    if (!r->quiet && step >= 0) fprintf(stderr, "merx: goes on from step %lld (%s)\n", (long long)step, from);
+    return MX_OK;
+}
+
+static void show(run *r, const mx_dqn_report *t)
+{
+    char left[24], earned[32] = "-";
+    cli_clock(t->seconds_left, left, sizeof left);
+    if (isfinite(t->mean_return)) snprintf(earned, sizeof earned, "%.2f", t->mean_return);
+    cli_progress_figures(&r->progress, (double)t->step / (double)t->steps, "%lld/%lld return %s, loss %.4f, lr %.2e, explores %.2f, %.0f steps/s, %.0f updates/s, %s left",
+                         (long long)t->step, (long long)t->steps, earned, t->loss, t->lr, t->epsilon, t->steps_per_s, t->updates_per_s, left);
+    if (!t->evaluated || r->quiet) return;
+    cli_progress_clear(&r->progress);
+    fprintf(stderr, "merx: step %lld: greedy return %.2f +- %.2f%s\n", (long long)t->step, t->eval_return, t->eval_error,
+            t->best_step == t->step ? ", the best so far" : "");
+}
+
+static mx_status learn(run *r, const char *folder, mx_error *err)
+{
+    bool done = false;
+    mx_dqn_report t = {0};
+    while (!done) {
+        if (cli_signal_pending(&r->held)) {
+            r->interrupted = true;
+            return mx_dqn_save(r->d, err);
+        }
+        MX_TRY(mx_dqn_turn(r->d, &t, &done, err));
+        show(r, &t);
+    }
+    cli_progress_clear(&r->progress);
+    if (!r->quiet && t.best_step >= 0)
+        fprintf(stderr, "merx: %lld steps are done; the best policy, with %.2f, is %s/checkpoint-%08lld\n", (long long)t.step, t.best_return, folder,
+                (long long)t.best_step);
+    return MX_OK;
+}
+
+static void close_run(run *r)
+{
+    cli_progress_clear(&r->progress);
+    mx_dqn_close(r->d);
+    if (r->devices) mx_devices_close(r->devices, r->n_devices);
+}
+
+int cli_train_dqn(mx_config *c)
+{
+    run r = {.quiet = mx_config_bool(c, "quiet")};
+    mx_error err = {0};
+    cli_hold_signals(&r.held);
+    cli_progress_open(&r.progress, r.quiet, 0);
+    mx_status st = open_run(&r, c, &err);
+    if (!st) st = learn(&r, mx_config_string(c, "run"), &err);
+    cli_progress_clear(&r.progress);
+    int status = r.interrupted ? CLI_INTERRUPTED : CLI_OK;
+    if (st) status = cli_failed(&err);
+    else if (r.interrupted) fputs("merx: stopped; the same command goes on from there\n", stderr);
+    else if (!r.quiet) fprintf(stderr, "merx: checkpoints and metrics.jsonl are in %s\n", mx_config_string(c, "run"));
+    close_run(&r);
+    return status;
+}
+
+/* ---- merx evaluate ----------------------------------------------------------------------- */
+
+static mx_status evaluate(run *r, const mx_config *c, mx_error *err)
+{
+    const char *const *models, *env = mx_config_string(c, "env");
+    mx_device *dev;
+    mx_qnet *q = NULL;
+    mx_dqn_score s;
+    int64_t episodes = mx_config_given(c, "episodes") ? mx_config_int(c, "episodes") : 100;
+    uint64_t seed;
+    MX_TRY(mx_train_run_seed(c, &seed, err));
+    if (mx_config_list(c, "model", &models) != 1) return mx_fail(err, MX_ERR_ARG, "model: give one folder of merx train dqn, or a Stable-Baselines3 .zip, with --model PATH");
+    MX_TRY(open_device(r, c, &dev, err));
+    MX_TRY(mx_qnet_open(&q, dev, models[0], false, err));
+    if (!env) env = mx_qnet_config_of(q)->env;
+    mx_status st = *env ? mx_dqn_evaluate(q, env, episodes, seed, NULL, &s, err)
+                        : mx_fail(err, MX_ERR_ARG, "env: the model does not say what world it is for; give --env NAME");
+    if (!st)
+        printf("{\"env\": \"%s\", \"episodes\": %lld, \"return\": %.6g, \"error\": %.6g, \"deviation\": %.6g, \"least\": %.6g, \"most\": %.6g, \"length\": %.6g}\n", env,
+               (long long)s.episodes, s.mean, s.error, s.deviation, s.least, s.most, s.length);
+    mx_qnet_close(q);
+    return st;
+}
+
+int mx_cli_evaluate(mx_config *c, int n, char **rest)
+{
+    run r = {.quiet = true};
+    mx_error err = {0};
+    if (n) return cli_usage("evaluate takes settings only, not \"%s\"", rest[0]);
+    cli_progress_open(&r.progress, true, 0);
+    mx_status st = evaluate(&r, c, &err);
+    close_run(&r);
+    return st ? cli_failed(&err) : CLI_OK;
+}
