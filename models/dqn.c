@@ -143,6 +143,11 @@ mx_qnet *mx_dqn_network(mx_dqn *d)
     return d->online;
 }
 
+int64_t mx_dqn_steps(const mx_dqn *d)
+{
+    return d->o.steps;
+}
+
 int64_t mx_dqn_resumed_from(const mx_dqn *d, const char **folder)
 {
     *folder = d->resumed;

@@ -67,6 +67,7 @@ mx_status mx_dqn_turn(mx_dqn *d, mx_dqn_report *r, bool *done, mx_error *err);
 /* A checkpoint now, unless this step has one. */
 mx_status mx_dqn_save(mx_dqn *d, mx_error *err);
 mx_qnet  *mx_dqn_network(mx_dqn *d);
+int64_t   mx_dqn_steps(const mx_dqn *d);
 /* -1: a new run.  The folder stays d's. */
 int64_t   mx_dqn_resumed_from(const mx_dqn *d, const char **folder);
 

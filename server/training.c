@@ -2,6 +2,7 @@
 #include "server/training.h"
 
 #include "runtime/log.h"
+#include "server/dqn_run.h"
 #include "server/settings.h"
 #include "server/train_run.h"
 
@@ -54,6 +55,7 @@ typedef struct turns {
     mx_training  *t;
     job          *of;
     mx_train_run  run;
+    mx_dqn       *dqn;               /* of the kind "dqn"; else NULL                       */
     mx_status     st;
     mx_error      err;
     bool          finished;          /* its last step was made, or its patience ran out    */
@@ -255,6 +257,21 @@ static void show(mx_training *t, job *j, const mx_train_report *r)
     pthread_mutex_unlock(&t->lock);
 }
 
+/* The worth of a policy is its return; there is no loss to compare. */
+static void show_policy(mx_training *t, job *j, const mx_dqn_report *r)
+{
+    pthread_mutex_lock(&t->lock);
+    j->v.step = r->step;
+    j->v.steps = r->steps;
+    j->v.loss = r->loss;
+    j->v.lr = r->lr;
+    j->v.seconds_left = r->seconds_left;
+    if (r->best_step >= 0) j->v.best_return = r->best_return;
+    if (r->evaluated) j->v.eval_return = r->eval_return;
+    wake_watchers(t, j);
+    pthread_mutex_unlock(&t->lock);
+}
+
 static bool must_stop(const turns *u)
 {
     pthread_mutex_lock(&u->t->lock);
@@ -263,21 +280,36 @@ static bool must_stop(const turns *u)
     return stop;
 }
 
-/* One micro-batch; the last one of a step is also its optimizer, evaluation and checkpoint. */
+static void policy_turn(turns *u, bool *done)
+{
+    mx_dqn_report r;
+    u->st = mx_dqn_turn(u->dqn, &r, done, &u->err);
+    if (!u->st) show_policy(u->t, u->of, &r);
+}
+
+static void batch_turn(turns *u, bool *done)
+{
+    mx_train_report r;
+    bool stepped = false;
+    u->st = mx_trainer_turn(u->run.trainer, &r, &stepped, done, &u->err);
+    if (!u->st && stepped) show(u->t, u->of, &r);
+}
+
+/* One micro-batch, the last one of a step being also its optimizer, evaluation and checkpoint; or the steps of
+ * a policy up to its next update, and that. */
 static void run_turn(void *model, mx_stream *s, mx_job **jobs, int n)
 {
     (void)model, (void)s, (void)n;
     turns *u = (turns *)jobs[0];
-    mx_train_report r;
-    bool stepped = false, done = false;
+    bool done = false;
     u->job.verdict = MX_DONE;
     if (must_stop(u)) {
-        u->st = mx_trainer_save(u->run.trainer, &u->err);
+        u->st = u->dqn ? mx_dqn_save(u->dqn, &u->err) : mx_trainer_save(u->run.trainer, &u->err);
         return;
     }
-    u->st = mx_trainer_turn(u->run.trainer, &r, &stepped, &done, &u->err);
+    if (u->dqn) policy_turn(u, &done);
+    else batch_turn(u, &done);
     if (u->st) return;
-    if (stepped) show(u->t, u->of, &r);
     u->finished = done;
     if (!done) u->job.verdict = MX_AGAIN;
 }
@@ -313,10 +345,19 @@ static mx_status open_run(turns *u, mx_config **config, mx_error *err)
 {
     mx_training *t = u->t;
     MX_TRY(config_of(u->of->settings, config, err));
+    if (!strcmp(u->of->v.kind, "dqn")) return mx_dqn_run_open(&u->dqn, *config, &t->app->devices[t->app->device], u->of->v.folder, err);
     u->run = (mx_train_run){.config = *config, .encoder = !strcmp(u->of->v.kind, "encoder"), .dev = &t->app->devices[t->app->device],
                             .reading = reading, .note = noted, .ctx = u};
     MX_TRY(mx_train_run_open(&u->run, true, err));
     return mx_train_run_start(&u->run, u->of->v.folder, err);
+}
+
+static void plan_of(const turns *u, mx_train_plan *p)
+{
+    const char *folder;
+    *p = (mx_train_plan){0};
+    if (!u->dqn) mx_trainer_plan(u->run.trainer, p);
+    else *p = (mx_train_plan){.steps = mx_dqn_steps(u->dqn), .resumed_from = mx_dqn_resumed_from(u->dqn, &folder)};
 }
 
 static void go_through_lane(turns *u)
@@ -344,7 +385,7 @@ static void run_job(mx_training *t, job *j)
     }
     if (!st) {
         mx_train_plan plan;
-        mx_trainer_plan(u->run.trainer, &plan);
+        plan_of(u, &plan);
         pthread_mutex_lock(&t->lock);
         j->v.steps = plan.steps;
         if (plan.resumed_from >= 0) j->v.step = plan.resumed_from;
@@ -355,7 +396,7 @@ static void run_job(mx_training *t, job *j)
         err = u->err;
     }
     bool finished = u && u->finished;
-    if (u) mx_train_run_close(&u->run);
+    if (u) mx_train_run_close(&u->run), mx_dqn_close(u->dqn);
     if (config) mx_config_close(config);
     free(u);
     pthread_mutex_lock(&t->lock);
@@ -459,18 +500,41 @@ void mx_training_close(mx_training *t)
 
 /* ---- submitting ----------------------------------------------------------------------------------------- */
 
+/* A world's name whose file, if it is made from one, the server may read: market:FILE[,held-out]. */
+static mx_status env_path(mx_training *t, const char *value, char *out, size_t room, mx_error *err)
+{
+    static const char market[] = "market:", tail[] = ",held-out";
+    char path[1024], real[1024];
+    if (strncmp(value, market, sizeof market - 1)) {
+        if (snprintf(out, room, "%s", value) >= (int)room) return mx_fail(err, MX_ERR_ARG, "env: longer than %zu bytes", room - 1);
+        return MX_OK;
+    }
+    const char *file = value + sizeof market - 1, *rest = file + strlen(file);
+    if ((size_t)(rest - file) >= sizeof tail && !strcmp(rest - (sizeof tail - 1), tail)) rest -= sizeof tail - 1;
+    if ((size_t)(rest - file) >= sizeof path) return mx_fail(err, MX_ERR_ARG, "env: the path is longer than 1023 bytes");
+    snprintf(path, sizeof path, "%.*s", (int)(rest - file), file);
+    MX_TRY(mx_training_path(t, "env", path, real, err));
+    snprintf(out, room, "%s%s%s", market, real, rest);
+    return MX_OK;
+}
+
 static mx_status read_spec(mx_training *t, const mx_training_spec *spec, json_t *settings, mx_error *err)
 {
     bool saves = false;
     int models = 0, data = 0;
-    if (strcmp(spec->kind, "lm") && strcmp(spec->kind, "encoder")) return mx_fail(err, MX_ERR_ARG, "kind: \"%.40s\" is neither lm nor encoder", spec->kind);
+    bool policy = !strcmp(spec->kind, "dqn");
+    if (!policy && strcmp(spec->kind, "lm") && strcmp(spec->kind, "encoder")) return mx_fail(err, MX_ERR_ARG, "kind: \"%.40s\" is none of lm, encoder, dqn", spec->kind);
     if (strlen(spec->name) >= sizeof((mx_training_view *)0)->name) return mx_fail(err, MX_ERR_ARG, "name: longer than 127 bytes");
     if (spec->n > MOST_SETTINGS) return mx_fail(err, MX_ERR_ARG, "settings: %d of them, at most %d", spec->n, MOST_SETTINGS);
     for (int i = 0; i < spec->n; i++) {
-        char real[1024];
+        char real[1200];
         const char *name = spec->settings[i][0], *value = spec->settings[i][1];
         if (is_path_setting(name)) {
             MX_TRY(mx_training_path(t, name, value, real, err));
+            value = real;
+        }
+        if (!strcmp(name, "env")) {
+            MX_TRY(env_path(t, value, real, sizeof real, err));
             value = real;
         }
         saves |= !strcmp(name, "save-every");
@@ -478,9 +542,10 @@ static mx_status read_spec(mx_training *t, const mx_training_spec *spec, json_t 
         data += !strcmp(name, "data");
         if (json_array_append_new(settings, json_pack("[s, s]", name, value))) return mx_fail(err, MX_ERR_NO_MEMORY, "a job");
     }
-    if (models != 1) return mx_fail(err, MX_ERR_ARG, "model: one folder is needed");
-    if (!data) return mx_fail(err, MX_ERR_ARG, "data: a file is needed");
-    if (!saves) json_array_append_new(settings, json_pack("[s, s]", "save-every", "100"));
+    if (policy && (models || data)) return mx_fail(err, MX_ERR_ARG, "%s: a policy learns in a world; give the setting env", models ? "model" : "data");
+    if (!policy && models != 1) return mx_fail(err, MX_ERR_ARG, "model: one folder is needed");
+    if (!policy && !data) return mx_fail(err, MX_ERR_ARG, "data: a file is needed");
+    if (!saves) json_array_append_new(settings, json_pack("[s, s]", "save-every", policy ? "10000" : "100"));
     mx_config *c;
     MX_TRY(config_of(settings, &c, err));
     mx_config_close(c);

@@ -2,7 +2,7 @@
  *
  * A job is a list of settings of `merx train`, a state, and a folder:
  * FOLDER/job-000001/job.json and FOLDER/job-000001/run (checkpoints, metrics.jsonl).
- * One thread opens the runs, one after the other; their turns, a micro-batch each,
+ * One thread opens the runs, one after the other; their turns, a micro-batch (dqn: an update) each,
  * are the lane "training" of the scheduler, behind all that is served.  job.json is
  * written beside and renamed whenever the state changes, so jobs outlive the
  * server: what was queued or running then is queued now, and goes on from its
@@ -25,6 +25,7 @@ typedef struct mx_training_view {
     mx_training_state state;
     int64_t step, steps, created_ms, started_ms, ended_ms;
     double  loss, eval_loss, best_loss, lr, tokens_per_s, seconds_left;
+    double  eval_return, best_return;              /* of a policy */
 } mx_training_view;
 
 /* roots: folders that runs may read, beside `folder`.  Errors: MX_ERR_IO (a folder
@@ -34,7 +35,7 @@ mx_status mx_training_open(mx_training **out, mx_app *app, const char *folder, c
 void      mx_training_close(mx_training *t);
 
 typedef struct mx_training_spec {
-    const char *kind, *name;                       /* "lm", "encoder"                      */
+    const char *kind, *name;                       /* "lm", "encoder", "dqn"               */
     const char *const (*settings)[2];              /* [n] name, value; model, data and eval-data among them */
     int         n;
 } mx_training_spec;

@@ -39,6 +39,8 @@ static void fill(Merx__V1__TrainingJob *m, mx_training_view *v)
     m->created_ms = v->created_ms;
     m->started_ms = v->started_ms;
     m->ended_ms = v->ended_ms;
+    m->eval_return = v->eval_return;
+    m->best_return = v->best_return;
 }
 
 static mx_status answer(mx_call *call, mx_training_view *v, mx_error *err)

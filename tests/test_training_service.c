@@ -94,7 +94,7 @@ static void submit(fixture *f, const char *kind, const char *model, const char *
     q.name = "a test";
     q.model = (char *)(uintptr_t)model;
     q.data = files;
-    q.n_data = 1;
+    q.n_data = data ? 1 : 0;
     q.settings = list;
     q.n_settings = (size_t)n;
     id[0] = 0;
@@ -321,6 +321,31 @@ static void an_encoder(void)
     fixture_close(&f);
 }
 
+/* A policy: no model, no data; stopped with the server, it goes on. */
+static void a_policy(void)
+{
+    static const char *const settings[][2] = {{"env", "cartpole"}, {"steps", "6000"}, {"episodes", "5"}, {"eval-every", "1000"}, {"hidden", "16"}, {"save-every", "500"}};
+    fixture f;
+    char id[24], checkpoint[1024];
+    mx_rpc_status st;
+    mx_error err = {0};
+    fresh_folder();
+    if (!fixture_open(&f)) return;
+    submit(&f, "dqn", "", NULL, settings, 6, id, &st);
+    CHECK_MSG(*id, "%s", st.text);
+    int64_t at = wait_for(&f, id, MERX__V1__TRAINING_STATE__TRAINING_RUNNING, 1200);
+    fixture_close(&f);
+    CHECK(at > 0);
+    if (!fixture_open(&f)) return;
+    wait_for(&f, id, MERX__V1__TRAINING_STATE__TRAINING_DONE, 6000);
+    Merx__V1__TrainingJob *r = get(&f, id);
+    CHECK(r && r->best_return >= 8 && r->best_return >= r->eval_return);
+    if (r) merx__v1__training_job__free_unpacked(r, NULL);
+    CHECK_OK(mx_training_checkpoint(f.app.training, id, checkpoint, &err), err);
+    CHECK(strstr(checkpoint, "checkpoint-00006000"));
+    fixture_close(&f);
+}
+
 static void refused(fixture *f, const char *kind, const char *model, const char *data, const char *name, const char *value, const char *part)
 {
     char id[24];
@@ -338,6 +363,9 @@ static void refusals(void)
     fresh_folder();
     if (!fixture_open(f)) return;
     refused(f, "gan", MODEL, DATA, NULL, NULL, "kind");
+    refused(f, "dqn", MODEL, NULL, "env", "cartpole", "model");
+    refused(f, "dqn", "", NULL, "env", "market:/etc/passwd", "env");
+    refused(f, "dqn", "", NULL, "env", "market:/etc/passwd,held-out", "env");
     refused(f, "lm", "/etc", DATA, NULL, NULL, "model");
     refused(f, "lm", MODEL, MX_SOURCE_DIR "/tests/golden/../../README.md", NULL, NULL, "data");
     refused(f, "lm", MODEL, "/nowhere/at/all", NULL, NULL, "data");
@@ -370,4 +398,4 @@ static void refusals(void)
     fresh_folder();
 }
 
-MX_TESTS(TEST(watched_to_the_end_and_served), TEST(gone_on_with_after_a_restart), TEST(cancelled), TEST(an_encoder), TEST(refusals))
+MX_TESTS(TEST(watched_to_the_end_and_served), TEST(gone_on_with_after_a_restart), TEST(cancelled), TEST(an_encoder), TEST(a_policy), TEST(refusals))
