@@ -24,8 +24,8 @@ mx_dqn_options mx_dqn_defaults(const char *env)
     } else if (!strncmp(env, "cartpole", 8)) {
         o.eval_every = 2500;
     } else if (!strncmp(env, "gvr", 3)) {
-        o = (mx_dqn_options){.steps = 8000000, .envs = 256, .buffer = 1000000, .learn_starts = 20000, .batch = 1024, .train_every = 512, .updates = 1, .lr = 1e-3f,
-                             .gamma = 1, .huber = 10, .clip = 10, .n_step = 3, .target_every = 200, .tau = 1, .epsilon = 0.3f, .epsilon_part = 0.1f,
+        o = (mx_dqn_options){.steps = 6000000, .envs = 256, .buffer = 4000000, .learn_starts = 20000, .batch = 2048, .train_every = 512, .updates = 1, .lr = 1e-3f,
+                             .gamma = 1, .huber = 10, .clip = 10, .n_step = 1, .target_every = 150, .tau = 1, .epsilon = 0.7f, .epsilon_part = 0.1f,
                              .double_q = true, .alpha = 0.6f, .beta = 0.4f, .episodes = 2000, .keep = 1, .seed = 1,
                              .net = {.layers = 2, .hidden = {64, 64}, .activation = MX_ACT_RELU, .atoms = 1, .dueling = true}};
     }

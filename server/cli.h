@@ -17,7 +17,6 @@ int mx_cli_load(mx_config *c, int n, char **rest);
 int mx_cli_token(mx_config *c, int n, char **rest);
 int mx_cli_bench(mx_config *c, int n, char **rest);
 int mx_cli_top(mx_config *c, int n, char **rest);
-int mx_cli_load(mx_config *c, int n, char **rest);
 int mx_cli_merge(mx_config *c, int n, char **rest);
 int mx_cli_evaluate(mx_config *c, int n, char **rest);
 int mx_cli_profile(mx_config *c, int n, char **rest);
