@@ -30,9 +30,10 @@ function(merx_cuda_sources target)
     set(object ${CMAKE_CURRENT_BINARY_DIR}/cuda_${name}.o)
     add_custom_command(
       OUTPUT ${object}
-      COMMAND ${NVCC} -std=c++17 -O3 -lineinfo ${MERX_CUDA_TARGETS} -ccbin ${CMAKE_C_COMPILER} -I${PROJECT_SOURCE_DIR}
+      COMMAND ${PROJECT_SOURCE_DIR}/cmake/nvcc.sh ${object}.ptxas ${PROJECT_SOURCE_DIR}/kernels/cuda/spills.txt
+              ${NVCC} -std=c++17 -O3 -lineinfo ${MERX_CUDA_TARGETS} -ccbin ${CMAKE_C_COMPILER} -I${PROJECT_SOURCE_DIR}
               -D_GNU_SOURCE -Xcompiler -Wall,-Wextra,-Wno-unknown-pragmas,-g1 -Werror all-warnings -MD -MF ${object}.d -c ${file} -o ${object}
-      DEPENDS ${file} DEPFILE ${object}.d COMMENT "nvcc ${name}.cu" VERBATIM)
+      DEPENDS ${file} ${PROJECT_SOURCE_DIR}/kernels/cuda/spills.txt ${PROJECT_SOURCE_DIR}/cmake/nvcc.sh DEPFILE ${object}.d COMMENT "nvcc ${name}.cu" VERBATIM)
     target_sources(${target} PRIVATE ${object})
     set_source_files_properties(${object} PROPERTIES EXTERNAL_OBJECT ON GENERATED ON)
   endforeach()
