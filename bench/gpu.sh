@@ -20,7 +20,12 @@ binaries="ops_cases decode learn gpu_decoder gpu_generate gpu_train gpu_train_en
 mode=run
 case "${1:-}" in
 --pack) mode=pack; pack=${2:?gpu.sh: --pack DIR} ;;
---use) mode=use; build=$(cd "${2:?gpu.sh: --use DIR}" && pwd) ;;
+--use)
+    mode=use
+    build=$(cd "${2:?gpu.sh: --use DIR}" && pwd)
+    [ -f "$build/ops_cases" ] || tar -C "$build" -xJf "$build/merx-gpu.tar.xz" 2>/dev/null ||
+        (cd "$build" && python3 -m tarfile -e merx-gpu.tar.xz) || exit 1
+    ;;
 "") ;;
 *) sed -n '2,19p' "$0"; exit 2 ;;
 esac
@@ -30,6 +35,7 @@ if [ $mode != use ]; then
         cmake --build "$build" --target gpu || exit 1
 fi
 if [ $mode = pack ]; then
+    out=$pack pack=$(mktemp -d) && mkdir -p "$out" || exit 1
     mkdir -p "$pack/lib" "$pack/tests" "$pack/bench/peers" || exit 1
     for f in $binaries; do
         strip -g -o "$pack/$f" "$build/$f" || exit 1
@@ -41,7 +47,9 @@ if [ $mode = pack ]; then
     # it must start where there is no driver, and then use the CPU
     (cd "$pack" && LD_LIBRARY_PATH=$PWD/lib ./ops_cases test norm --device auto >/dev/null 2>&1) ||
         { echo "gpu.sh: what was packed does not run here" >&2; exit 1; }
-    du -sm "$pack" | awk '{ print $1 " MiB packed"; exit $1 > 64 }' || { echo "gpu.sh: more than 64 MiB" >&2; exit 1; }
+    # the binaries hold the same kernels: with a window wide enough they are stored once
+    tar -C "$pack" -c . | xz -T1 --lzma2=preset=3,dict=64MiB >"$out/merx-gpu.tar.xz" && cp "$here/bench/gpu.sh" "$out/" && rm -rf "$pack" || exit 1
+    du -sm "$out" | awk '{ print $1 " MiB packed"; exit $1 > 64 }' || { echo "gpu.sh: more than 64 MiB" >&2; exit 1; }
     exit
 fi
 
