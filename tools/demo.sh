@@ -38,3 +38,5 @@ done
 kill -TERM $server
 wait $server
 trap - EXIT
+
+tools/demo_pricing.sh
