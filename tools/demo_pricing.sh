@@ -7,6 +7,7 @@ set -eu
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/merx
 panel=${PANEL:-$cache/orange_juice.csv}
 port=${MERX_DEMO_PORT:-50951}
+unset MERX_DEMO_PORT
 run=$(mktemp -d)
 server=
 trap '[ -z "$server" ] || kill $server 2>/dev/null || true; rm -rf "$run"' EXIT INT TERM
@@ -29,7 +30,7 @@ build/merx evaluate --model "$policy" --env "market:$panel,held-out"
 printf '\n> the same policy behind gRPC: items, half a year of sales, a guardrail, a quote and its reasons\n'
 build/merx serve --pricing "$run/prices.db" --price-policy "market=$policy" --listen "127.0.0.1:$port" &
 server=$!
-PYTHONPATH=build/tests/python python3 tools/demo_quotes.py "127.0.0.1:$port" "$panel"
+PYTHONPATH=build/tests/python /usr/bin/python3 tools/demo_quotes.py "127.0.0.1:$port" "$panel"
 kill -TERM $server
 wait $server
 server=
