@@ -112,7 +112,12 @@ static mx_status open_pricing(mx_app *app, const mx_config *c, mx_error *err)
     if (!file) return MX_OK;
     MX_TRY(mx_pricing_open(&app->pricing, file, mx_config_float(c, "price-exploration"), err));
     if (mx_config_bool(c, "price-discounts")) mx_pricing_allow_discounts(app->pricing);
-    return MX_OK;
+    const char *policy = mx_config_string(c, "price-policy"), *path = policy ? strchr(policy, '=') : NULL;
+    char name[64];
+    if (!policy) return MX_OK;
+    if (!path || path - policy >= (ptrdiff_t)sizeof name) return mx_fail(err, MX_ERR_ARG, "price-policy: NAME=FOLDER, the name up to 63 bytes, not \"%.60s\"", policy);
+    snprintf(name, sizeof name, "%.*s", (int)(path - policy), policy);
+    return mx_pricing_live_policy(app->pricing, name, path + 1, err);
 }
 
 /* gRPC starts threads of its own from here: they stay on the processors of those that answer. */

@@ -1,4 +1,5 @@
 /* cli_dqn.c - merx train dqn, and merx evaluate. */
+#include "server/cli_market.h"
 #include "server/cli_parts.h"
 #include "server/dqn_run.h"
 #include "server/train_run.h"
@@ -95,6 +96,8 @@ int cli_train_dqn(mx_config *c)
     return status;
 }
 
+enum { MARKET_EPISODES = 8 };      /* of every brand in every store, for the yardsticks */
+
 /* ---- merx evaluate ----------------------------------------------------------------------- */
 
 static mx_status evaluate(run *r, const mx_config *c, mx_error *err)
@@ -115,6 +118,7 @@ static mx_status evaluate(run *r, const mx_config *c, mx_error *err)
     if (!st)
         printf("{\"env\": \"%s\", \"episodes\": %lld, \"return\": %.6g, \"error\": %.6g, \"deviation\": %.6g, \"least\": %.6g, \"most\": %.6g, \"length\": %.6g}\n", env,
                (long long)s.episodes, s.mean, s.error, s.deviation, s.least, s.most, s.length);
+    if (!st && !strncmp(env, "market:", 7)) st = cli_market_table(q, env, MARKET_EPISODES, seed, stdout, err);
     mx_qnet_close(q);
     return st;
 }

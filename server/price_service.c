@@ -1,6 +1,7 @@
 /* price_service.c - the service Pricing: each call is one operation of server/pricing.h. */
 #include "server/pricing.h"
 #include "server/services.h"
+#include "server/training.h"
 
 #include <stdlib.h>
 
@@ -84,3 +85,17 @@ PRICE_METHOD(mx_price_decision_begin, get_decision_request, mx_pricing_decision)
 PRICE_METHOD(mx_simulate_ladder_begin, simulate_ladder_request, mx_pricing_simulate)
 PRICE_METHOD(mx_elasticity_begin, item_key, mx_pricing_elasticity)
 PRICE_METHOD(mx_explain_decision_begin, get_decision_request, mx_pricing_explain)
+PRICE_METHOD(mx_promote_policy_begin, promote_policy_request, mx_pricing_promote_policy)
+PRICE_METHOD(mx_list_policies_begin, list_policies_request, mx_pricing_list_policies)
+
+/* Folders that clients may name are those of training. */
+MX_METHOD(mx_load_policy_begin)
+{
+    ProtobufCMessage *m;
+    char path[1024];
+    if (!app->training) return mx_fail(err, MX_ERR_STATE, "path: say with --training-folder where policies lie");
+    MX_TRY(mx_message_decode(scratch, &merx__v1__load_policy_request__descriptor, msg, len, &m, err));
+    MX_TRY(mx_training_path(app->training, "path", ((const Merx__V1__LoadPolicyRequest *)m)->path, path, err));
+    mx_arena_reset(scratch);
+    return begin(app, call, msg, len, scratch, &merx__v1__load_policy_request__descriptor, mx_pricing_load_policy, err);
+}

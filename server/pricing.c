@@ -337,6 +337,7 @@ static mx_status one_sale(mx_pricing *p, const Merx__V1__SaleObservation *s, Mer
     if (duplicate) return r->duplicate++, MX_OK;
     p->last_id++;
     r->accepted++;
+    MX_TRY(price_canary_sale(p, &own, err));
     if (s->stockout) return MX_OK;                      /* what would have sold is not known */
     if (i->belief.n) {
         double guess = mx_demand_units(&i->belief, (double)s->price, (double)i->m->reference_price) * (s->periods > 0 ? s->periods : 1);
@@ -447,6 +448,7 @@ static mx_status read_all(mx_pricing *p, mx_error *err)
     MX_TRY(mx_store_each_document(p->store, "price_item", take_item, p, err));
     MX_TRY(mx_store_each_document(p->store, "guardrails", take_rules, p, err));
     MX_TRY(mx_store_each_document(p->store, "price_frozen", take_frozen, p, err));
+    MX_TRY(mx_store_each_document(p->store, "price_policy", price_policy_take, p, err));
     return mx_store_last_log(p->store, &p->last_id, err);
 }
 
@@ -461,11 +463,21 @@ static void carry_out_all(mx_pricing *p, mx_pricing_op *batch)
         if (op->st == MX_ERR_IO || op->st == MX_ERR_NO_MEMORY) disk = mx_fail(&err, op->st, "%s", op->err.text);
     }
     for (; p->changed && !disk; p->changed = p->changed->next_changed) disk = store_item(p, p->changed, &err);
+    for (price_policy *q = p->policies; q && !disk; q = q->next)
+        if (q->changed) disk = price_policy_store(p, q, &err);
     if (!disk) disk = mx_store_commit(p->store, &err);
     if (disk) {
         mx_log(MX_LOG_ERROR, "pricing", "%s: nothing of this batch is acknowledged", err.text);
         mx_store_rollback(p->store);
         if (read_all(p, &again_err)) mx_log(MX_LOG_ERROR, "pricing", "%s", again_err.text);
+        for (price_policy **at = &p->policies, *q; (q = *at);) {       /* those that never were on disk */
+            if (!q->changed) {
+                at = &q->next;
+                continue;
+            }
+            *at = q->next;
+            price_policy_free(q);
+        }
     }
     for (mx_pricing_op *op = batch, *next; op; op = next) {
         next = op->next;
@@ -548,6 +560,10 @@ void mx_pricing_close(mx_pricing *p)
     pthread_mutex_unlock(&p->lock);
     if (p->started) pthread_join(p->thread, NULL);
     forget(p);
+    for (price_policy *q = p->policies, *next; q; q = next) {
+        next = q->next;
+        price_policy_free(q);
+    }
     mx_store_close(p->store);
     pthread_cond_destroy(&p->news);
     pthread_mutex_destroy(&p->lock);

@@ -11,6 +11,7 @@
 #include "runtime/status.h"
 
 #include <stdbool.h>
+#include <stdio.h>
 
 typedef struct mx_pricing mx_pricing;
 
@@ -30,7 +31,8 @@ struct mx_pricing_op {
 /* Of the request's kind each. */
 mx_pricing_run mx_pricing_put_items, mx_pricing_get_item, mx_pricing_quote, mx_pricing_batch, mx_pricing_put_guardrails, mx_pricing_get_guardrails,
     mx_pricing_validate, mx_pricing_approve, mx_pricing_reject, mx_pricing_rollback, mx_pricing_freeze, mx_pricing_sales, mx_pricing_decision,
-    mx_pricing_simulate, mx_pricing_competitors, mx_pricing_inventory, mx_pricing_elasticity, mx_pricing_explain;
+    mx_pricing_simulate, mx_pricing_competitors, mx_pricing_inventory, mx_pricing_elasticity, mx_pricing_explain, mx_pricing_load_policy,
+    mx_pricing_promote_policy, mx_pricing_list_policies;
 
 /* exploration: share of live quotes.  Errors: MX_ERR_IO, MX_ERR_FORMAT (a file that is not ours). */
 mx_status mx_pricing_open(mx_pricing **out, const char *path, double exploration, mx_error *err);
@@ -38,6 +40,11 @@ mx_status mx_pricing_open(mx_pricing **out, const char *path, double exploration
 void      mx_pricing_allow_discounts(mx_pricing *p);
 void      mx_pricing_close(mx_pricing *p);            /* what waits is carried out first */
 void      mx_pricing_submit(mx_pricing *p, mx_pricing_op *op);
+/* A learned policy that is live from the start, without a gate.  Before operations. */
+mx_status mx_pricing_live_policy(mx_pricing *p, const char *name, const char *path, mx_error *err);
+/* The log's steps (a published decision, what it sold, the item's next decision) as JSON
+ * lines, for training elsewhere; a server may go on writing.  Errors: MX_ERR_IO, MX_ERR_FORMAT. */
+mx_status mx_pricing_transitions(const char *path, FILE *to, int64_t *n, mx_error *err);
 /* The belief from the logged sales: *same, if it has the same bits.  Not while operations run. */
 mx_status mx_pricing_replay(mx_pricing *p, const char *sku, const char *channel, const char *segment, bool *same, mx_error *err);
 

@@ -205,6 +205,19 @@ static mx_status tell_elasticity(told *t, mx_pricing *p, const Merx__V1__QuoteRe
     return MX_OK;
 }
 
+/* A learned policy: over all subsets of what it saw. */
+static mx_status tell_learned(told *t, const price_policy *policy, const Merx__V1__QuoteResponse *q, mx_error *err)
+{
+    int64_t price[MX_LADDER];
+    uint8_t feasible[MX_LADDER];
+    double contribution[MX_PRICE_SEEN];
+    if (!policy->net) return mx_fail(err, MX_ERR_STATE, "policy %s@%lld is not loaded", q->policy, (long long)q->policy_version);
+    for (int k = 0; k < MX_LADDER; k++) price[k] = q->ladder[k]->price, feasible[k] = q->ladder[k]->feasible != 0;
+    MX_TRY(mx_price_policy_explain(policy->net, q->seen, price, feasible, &t->m.base_price, contribution, err));
+    for (int k = 0; k < MX_PRICE_SEEN; k++) tell_feature(t, mx_price_seen_name[k], (double)q->seen[k], 0, contribution[k]);
+    return MX_OK;
+}
+
 mx_status mx_pricing_explain(mx_pricing *p, mx_pricing_op *op)
 {
     Merx__V1__QuoteResponse *q;
@@ -218,10 +231,14 @@ mx_status mx_pricing_explain(mx_pricing *p, mx_pricing_op *op)
         t->m.policy = q->policy;
         t->m.method = (char *)(uintptr_t) "exact Shapley values, all subsets";
         t->m.features = t->features;
-        t->m.residual = (double)(q->price - q->raw_price);
-        if (*q->policy) st = tell_elasticity(t, p, q, &op->err);
+        const price_policy *policy = price_policy_of(p, q->policy, q->policy_version);
+        bool learned = policy && q->n_seen == MX_PRICE_SEEN && q->n_ladder == MX_LADDER;
+        if (learned) st = tell_learned(t, policy, q, &op->err);
+        else if (*q->policy) st = tell_elasticity(t, p, q, &op->err);
     }
     if (!st) {
+        t->m.residual = (double)q->price - t->m.base_price;
+        for (size_t k = 0; k < t->m.n_features; k++) t->m.residual -= t->feature[k].contribution;
         tell_rules(t, q);
         st = price_answer(op, &t->m.base);
     }

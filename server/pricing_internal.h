@@ -5,6 +5,7 @@
 
 #include "models/guardrail.h"
 #include "models/price.h"
+#include "models/price_policy.h"
 #include "server/pricing.h"
 #include "server/store.h"
 
@@ -26,10 +27,18 @@ typedef struct price_rules {
     Merx__V1__GuardrailSet *m;
 } price_rules;
 
+typedef struct price_policy {
+    struct price_policy *next;
+    Merx__V1__PricePolicy *m;
+    mx_price_policy *net;         /* NULL: its folder could not be read                   */
+    bool changed;
+} price_policy;
+
 struct mx_pricing {
     mx_store        *store;
     price_item      *bucket[PRICE_BUCKETS];
     price_rules     *rules;
+    price_policy    *policies;    /* the newest first                                     */
     price_item      *changed;     /* since the last commit                                */
     int64_t          last_id;     /* of the log                                           */
     bool             frozen;      /* everything                                           */
@@ -61,6 +70,24 @@ mx_price_state price_state_of(const price_item *i, int64_t rivals[64]);
 mx_status   price_inputs_of(const price_item *i, Merx__V1__QuoteObjective objective, double revenue_share, mx_price_inputs *out, mx_error *err);
 /* A logged decision, unpacked.  Errors: MX_ERR_NOT_FOUND, MX_ERR_FORMAT, MX_ERR_IO. */
 mx_status   price_decision_of(mx_pricing *p, const char *id, Merx__V1__QuoteResponse **out, int64_t *row_id, mx_error *err);
+
+/* ---- learned policies (pricing_policy.c, pricing_ope.c) -------------------------------------- */
+
+void          price_see_item(const price_item *i, float seen[MX_PRICE_SEEN]);
+price_policy *price_policy_at(const mx_pricing *p, Merx__V1__PolicyStage stage);       /* NULL: none */
+price_policy *price_policy_of(const mx_pricing *p, const char *name, int64_t version);
+/* Which one prices an item: the canary, the live one, or NULL: elasticity-ladder. */
+price_policy *price_policy_for(const mx_pricing *p, const price_item *i);
+mx_status     price_policy_load(mx_pricing *p, const char *name, const char *path, price_policy **out, mx_error *err);
+mx_status     price_policy_take(void *ctx, const char *key, const void *data, size_t size, mx_error *err);
+mx_status     price_policy_store(mx_pricing *p, price_policy *q, mx_error *err);
+void          price_policy_free(price_policy *q);
+/* A sale of a decision counts for the canary or its control, and may take the canary back. */
+mx_status     price_canary_sale(mx_pricing *p, const Merx__V1__SaleObservation *s, mx_error *err);
+bool          price_outcome(const Merx__V1__QuoteResponse *d, const Merx__V1__SaleObservation *s, double *y);
+/* Fills q's evidence from the log.  Errors: MX_ERR_STATE says what is missing or too low. */
+mx_status     price_evidence_gate(mx_pricing *p, price_policy *q, mx_error *err);
+
 mx_status   price_rules_read(const Merx__V1__GuardrailSet *m, mx_guardrails *out, mx_error *err);
 
 #endif

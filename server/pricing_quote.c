@@ -106,7 +106,9 @@ typedef struct quote {
     Merx__V1__AppliedGuardrail applied[MX_RULES], *applied_list[MX_RULES];
     Merx__V1__LadderRung rung[MX_LADDER], *rung_list[MX_LADDER];
     Merx__V1__Reason reason[MX_PRICE_FEATURES], *reason_list[MX_PRICE_FEATURES];
-    char id[24], names[MOST_USED][96], *name_list[MOST_USED];
+    char id[24], names[MOST_USED][96], *name_list[MOST_USED], shadow[96];
+    float seen[MX_PRICE_SEEN];
+    const price_policy *learned;          /* that decided; NULL: elasticity                   */
     int64_t rivals[64];
 } quote;
 
@@ -186,15 +188,62 @@ static void choose(const mx_pricing *p, quote *q, int32_t best, bool live)
     q->m.raw_price = q->rung[pick].price;
 }
 
+/* The values of a learned policy take the place of the ladder's; false: it cannot price this
+ * item, and elasticity does. */
+static bool ask_policy(quote *q, const price_policy *policy, const price_item *i, float value[MX_LADDER])
+{
+    mx_error why = {0};
+    return policy->net && i->m->cost && i->belief.n && mx_price_policy_values(policy->net, q->seen, 1, value, &why) == MX_OK;
+}
+
+static int32_t best_of(const quote *q, const float value[MX_LADDER])
+{
+    uint8_t feasible[MX_LADDER];
+    for (int k = 0; k < MX_LADDER; k++) feasible[k] = q->rung[k].feasible != 0;
+    return mx_price_policy_best(value, feasible);
+}
+
+/* What the policy that prices this item wants: the best rung.  fallback says what stood in for what. */
+static int32_t decide(quote *q, const price_policy *policy, const price_item *i, int32_t best)
+{
+    float value[MX_LADDER];
+    q->m.policy = (char *)(uintptr_t) "elasticity-ladder";
+    q->m.policy_version = i->m->sales;
+    q->m.fallback = (char *)(uintptr_t) "none";
+    if (!policy) return best;
+    if (!ask_policy(q, policy, i, value)) {
+        q->m.fallback = (char *)(uintptr_t) "elasticity";
+        return best;
+    }
+    q->learned = policy;
+    q->m.policy = policy->m->name;
+    q->m.policy_version = policy->m->version;
+    for (int k = 0; k < MX_LADDER; k++) q->rung[k].q = (double)value[k];
+    return best_of(q, value);
+}
+
+/* What the shadow policy would do, beside it. */
+static void look_in_the_shadow(const mx_pricing *p, quote *q, const price_item *i, const mx_guardrails *g, const mx_price_state *s)
+{
+    const price_policy *shadow = price_policy_at(p, MERX__V1__POLICY_STAGE__POLICY_SHADOW);
+    float value[MX_LADDER];
+    mx_guarded out;
+    mx_error none;
+    if (!shadow || shadow == q->learned || !ask_policy(q, shadow, i, value)) return;
+    if (mx_guard(g, s, q->rung[best_of(q, value)].price, &out, &none)) return;
+    snprintf(q->shadow, sizeof q->shadow, "%.63s@%lld", shadow->m->name, (long long)shadow->m->version);
+    q->m.shadow_policy = q->shadow;
+    q->m.shadow_price = out.price;
+}
+
 static void fill_expectations(quote *q, const price_item *i)
 {
-    double price = (double)q->m.price, base = (double)q->m.baseline_price, reference = (double)i->m->reference_price, low, high;
+    double price = (double)q->m.price, reference = (double)i->m->reference_price, low, high;
     mx_demand_range(&i->belief, price, reference, &low, &high);
     q->m.expected_margin_low = low * (price - (double)i->m->cost);
     q->m.expected_margin_high = high * (price - (double)i->m->cost);
-    q->m.baseline_margin = mx_demand_units(&i->belief, base, reference) * (base - (double)i->m->cost);
+    q->m.reference_margin = mx_demand_units(&i->belief, reference, reference) * (reference - (double)i->m->cost);
     q->m.cost = i->m->cost;
-    q->m.policy_version = i->m->sales;
     q->m.expected_units = mx_demand_units(&i->belief, price, (double)i->m->reference_price);
     q->m.expected_revenue = q->m.expected_units * price;
     q->m.expected_margin = q->m.expected_units * (price - (double)i->m->cost);
@@ -210,7 +259,7 @@ mx_status price_inputs_of(const price_item *i, Merx__V1__QuoteObjective objectiv
 }
 
 /* The price that the guardrails leave of the policy's; without a cost, what needs one is not asked. */
-static mx_status price_it(mx_pricing *p, quote *q, price_item *i, const Merx__V1__QuoteRequest *r, bool live, mx_error *err)
+static mx_status price_it(mx_pricing *p, quote *q, price_item *i, const price_policy *policy, const Merx__V1__QuoteRequest *r, bool live, mx_error *err)
 {
     const Merx__V1__GuardrailSet *used[MOST_USED];
     mx_guardrails g;
@@ -232,11 +281,12 @@ static mx_status price_it(mx_pricing *p, quote *q, price_item *i, const Merx__V1
     if (!st) {
         int32_t best = mx_price_ladder(&in, rung);
         fill_ladder(q, rung, &g, &s);
+        best = decide(q, policy, i, best);
         if (known) choose(p, q, best, live);
         else q->m.raw_price = i->m->published, q->m.action = MX_LADDER / 2, q->m.propensity = 1;
-        q->m.fallback = (char *)(uintptr_t)(known ? "none" : "last_good");
-        q->m.policy = (char *)(uintptr_t) "elasticity-ladder";
-        fill_reasons(q, &in);
+        if (!known) q->m.fallback = (char *)(uintptr_t) "last_good";
+        if (!q->learned) fill_reasons(q, &in);
+        look_in_the_shadow(p, q, i, &g, &s);
         st = mx_guard(&g, &s, q->m.raw_price, &out, err);
     }
     if (!st) {
@@ -281,7 +331,7 @@ static mx_status check_request(const mx_pricing *p, const Merx__V1__QuoteRequest
     if (*r->user_id && !p->discounts) return mx_fail(err, MX_ERR_ARG, "user_id: individual users are not priced; ask by sku, channel and segment");
     if (*r->user_id && live) return mx_fail(err, MX_ERR_ARG, "user_id: an offer to one user is never published; ask with QUOTE_PREVIEW");
     if (strlen(r->request_id) > 256) return mx_fail(err, MX_ERR_ARG, "request_id: %zu bytes, at most 256", strlen(r->request_id));
-    if (r->mode != MERX__V1__QUOTE_MODE__QUOTE_PREVIEW && !live) return mx_fail(err, MX_ERR_ARG, "mode: %d is none", (int)r->mode);
+    if ((int)r->mode < 0 || (int)r->mode > MERX__V1__QUOTE_MODE__QUOTE_SHADOW) return mx_fail(err, MX_ERR_ARG, "mode: %d is none", (int)r->mode);
     return MX_OK;
 }
 
@@ -300,6 +350,9 @@ static void begin_quote(mx_pricing *p, quote *q, const price_item *i, const Merx
     q->m.ts_ms = price_now_ms();
     q->m.baseline_policy = (char *)(uintptr_t) "published";
     q->m.baseline_price = i->m->published;
+    price_see_item(i, q->seen);
+    q->m.seen = q->seen;
+    q->m.n_seen = MX_PRICE_SEEN;
 }
 
 static mx_status make_quote(mx_pricing *p, quote *q, const Merx__V1__QuoteRequest *r, mx_error *err)
@@ -309,18 +362,22 @@ static mx_status make_quote(mx_pricing *p, quote *q, const Merx__V1__QuoteReques
     if (!i) return MX_ERR_NOT_FOUND;
     MX_TRY(said_before(p, q, r, err));
     if (q->said) return MX_OK;
-    bool live = r->mode == MERX__V1__QUOTE_MODE__QUOTE_LIVE, frozen = p->frozen || i->m->frozen;
+    bool live = r->mode == MERX__V1__QUOTE_MODE__QUOTE_LIVE, frozen = p->frozen || i->m->frozen, shadow = r->mode == MERX__V1__QUOTE_MODE__QUOTE_SHADOW;
+    const price_policy *policy = shadow ? price_policy_at(p, MERX__V1__POLICY_STAGE__POLICY_SHADOW) : price_policy_for(p, i);
+    if (shadow && !policy) return mx_fail(err, MX_ERR_STATE, "mode: there is no policy in the shadow");
+    if (r->objective != MERX__V1__QUOTE_OBJECTIVE__OBJECTIVE_MARGIN) policy = NULL;      /* learned ones know no other */
     begin_quote(p, q, i, r);
+    q->m.stage = (char *)(uintptr_t)(shadow ? "shadow" : policy && policy->m->stage == MERX__V1__POLICY_STAGE__POLICY_CANARY ? "canary" : "live");
     if (frozen) {
         q->m.price = q->m.raw_price = i->m->published;
         q->m.propensity = 1;
         q->m.action = MX_LADDER / 2;
         q->m.fallback = (char *)(uintptr_t) "freeze";
     } else {
-        MX_TRY(price_it(p, q, i, r, live, err));
+        MX_TRY(price_it(p, q, i, policy, r, live, err));
     }
     fill_expectations(q, i);
-    q->m.status = (char *)(uintptr_t)(frozen ? "frozen" : *r->user_id ? "offered" : !live ? "preview" : q->m.requires_approval ? "pending" : "published");
+    q->m.status = (char *)(uintptr_t)(frozen ? "frozen" : *r->user_id ? "offered" : shadow ? "shadow" : !live ? "preview" : q->m.requires_approval ? "pending" : "published");
     MX_TRY(log_quote(p, q, err));
     return live && !frozen && !q->m.requires_approval ? price_publish(p, i, q->m.price, q->id, err) : MX_OK;
 }

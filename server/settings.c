@@ -76,6 +76,8 @@ const mx_setting mx_settings[] = {
      "Prices are served, and items, guardrails, decisions and sales kept in this SQLite database."},
     {"price-exploration", 0, MX_SET_FLOAT, "0", 0, 1, NULL, MX_CMD_SERVE | MX_GROUP_SERVER, "X",
      "Share of live quotes that take any feasible rung of the ladder, to learn from it."},
+    {"price-policy", 0, MX_SET_STRING, NULL, 0, 0, NULL, MX_CMD_SERVE | MX_GROUP_SERVER, "NAME=FOLDER",
+     "A learned policy (a checkpoint of merx train dqn) prices from the start, in place of the elasticity's."},
     {"price-discounts", 0, MX_SET_BOOL, "false", 0, 0, NULL, MX_CMD_SERVE | MX_GROUP_SERVER, NULL,
      "A quote may name a user_id, who is then offered at most the published price; else it is refused."},
     {"profiles", 0, MX_SET_STRING, NULL, 0, 0, NULL, MX_CMD_SERVE | MX_CMD_PROFILE | MX_GROUP_SERVER, "FOLDER",

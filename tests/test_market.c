@@ -1,7 +1,7 @@
 /* test_market.c - a market whose equations are known: they are found again from a panel
  * drawn from them, its shelves keep their books, and the yardsticks do what they say.
  *     MX_ORANGE_JUICE=FILE.csv.gz   bayesm's panel; ../shared/data when it is there */
-#include "models/env_market.h"
+#include "models/market_table.h"
 #include "models/price_seen.h"
 #include "tests/test.h"
 
@@ -172,6 +172,37 @@ static void a_shelf(void)
     mx_market_close(&m);
 }
 
+/* Everybody meets the same chance, so the table's differences are paired; a network is played by its best feasible rung. */
+static void a_table(void)
+{
+    mx_market_score s[MX_MARKET_SCORES], again[MX_MARKET_SCORES];
+    mx_device *devices;
+    mx_device_options cpu = {.cpu_threads = 1};
+    mx_qnet_config c = {.observation = MX_PRICE_SEEN, .actions = MX_LADDER, .layers = 1, .hidden = {8}, .activation = MX_ACT_RELU, .atoms = 1};
+    mx_qnet *q = NULL;
+    mx_error err = {0};
+    char name[300];
+    int n, n_devices, k;
+    write_panel(HEADER, "");
+    snprintf(name, sizeof name, "market:%s,held-out", panel);
+    CHECK_OK(mx_devices_open(&devices, &n_devices, &cpu, &err), err);
+    CHECK_OK(mx_qnet_create(&q, &devices[0], &c, false, 3, &err), err);
+    CHECK_OK(mx_market_compare(NULL, name, 2, 3, s, &n, &err), err);
+    CHECK(n == MX_MARKET_RULES && s[0].ahead == 0 && s[0].ahead_error == 0);
+    for (int r = 0; r < n; r++) {
+        double cents = play(name, 18, (mx_market_rule)r, 3) / (18 * MX_MARKET_WEEKS);
+        CHECK_STR(s[r].name, mx_market_rule_name((mx_market_rule)r));
+        CHECK_MSG(fabs(s[r].margin / cents - 1) < 1e-9 && s[r].error > 0, "%s: %.3f, not %.3f", s[r].name, s[r].margin, cents);
+        CHECK(fabs(s[r].ahead - 100 * (s[0].margin / s[r].margin - 1)) < 1e-9);
+    }
+    CHECK_OK(mx_market_compare(q, name, 2, 3, again, &k, &err), err);
+    CHECK(k == MX_MARKET_SCORES && !strcmp(again[0].name, "learned") && again[0].margin > 0 && again[0].margin != again[1].margin && again[3].margin == s[2].margin);
+    CHECK(mx_market_compare(q, "cartpole", 2, 3, again, &k, &err) == MX_ERR_ARG && mx_market_compare(q, name, 0, 3, again, &k, &err) == MX_ERR_ARG);
+    mx_qnet_close(q);
+    mx_devices_close(devices, n_devices);
+    unlink(panel);
+}
+
 static void orange_juice(void)
 {
     const char *path = getenv("MX_ORANGE_JUICE") ? getenv("MX_ORANGE_JUICE") : MX_SOURCE_DIR "/../shared/data/orange_juice/yx.csv.gz";
@@ -194,4 +225,4 @@ static void orange_juice(void)
     unlink(panel);
 }
 
-MX_TESTS(TEST(equations_found_again), TEST(wrong_panels), TEST(yardsticks), TEST(a_shelf), TEST(orange_juice))
+MX_TESTS(TEST(equations_found_again), TEST(wrong_panels), TEST(yardsticks), TEST(a_shelf), TEST(a_table), TEST(orange_juice))

@@ -1,7 +1,7 @@
 """test_pricing_python.py MERX WIRE_DIR - merx serve --pricing and an unmodified Python
 client: streams of quotes and feeds, segments, offers to users, retries, explanations.
 Exit 77: no grpcio here."""
-import os
+import atexit
 import re
 import shutil
 import subprocess
@@ -34,6 +34,7 @@ def check(ok, *what):
 class Server:
     def __init__(self, folder, *more):
         self.process = subprocess.Popen([sys.argv[1], "serve", "--pricing", folder + "/p.db", "--listen", "127.0.0.1:0", *more], stderr=subprocess.PIPE, text=True)
+        atexit.register(self.process.kill)             # a failed test leaves nothing running
         for line in self.process.stderr:
             found = re.search(r"127\.0\.0\.1:(\d+)", line)
             if found: break
@@ -153,7 +154,7 @@ def test_questions(s):
     blend = s.ask("Quote", pb.QuoteRequest(sku="tea", channel="web", objective=pb.OBJECTIVE_BLEND, revenue_share=0.5), pb.QuoteResponse)
     rung = blend.ladder[0]
     check(abs(rung.q - 0.5 * (rung.revenue + rung.margin)) < 1e-6 and blend.objective == pb.OBJECTIVE_BLEND, rung)
-    check(q.expected_margin_low < q.expected_margin < q.expected_margin_high and q.baseline_margin > 0 and q.cost == 500 and q.policy_version == 41, q)
+    check(q.expected_margin_low < q.expected_margin < q.expected_margin_high and q.reference_margin > 0 and q.cost == 500 and q.policy_version == 41, q)
     e = s.ask("ExplainDecision", pb.GetDecisionRequest(decision_id=q.decision_id), pb.ExplainDecisionResponse)
     check(abs(e.base_price + sum(f.contribution for f in e.features) - q.raw_price) < 1e-6 and len(e.features) == 3 and "exact" in e.method, e)
     sizes = [abs(f.contribution) for f in e.features]
@@ -161,7 +162,7 @@ def test_questions(s):
     s.ask("PutGuardrails", pb.GuardrailSet(id="step", sku_prefix="tea", max_change_pct_step=1), pb.GuardrailSet)
     q = s.ask("Quote", pb.QuoteRequest(sku="tea", channel="web"), pb.QuoteResponse)
     e = s.ask("ExplainDecision", pb.GetDecisionRequest(decision_id=q.decision_id), pb.ExplainDecisionResponse)
-    check(e.residual == q.price - q.raw_price and e.residual != 0 and "max_change_step" in e.rules[0], e)
+    check(abs(e.residual - (q.price - q.raw_price)) < 1e-6 and e.residual != 0 and "max_change_step" in e.rules[0], e)
 
 
 def test_users(s, allowed):

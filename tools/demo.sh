@@ -40,3 +40,4 @@ wait $server
 trap - EXIT
 [ $# = 0 ] || exit 0
 "$(dirname "$0")/demo_profiles.sh"
+"$(dirname "$0")/demo_pricing.sh"

@@ -1,0 +1,12 @@
+/* cli_market.h - what `merx evaluate` says besides, of a market. */
+#ifndef MX_CLI_MARKET_H
+#define MX_CLI_MARKET_H
+
+#include "models/market_table.h"
+
+#include <stdio.h>
+
+/* episodes: of every brand in every store.  Errors: of mx_market_compare(). */
+mx_status cli_market_table(const mx_qnet *q, const char *env, int32_t episodes, uint64_t seed, FILE *to, mx_error *err);
+
+#endif
