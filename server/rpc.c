@@ -42,6 +42,9 @@ static void *serve(void *arg)
 {
     mx_rpc_worker *w = arg;
     const mx_plan *p = &w->server->app->plan;
+    char name[16];
+    snprintf(name, sizeof name, "merx-rpc%d", (int)(w - w->server->workers) % 1000);
+    if (w->started) pthread_setname_np(pthread_self(), name);
     if (w->server->app->bound && p->n_rpc) {
         const mx_plan_rpc *at = &p->rpc[(w - w->server->workers) % p->n_rpc];
         mx_thread_bind(at->cpus, at->n_cpus);
@@ -230,9 +233,11 @@ static mx_status start_workers(mx_server *s, mx_error *err)
         mx_rpc_worker *w = &s->workers[i];
         for (int m = -1; m < mx_methods_count; m++)
             for (int k = 0; k < MX_RPC_ARMED; k++) mx_rpc_arm(w, m);
-        if (pthread_create(&w->thread, NULL, serve, w))
+        w->started = true;                   /* the thread reads it: before it is there */
+        if (pthread_create(&w->thread, NULL, serve, w)) {
+            w->started = false;
             return mx_fail(err, MX_ERR_NO_MEMORY, "an RPC thread could not be started");
-        w->started = true;
+        }
     }
     return MX_OK;
 }

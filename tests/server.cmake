@@ -4,7 +4,7 @@ add_library(merx_fake OBJECT fake_generator.c fake_tokenizer.c fake_app.c)
 target_link_libraries(merx_fake PUBLIC merx_models)
 # The archives hold the real ones too, and other parts of them may be needed: the objects come first.
 target_link_options(merx_fake PUBLIC -Wl,--allow-multiple-definition)
-foreach(name test_server test_server_load test_server_rate test_server_engine)
+foreach(name test_server test_server_load test_server_rate test_server_allocations test_server_engine)
   if(NOT name STREQUAL "test_server_engine")
     target_link_libraries(${name} PRIVATE merx_fake)
   endif()

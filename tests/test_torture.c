@@ -200,6 +200,21 @@ static mx_status scene_engine(mx_error *err)
     return st;
 }
 
+/* A server's insides: plan, devices, scheduler, a model, all closed again. */
+static mx_status scene_app(mx_error *err)
+{
+    mx_app app;
+    mx_generator_options o = mx_generator_defaults();
+    o.max_num_seqs = 2;
+    o.max_batched_tokens = 16;
+    o.max_model_len = 32;
+    MX_TRY(mx_app_open(&app, NULL, err));
+    mx_status st = mx_app_load(&app, "tiny=" MX_SOURCE_DIR "/tests/golden/decoder/llama", &o, err);
+    if (!st) st = one_text(app.models[0], err);
+    mx_app_close(&app, 0);
+    return st;
+}
+
 static mx_status scene_training(mx_error *err)
 {
     static const char *const data[] = {MX_SOURCE_DIR "/tests/golden/train/llama/data.safetensors"};
@@ -323,6 +338,11 @@ static void engine(void)
     play("engine", scene_engine, 1);      /* a sequence's list of pages grows in the next turn */
 }
 
+static void app(void)
+{
+    play("app", scene_app, 26);           /* the same, and the twelve metrics of the model: it serves without them */
+}
+
 static void training(void)
 {
     open_devices();
@@ -334,4 +354,4 @@ static void devices_close(void)
     if (devices) mx_devices_close(devices, n_devices);
 }
 
-MX_TESTS(TEST(checkpoint), TEST(tokenizer), TEST(settings), TEST(user_graph), TEST(engine), TEST(training), TEST(devices_close))
+MX_TESTS(TEST(checkpoint), TEST(tokenizer), TEST(settings), TEST(user_graph), TEST(engine), TEST(app), TEST(training), TEST(devices_close))
