@@ -114,6 +114,14 @@ fail:
     return st;
 }
 
+/* The layer of parameter i: the last whose weights begin at it or before. */
+static int32_t layer_of(const mx_gnn *m, int i)
+{
+    int32_t l = m->config.layers - 1;
+    while (l > 0 && m->layer[l].near > i) l--;
+    return l;
+}
+
 mx_status mx_gnn_create(mx_gnn **out, mx_device *dev, const mx_gnn_config *c, uint64_t seed, mx_error *err)
 {
     mx_status st = MX_OK;
@@ -122,7 +130,10 @@ mx_status mx_gnn_create(mx_gnn **out, mx_device *dev, const mx_gnn_config *c, ui
     for (int i = 0; i < m->params.n && !st; i++) {
         const mx_param *p = &m->params.param[i];
         double glorot = sqrt(2.0 / (double)(p->rows + p->cols));
-        if (p->rows == 1) glorot = sqrt(2.0 / (double)(1 + p->cols / (c->heads ? c->heads : 1)));      /* attention's vectors, head by head */
+        if (i == m->layer[layer_of(m, i)].src || i == m->layer[layer_of(m, i)].dst) {                 /* attention's vectors: heads by channels */
+            int64_t heads = layer_of(m, i) == c->layers - 1 ? c->out_heads : c->heads;
+            glorot = sqrt(2.0 / (double)(heads + p->cols / heads));
+        }
         if (p->flags & MX_PARAM_VECTOR) st = mx_params_fill(&m->params, i, 0, err);
         else st = mx_params_init(&m->params, i, i == m->table ? 0.1f : (float)glorot, seed, err);
     }

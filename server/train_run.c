@@ -1,5 +1,5 @@
 /* train_run.c - a training run from its settings: for the command line, and for the server's jobs. */
-#include "server/train_run.h"
+#include "server/train_graph.h"
 
 #include <errno.h>
 #include <stdarg.h>
@@ -61,7 +61,7 @@ static mx_status lora_targets(const mx_config *c, const mx_decoder_config *model
     return MX_OK;
 }
 
-static mx_status seed_of(const mx_config *c, uint64_t *out, mx_error *err)
+mx_status mx_train_run_seed(const mx_config *c, uint64_t *out, mx_error *err)
 {
     const char *text = mx_config_string(c, "seed");
     char *end;
@@ -107,7 +107,7 @@ static mx_status open_encoder(mx_train_run *t, mx_error *err)
     if (mx_config_list(c, "label-names", &labels)) o.labels = labels;
     if (mx_config_int(c, "lora-rank")) return mx_fail(err, MX_ERR_ARG, "lora-rank: adapters to encoders are not known here");
     if (!mx_dtype_parse(mx_config_string(c, "compute"), &o.compute)) return mx_fail(err, MX_ERR_ARG, "compute");
-    MX_TRY(seed_of(c, &o.seed, err));
+    MX_TRY(mx_train_run_seed(c, &o.seed, err));
     MX_TRY(mx_bert_open(&t->bert, t->dev, models[0], &o, err));
     if (mx_bert_fresh(t->bert)) note(t, "the head begins fresh: the model's file lacks %d tensors of it", mx_bert_fresh(t->bert));
     return MX_OK;
@@ -125,7 +125,7 @@ static mx_status open_model(mx_train_run *t, mx_error *err)
     if (!mx_dtype_parse(mx_config_string(c, "compute"), &o.compute)) return mx_fail(err, MX_ERR_ARG, "compute");
     o.lora = (mx_lora_options){.rank = (int32_t)mx_config_int(c, "lora-rank"), .alpha = (float)mx_config_float(c, "lora-alpha"),
                                .dropout = (float)mx_config_float(c, "lora-dropout")};
-    MX_TRY(seed_of(c, &o.seed, err));
+    MX_TRY(mx_train_run_seed(c, &o.seed, err));
     MX_TRY(mx_decoder_config_folder(&model, models[0], err));
     MX_TRY(lora_targets(c, &model, &o.lora.targets, err));
     if (mx_tokenizer_vocab(t->tokenizer) > model.vocab)
@@ -140,7 +140,7 @@ static mx_status open_batches(mx_train_run *t, mx_error *err)
     mx_packing packing = !strcmp(how, "documents") ? MX_PACK_DOCUMENTS : !strcmp(how, "blocks") ? MX_PACK_BLOCKS : MX_PACK_BLOCKS_MASKED;
     int32_t length = (int32_t)mx_config_int(c, "length"), most = t->encoder ? t->encoder_config.max_positions : mx_lm_config(t->lm)->max_positions;
     uint64_t seed;
-    MX_TRY(seed_of(c, &seed, err));
+    MX_TRY(mx_train_run_seed(c, &seed, err));
     if (!length) length = most;
     if (length > most) return mx_fail(err, MX_ERR_ARG, "length is %d; the model was made for %d", length, most);
     if (t->data) MX_TRY(mx_batches_open(&t->batches, t->data, packing, length, seed, true, !t->encoder, err));
@@ -175,12 +175,14 @@ static mx_train_options train_options(const mx_config *c)
 
 mx_learner mx_train_run_learner(mx_train_run *t)
 {
+    if (t->graph) return t->graph_learner;
     return t->encoder ? mx_bert_learner(t->bert) : mx_lm_learner(t->lm);
 }
 
 mx_status mx_train_run_open(mx_train_run *t, bool learning, mx_error *err)
 {
     mx_config *c = t->config;
+    if (t->graph) return mx_train_graph_open(t, learning, err);
     MX_TRY(mx_train_run_tokenizer(t, err));
     MX_TRY(open_task(t, err));
     if (learning) MX_TRY(mx_train_run_data(t, "data", &t->data, err));
@@ -193,13 +195,15 @@ mx_status mx_train_run_start(mx_train_run *t, const char *folder, mx_error *err)
 {
     mx_learner learner = mx_train_run_learner(t);
     mx_train_options o = train_options(t->config);
-    MX_TRY(seed_of(t->config, &o.seed, err));
-    return mx_trainer_open(&t->trainer, folder, &learner, &t->batches, t->eval ? &t->eval_batches : NULL, &o, t->comm, err);
+    MX_TRY(mx_train_run_seed(t->config, &o.seed, err));
+    if (t->graph) mx_train_graph_options(t, &o);
+    return mx_trainer_open(&t->trainer, folder, &learner, &t->batches, t->eval_batches.count ? &t->eval_batches : NULL, &o, t->comm, err);
 }
 
 void mx_train_run_close(mx_train_run *t)
 {
     mx_trainer_close(t->trainer);
+    mx_train_graph_close(t);
     mx_batches_close(&t->eval_batches);
     mx_batches_close(&t->batches);
     mx_bert_close(t->bert);

@@ -7,12 +7,14 @@
 #define MX_TRAIN_RUN_H
 
 #include "models/bert.h"
+#include "models/gnn_file.h"
 #include "models/lm.h"
 #include "runtime/config.h"
 
 typedef struct mx_train_run {
     mx_config *config;            /* the settings of merx train                             */
     bool       encoder;           /* else a language model                                  */
+    bool       graph;             /* a graph network, from server/train_graph.h             */
     mx_device *dev;
     mx_comm   *comm;              /* NULL: alone                                            */
     bool     (*reading)(void *ctx, uint64_t done, uint64_t total);     /* bytes of data; false stops; may be NULL */
@@ -28,6 +30,10 @@ typedef struct mx_train_run {
     mx_bert      *bert;
     mx_batches    batches, eval_batches;
     mx_trainer   *trainer;
+    mx_gnn_file     graph_file;
+    mx_gnn         *gnn;
+    mx_gnn_learning graph_learning;
+    mx_learner      graph_learner;
 } mx_train_run;
 
 /* All but the trainer.  learning: --data is read too, else only --eval-data.
@@ -37,6 +43,9 @@ mx_status  mx_train_run_open(mx_train_run *t, bool learning, mx_error *err);
 mx_status  mx_train_run_start(mx_train_run *t, const char *folder, mx_error *err);
 void       mx_train_run_close(mx_train_run *t);          /* a zeroed one is fine */
 mx_learner mx_train_run_learner(mx_train_run *t);
+
+/* --seed; 1 when not given. */
+mx_status  mx_train_run_seed(const mx_config *c, uint64_t *out, mx_error *err);
 
 /* Parts of open, for merx tokenize. */
 mx_status  mx_train_run_tokenizer(mx_train_run *t, mx_error *err);

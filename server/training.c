@@ -313,7 +313,7 @@ static mx_status open_run(turns *u, mx_config **config, mx_error *err)
 {
     mx_training *t = u->t;
     MX_TRY(config_of(u->of->settings, config, err));
-    u->run = (mx_train_run){.config = *config, .encoder = !strcmp(u->of->v.kind, "encoder"), .dev = &t->app->devices[t->app->device],
+    u->run = (mx_train_run){.config = *config, .encoder = !strcmp(u->of->v.kind, "encoder"), .graph = !strcmp(u->of->v.kind, "gnn"), .dev = &t->app->devices[t->app->device],
                             .reading = reading, .note = noted, .ctx = u};
     MX_TRY(mx_train_run_open(&u->run, true, err));
     return mx_train_run_start(&u->run, u->of->v.folder, err);
@@ -463,7 +463,7 @@ static mx_status read_spec(mx_training *t, const mx_training_spec *spec, json_t 
 {
     bool saves = false;
     int models = 0, data = 0;
-    if (strcmp(spec->kind, "lm") && strcmp(spec->kind, "encoder")) return mx_fail(err, MX_ERR_ARG, "kind: \"%.40s\" is neither lm nor encoder", spec->kind);
+    if (strcmp(spec->kind, "lm") && strcmp(spec->kind, "encoder") && strcmp(spec->kind, "gnn")) return mx_fail(err, MX_ERR_ARG, "kind: \"%.40s\" is none of lm, encoder and gnn", spec->kind);
     if (strlen(spec->name) >= sizeof((mx_training_view *)0)->name) return mx_fail(err, MX_ERR_ARG, "name: longer than 127 bytes");
     if (spec->n > MOST_SETTINGS) return mx_fail(err, MX_ERR_ARG, "settings: %d of them, at most %d", spec->n, MOST_SETTINGS);
     for (int i = 0; i < spec->n; i++) {
