@@ -1,7 +1,12 @@
 /* test_gnn.c - graph networks beside PyTorch Geometric's, in parts beside in whole, and learning. */
-#include "models/gnn.h"
+#include "models/gnn_file.h"
 #include "tests/test.h"
 
+#include <unistd.h>
+
+#ifndef MX_TEST_DEVICE
+#define MX_TEST_DEVICE 0              /* tests/cudasim builds it for the simulated GPU */
+#endif
 #define GOLDEN MX_SOURCE_DIR "/tests/golden/gnn/"
 
 static const char *const names[] = {"sage", "sage-max", "sage-unit", "gcn", "gat", "rgcn", "lightgcn"};
@@ -73,13 +78,13 @@ static bool rig_open(rig *g, const char *name, int threads, bool learn)
     CHECK_OK(mx_devices_open(&g->devs, &g->count, &opt, &err), err);
     g->data = file(name, "data"), g->want = file(name, "want"), g->grad = file(name, "grad");
     if (!g->devs || !g->data || !g->want || !g->grad || !rig_graph(g)) return false;
-    CHECK_OK(mx_gnn_open(&g->m, &g->devs[0], folder, &err), err);
+    CHECK_OK(mx_gnn_open(&g->m, &g->devs[MX_TEST_DEVICE], folder, &err), err);
     if (!g->m || !learn) return g->m != NULL;
     mx_gnn_config c = *mx_gnn_config_of(g->m);
     mx_gnn *fresh = NULL;
     mx_learner l = {0};
     mx_gnn_data d = {.graph = &g->g.view, .features = g->features, .targets = g->n, .node = g->node, .label = g->label};
-    CHECK_OK(mx_gnn_create(&fresh, &g->devs[0], &c, 1, &err), err);
+    CHECK_OK(mx_gnn_create(&fresh, &g->devs[MX_TEST_DEVICE], &c, 1, &err), err);
     mx_gnn_close(g->m);
     g->m = fresh;
     if (!fresh) return false;
@@ -132,8 +137,8 @@ static double pass(rig *g, const mx_gnn_learning *o, int64_t *counted, double *r
     CHECK_OK(mx_gnn_learner(g->m, &d, o, &l, &err), err);
     CHECK_OK(mx_batches_open_range(&b, 0, g->n, 7, 1, true, &err), err);
     for (int32_t i = 0; i < g->n; i++) CHECK_OK(mx_batches_take(&b, i, &batch, &err), err);
-    CHECK_OK(mx_stream_open(&s, &g->devs[0], l.scratch(l.network, g->n, g->n, 1, learn), &err), err);
-    if (learn) memset(l.params->grad.base, 0, l.params->grad.size);
+    CHECK_OK(mx_stream_open(&s, &g->devs[MX_TEST_DEVICE], l.scratch(l.network, g->n, g->n, 1, learn), &err), err);
+    if (learn) s.dev->ops->clear(&s, l.params->grad.base, l.params->grad.size);
     mx_pass p = {.batch = &batch, .learn = learn, .seed = 5};
     CHECK_OK(l.run(l.network, &s, &p, &err), err);
     CHECK(s.scratch_peak <= s.scratch.size);
@@ -143,6 +148,19 @@ static double pass(rig *g, const mx_gnn_learning *o, int64_t *counted, double *r
     *counted = p.counted;
     *right = p.extra;
     return p.loss;
+}
+
+/* One of the buffers of all parameters, on the host; free it. */
+static float *fetched(const mx_params *p, const mx_buffer *b)
+{
+    mx_error err = {0};
+    mx_stream s;
+    float *host = malloc(b->size);
+    CHECK_OK(mx_stream_open(&s, p->dev, 0, &err), err);
+    s.dev->ops->download(&s, host, b->base, b->size);
+    CHECK_OK(mx_stream_sync(&s, &err), err);
+    mx_stream_close(&s);
+    return host;
 }
 
 static void gradients_equal_those_of_pytorch_geometric(void)
@@ -155,11 +173,13 @@ static void gradients_equal_those_of_pytorch_geometric(void)
                 double right, loss = pass(&g, &(mx_gnn_learning){.fanout = {drawn * 64, drawn * 64}}, &counted, &right, true);
                 double want = (double)*(const float *)mx_checkpoint_find(g.want, "loss")->data;
                 mx_params *p = mx_gnn_params(g.m);
+                float *grad = fetched(p, &p->grad);
                 CHECK_MSG(fabs(loss - want) < 1e-5 * want && counted == g.n, "%s: loss %.7f, want %.7f", names[i], loss, want);
                 for (int k = 0; k < p->n; k++) {
-                    double d = apart(mx_params_view(p, &p->grad, k, 1).data, mx_checkpoint_find(g.grad, p->param[k].name));
+                    double d = apart(grad + p->param[k].offset, mx_checkpoint_find(g.grad, p->param[k].name));
                     CHECK_MSG(d < 1e-5, "%s, %s, drawn %d: %.2e apart", names[i], p->param[k].name, drawn, d);
                 }
+                free(grad);
             }
             rig_close(&g);
         }
@@ -351,6 +371,54 @@ static void labels_are_learnt_and_what_is_wrong_is_named(void)
     mx_devices_close(devs, count);
 }
 
+/* ---- a file ------------------------------------------------------------------------------------ */
+
+#define REFUSED(words)                                                                               \
+    do {                                                                                             \
+        CHECK(mx_safetensors_write(path, t, n, NULL, 0, &err) == MX_OK);                             \
+        CHECK(mx_gnn_file_open(&f, path, &err) != MX_OK);                                            \
+        CHECK_MSG(strstr(err.text, words), "\"%s\" lacks \"%s\"", err.text, words);                  \
+    } while (0)
+
+static void a_file_is_read_and_checked(void)
+{
+    char path[] = "/tmp/merx-graph-XXXXXX.safetensors";
+    int32_t edges[][2] = {{0, 3}, {1, 3}, {0, 4}, {2, 5}}, pairs[][2] = {{0, 3}, {1, 3}, {0, 4}, {2, 5}, {1, 5}}, type[] = {0, 0, 0, 1, 1, 1}, both = 1;
+    int32_t train[] = {0, 1, 2, 3}, test[] = {4};
+    mx_save t[] = {{"edges", MX_SAVE_I32, 2, {4, 2}, edges, false}, {"pairs", MX_SAVE_I32, 2, {5, 2}, pairs, false}, {"type", MX_SAVE_I32, 1, {6}, type, false},
+                   {"both_ways", MX_SAVE_I32, 1, {1}, &both, false}, {"train", MX_SAVE_I32, 1, {4}, train, false}, {"test", MX_SAVE_I32, 1, {1}, test, false}};
+    int n = 6, fd = mkstemps(path, 12);
+    mx_gnn_file f;
+    mx_error err = {0};
+    CHECK(fd >= 0);
+    CHECK_OK(mx_safetensors_write(path, t, n, NULL, 0, &err), err);
+    CHECK_OK(mx_gnn_file_open(&f, path, &err), err);
+    CHECK(f.graph.edges == 8 && f.task == MX_GNN_LINKS && f.first[1] == 4 && f.first[2] == 4 && f.first[3] == 5 && mx_graph_row(&f.known.view, 0, 0).n == 2);
+    /* user 1 knows node 3; of 4 and 5 it likes 5 more */
+    float z[] = {1, 0, 0, 1, 0, 0, 9, 9, 0.5f, 0.1f, 0.2f, 0.9f};
+    double recall, ndcg;
+    CHECK_OK(mx_gnn_rank(&f, MX_GNN_TEST, z, 2, 1, &recall, &ndcg, &err), err);
+    CHECK(recall == 1 && ndcg == 1);
+    z[9] = 1;
+    CHECK_OK(mx_gnn_rank(&f, MX_GNN_TEST, z, 2, 1, &recall, &ndcg, &err), err);
+    CHECK(recall == 0 && ndcg == 0);
+    CHECK_OK(mx_gnn_rank(&f, MX_GNN_TEST, z, 2, 2, &recall, &ndcg, &err), err);
+    CHECK(recall == 1 && fabs(ndcg - 1 / log2(3)) < 1e-12);
+    mx_gnn_file_close(&f);
+    test[0] = 5;
+    REFUSED("tensor test, row 0: 5");
+    test[0] = 4, edges[2][1] = 6;
+    REFUSED("edge 2: from 0 to 6");
+    edges[2][1] = 4, type[1] = 256;
+    REFUSED("node 1 has type 256");
+    type[1] = 0, t[1].name = "ways";
+    REFUSED("one of the tensors label, labels and pairs");
+    t[1].name = "pairs", t[0].dims[0] = 8, t[0].n_dims = 1;
+    REFUSED("tensor edges must be I32");
+    remove(path);
+    close(fd);
+}
+
 MX_TESTS(TEST(outputs_equal_those_of_pytorch_geometric), TEST(gradients_equal_those_of_pytorch_geometric), TEST(a_part_is_the_whole),
          TEST(what_is_saved_opens_again), TEST(learning_does_not_depend_on_threads), TEST(links_and_rankings_are_learnt),
-         TEST(labels_are_learnt_and_what_is_wrong_is_named))
+         TEST(labels_are_learnt_and_what_is_wrong_is_named), TEST(a_file_is_read_and_checked))
