@@ -478,7 +478,7 @@ static mx_status read_spec(mx_training *t, const mx_training_spec *spec, json_t 
         data += !strcmp(name, "data");
         if (json_array_append_new(settings, json_pack("[s, s]", name, value))) return mx_fail(err, MX_ERR_NO_MEMORY, "a job");
     }
-    if (models != 1) return mx_fail(err, MX_ERR_ARG, "model: one folder is needed");
+    if (models > 1 || (!models && strcmp(spec->kind, "gnn"))) return mx_fail(err, MX_ERR_ARG, "model: one folder is needed");      /* a graph network may begin fresh */
     if (!data) return mx_fail(err, MX_ERR_ARG, "data: a file is needed");
     if (!saves) json_array_append_new(settings, json_pack("[s, s]", "save-every", "100"));
     mx_config *c;

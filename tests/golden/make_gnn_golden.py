@@ -4,7 +4,7 @@
     python3 make_gnn_golden.py OUT_FOLDER     (needs torch, torch_geometric, safetensors)
 
 A folder for each network: config.json and model.safetensors, data.safetensors
-(edges by relation, features, classes; weights where the network has them),
+(edges by relation, features, classes, splits; weights where the network has them),
 want.safetensors (output of all nodes, loss) and grad.safetensors (of the summed
 cross-entropy over all nodes).
 """
@@ -72,7 +72,8 @@ for name, c in RUNS.items():
     if light: put("embedding.weight", table)
     folder = os.path.join(out, name)
     os.makedirs(folder, exist_ok=True)
-    data = {"edges": edge.t().int().contiguous(), "relation": relation.int(), "label": label.int()}
+    data = {"edges": edge.t().int().contiguous(), "relation": relation.int(), "label": label.int(),
+            "train": torch.arange(15).int(), "valid": torch.arange(15, 19).int(), "test": torch.arange(19, N).int()}
     if not light: data["features"] = x
     if weight is not None: data["weight"] = weight
     json.dump(cfg, open(os.path.join(folder, "config.json"), "w"), indent=1)
