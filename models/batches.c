@@ -76,6 +76,24 @@ mx_status mx_batches_open(mx_batches *b, const mx_dataset *d, mx_packing packing
     return MX_OK;
 }
 
+mx_status mx_batches_open_range(mx_batches *b, int64_t first, int64_t count, uint64_t hash, uint64_t seed, bool shuffle, mx_error *err)
+{
+    *b = (mx_batches){.length = 1, .seed = seed, .shuffle = shuffle, .count = count, .range_first = first, .range_hash = hash};
+    if (count < 1 || first < 0 || first > INT32_MAX - count)
+        return mx_fail(err, MX_ERR_ARG, "data: %lld targets from %lld on; there must be at least one, and less than 2147483647", (long long)count, (long long)first);
+    return MX_OK;
+}
+
+int64_t mx_batches_tokens(const mx_batches *b)
+{
+    return b->data ? mx_dataset_tokens(b->data) : b->count;
+}
+
+uint64_t mx_batches_hash(const mx_batches *b)
+{
+    return b->data ? mx_dataset_hash(b->data) : b->range_hash;
+}
+
 void mx_batches_close(mx_batches *b)
 {
     free(b->first);
@@ -124,7 +142,7 @@ static place find(const mx_batches *b, int64_t at)
 
 int32_t mx_batches_length(const mx_batches *b, int64_t at)
 {
-    return find(b, at).rows;
+    return b->data ? find(b, at).rows : 1;
 }
 
 /* ---- packing ------------------------------------------------------------------------- */
@@ -191,8 +209,21 @@ static void copy_rows(const mx_batches *b, const place *p, int32_t from, int32_t
     }
 }
 
+static mx_status take_number(const mx_batches *b, int64_t at, mx_batch *out, mx_error *err)
+{
+    int64_t i = at % b->count;
+    MX_TRY(grow(out, 1, 1, err));
+    if (b->shuffle) i = mx_permute(b->seed, (uint64_t)(at / b->count), b->count, i);
+    out->ids[out->rows] = (int32_t)(b->range_first + i);
+    out->targets[out->rows] = -1;
+    out->positions[out->rows] = 0;
+    end_span(out, 1, -1);
+    return MX_OK;
+}
+
 mx_status mx_batches_take(const mx_batches *b, int64_t at, mx_batch *out, mx_error *err)
 {
+    if (!b->data) return take_number(b, at, out, err);
     place p = find(b, at);
     if (b->packing != MX_PACK_BLOCKS_MASKED) {
         MX_TRY(grow(out, p.rows, 1, err));

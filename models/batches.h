@@ -10,6 +10,9 @@
  * For encoders (not shifted) a longer document is cut to `length`, and keeps its
  * last token ([SEP]).
  *
+ * A range is the numbers first .. first+count-1, each a sequence of one row whose id it is:
+ * what a graph network learns from has no text.
+ *
  * A batch is packed: sequences one behind the other, no padding, spans beside. */
 #ifndef MX_BATCHES_H
 #define MX_BATCHES_H
@@ -23,7 +26,7 @@ typedef enum mx_packing {
 } mx_packing;
 
 typedef struct mx_batches {
-    const mx_dataset *data;
+    const mx_dataset *data;       /* NULL: a range                                   */
     mx_packing packing;
     int32_t    length;            /* tokens of a sequence at most (inputs)           */
     uint64_t   seed;
@@ -31,12 +34,19 @@ typedef struct mx_batches {
     bool       shifted;           /* target i is token i+1 (language models); else targets are filled in by the model */
     int64_t    count;             /* sequences of an epoch                           */
     int64_t   *first;             /* DOCUMENTS: first sequence of every document     */
+    int64_t    range_first;
+    uint64_t   range_hash;        /* of what the range stands for                    */
 } mx_batches;
 
 /* Errors: MX_ERR_ARG (length; fewer tokens than one block), MX_ERR_NO_MEMORY. */
 mx_status mx_batches_open(mx_batches *b, const mx_dataset *d, mx_packing packing, int32_t length, uint64_t seed, bool shuffle,
                           bool shifted, mx_error *err);
+/* Errors: MX_ERR_ARG (a range that is empty or leaves int32). */
+mx_status mx_batches_open_range(mx_batches *b, int64_t first, int64_t count, uint64_t hash, uint64_t seed, bool shuffle, mx_error *err);
 void      mx_batches_close(mx_batches *b);
+/* Of the data behind it: tokens in all, and what tells it from other data. */
+int64_t   mx_batches_tokens(const mx_batches *b);
+uint64_t  mx_batches_hash(const mx_batches *b);
 
 /* One packed batch in host memory; grows, never shrinks; zero it, free with mx_batch_free. */
 typedef struct mx_batch {

@@ -125,7 +125,7 @@ mx_status mx_trainer_open(mx_trainer **out, const char *run, const mx_learner *l
     t->plan.parameters = (int64_t)learner->params->elements;
     t->plan.steps = t->steps;
     t->plan.sequences = train->count;
-    t->plan.tokens = mx_dataset_tokens(train->data);
+    t->plan.tokens = mx_batches_tokens(train);
     mx_comm_shard(comm, learner->params->count, &t->shard_begin, &t->shard_end);
     MX_TRY_GOTO(st, open_memory(t, err), fail);
     MX_TRY_GOTO(st, mx_comm_device(comm, &t->stream, err), fail);

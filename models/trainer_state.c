@@ -42,7 +42,7 @@ enum { N_FIXED = 8 };
 
 static void fixed_of(const mx_trainer *t, fixed f[N_FIXED])
 {
-    f[0] = (fixed){"data", (int64_t)mx_dataset_hash(t->train->data), "the training data"};
+    f[0] = (fixed){"data", (int64_t)mx_batches_hash(t->train), "the training data"};
     f[1] = (fixed){"layout", (int64_t)layout_hash(t->learner.params), "the network's parameters"};
     f[2] = (fixed){"sequences", t->train->count, "the number of sequences"};
     f[3] = (fixed){"packing", t->train->packing, "packing"};

@@ -32,7 +32,7 @@ const mx_cli_command mx_cli_commands[] = {
     {"info", MX_CMD_INFO, mx_cli_info, "", "Show the machine, the memory a model takes and how many texts fit.", NULL,
      "  merx info\n"
      "  merx info --model path/to/model --dtype bf16 --json\n"},
-    {"train", MX_CMD_TRAIN, mx_cli_train, " lm|encoder|dqn", "Train a language model, an adapter to one, a text encoder, or a policy.",
+    {"train", MX_CMD_TRAIN, mx_cli_train, " lm|encoder|gnn|dqn", "Train a language model, an adapter to one, a text encoder, a graph network, or a policy.",
      "The folder has config.json, a tokenizer and, unless --from-scratch, weights. Data is .jsonl, .txt\n"
      "or shards of merx tokenize. Checkpoints open in transformers; the same command goes on from the\n"
      "newest one, bit for bit. Under mpirun the processes share every batch. dqn learns to act in a\n"
@@ -42,6 +42,7 @@ const mx_cli_command mx_cli_commands[] = {
      "  merx train lm -m small --from-scratch -d corpus-*.safetensors --packing blocks --run runs/small --steps 20000\n"
      "  merx train encoder -m bert --task classify --label-names bad --label-names good -d reviews.jsonl --run runs/mood\n"
      "  merx train encoder -m runs/mood/checkpoint-00000900 --task classify --eval-data held-out.jsonl --eval-only\n"
+     "  merx train gnn --network gcn -d cora.safetensors --run runs/cora --hidden 16 --dropout 0.5 --l2-first 5e-4 --epochs 200\n"
      "  mpirun -n 4 merx train lm -m gpt2 -d copy.jsonl --run runs/copy\n"
      "  merx train dqn --env cartpole --run runs/cartpole\n"},
     {"evaluate", MX_CMD_EVALUATE, mx_cli_evaluate, "", "Play a learned policy; print its mean return with its 95 % interval.",

@@ -1,10 +1,10 @@
-/* cli_train.c - merx train lm and encoder, merx tokenize, merx merge, merx plot. */
+/* cli_train.c - merx train lm, encoder and gnn, merx tokenize, merx merge, merx plot. */
 #include "server/cli_parts.h"
 
 #include "runtime/log.h"
 #include "runtime/topology.h"
 #include "server/plot.h"
-#include "server/train_run.h"
+#include "server/train_graph.h"
 
 #include <errno.h>
 #include <signal.h>
@@ -52,7 +52,7 @@ static void told(void *ctx, const char *text)
 
 static void prepare(run *r, mx_config *c)
 {
-    r->t = (mx_train_run){.config = c, .encoder = r->t.encoder, .reading = reading, .note = told, .ctx = r};
+    r->t = (mx_train_run){.config = c, .encoder = r->t.encoder, .graph = r->t.graph, .reading = reading, .note = told, .ctx = r};
 }
 
 /* Processes of one machine that were not told which GPU take one each. */
@@ -103,10 +103,16 @@ static void show_plan(const run *r)
     mx_train_plan p;
     mx_trainer_plan(r->t.trainer, &p);
     if (r->quiet || !r->first) return;
-    fprintf(stderr, "merx: %.1f M parameters learn; %lld tokens in %lld sequences; %lld steps", (double)p.parameters * 1e-6,
-            (long long)p.tokens, (long long)p.sequences, (long long)p.steps);
+    if (r->t.graph)
+        fprintf(stderr, "merx: %.3f M parameters learn; %d nodes, %lld edges, %lld targets; %lld steps", (double)p.parameters * 1e-6,
+                r->t.graph_file.graph.view.nodes, (long long)r->t.graph_file.graph.edges, (long long)p.sequences, (long long)p.steps);
+    else
+        fprintf(stderr, "merx: %.1f M parameters learn; %lld tokens in %lld sequences; %lld steps", (double)p.parameters * 1e-6,
+                (long long)p.tokens, (long long)p.sequences, (long long)p.steps);
     if (mx_comm_size(r->comm) > 1) fprintf(stderr, " by %d processes", mx_comm_size(r->comm));
-    fprintf(stderr, "\nmerx: memory: weights %.0f MiB, gradients and moments %.0f MiB, a micro-batch of %d tokens %.0f MiB; up to %d tokens fit %.1f GiB\n",
+    if (r->t.graph) {
+        fprintf(stderr, "\nmerx: memory: weights %.0f MiB, gradients and moments %.0f MiB, a pass %.0f MiB\n", mib(p.weights), mib(p.optimizer), mib(p.scratch));
+    } else fprintf(stderr, "\nmerx: memory: weights %.0f MiB, gradients and moments %.0f MiB, a micro-batch of %d tokens %.0f MiB; up to %d tokens fit %.1f GiB\n",
             mib(p.weights), mib(p.optimizer), p.micro_rows, mib(p.scratch), p.most_rows, (double)p.memory / (1 << 30));
     if (p.resumed_from >= 0) fprintf(stderr, "merx: goes on from step %lld (%s)\n", (long long)p.resumed_from, p.folder);
 }
@@ -117,8 +123,8 @@ static void show_step(run *r, const mx_train_report *t, double eval)
     if (!r->first) return;
     cli_clock(t->seconds_left, left, sizeof left);
     if (eval > 0) snprintf(val, sizeof val, ", val %.4f", eval);
-    cli_progress_figures(&r->progress, (double)t->step / (double)t->steps, "%lld/%lld loss %.4f%s, lr %.2e, |g| %.2f, %.0f tok/s, %.0f MiB, %s left",
-                         (long long)t->step, (long long)t->steps, t->loss, val, t->lr, t->grad_norm, t->tokens_per_s, mib(t->memory), left);
+    cli_progress_figures(&r->progress, (double)t->step / (double)t->steps, "%lld/%lld loss %.4f%s, lr %.2e, |g| %.2f, %.0f %s/s, %.0f MiB, %s left",
+                         (long long)t->step, (long long)t->steps, t->loss, val, t->lr, t->grad_norm, t->tokens_per_s, r->t.graph ? "targets" : "tok", mib(t->memory), left);
 }
 
 static void show_evaluation(run *r, const mx_train_report *t)
@@ -126,7 +132,7 @@ static void show_evaluation(run *r, const mx_train_report *t)
     if (r->quiet || !r->first) return;
     cli_progress_clear(&r->progress);
     fprintf(stderr, "merx: step %lld, epoch %.2f: loss %.4f, validation loss %.4f, %s %.*f%s\n", (long long)t->step, t->epoch, t->loss,
-            t->eval_loss, r->t.classify ? "accuracy" : "perplexity", r->t.classify ? 4 : 2, t->eval_extra, t->eval_loss <= t->best_loss ? ", the best so far" : "");
+            t->eval_loss, r->t.graph ? r->t.graph_learner.metric : r->t.classify ? "accuracy" : "perplexity", r->t.classify || r->t.graph ? 4 : 2, t->eval_extra, t->eval_loss <= t->best_loss ? ", the best so far" : "");
 }
 
 static mx_status learn(run *r, mx_error *err)
@@ -150,7 +156,7 @@ static mx_status learn(run *r, mx_error *err)
     }
     cli_progress_clear(&r->progress);
     if (!r->quiet && r->first) fprintf(stderr, "merx: %lld steps are done; the last loss was %.4f\n", (long long)t.step, t.loss);
-    return MX_OK;
+    return r->t.graph && r->first ? mx_train_graph_report(&r->t, stdout, err) : MX_OK;
 }
 
 /* ---- --eval-only: measure, learn nothing ------------------------------------------------------- */
@@ -168,6 +174,7 @@ static mx_status measure(run *r, mx_error *err)
     double loss = 0, extra = 0;
     MX_TRY(open_parts(r, false, err));
     if (mx_comm_size(r->comm) > 1) return mx_fail(err, MX_ERR_ARG, "eval-only: one process measures");
+    if (r->t.graph) return mx_train_graph_report(&r->t, stdout, err);
     mx_learner l = mx_train_run_learner(&r->t);
     MX_TRY(mx_evaluate(&l, &r->t.eval_batches, (int32_t)mx_config_int(r->t.config, "micro-rows"), measuring, r, &loss, &extra, err));
     cli_progress_clear(&r->progress);
@@ -181,9 +188,10 @@ int mx_cli_train(mx_config *c, int n, char **rest)
     mx_error err = {0};
     bool only = mx_config_bool(c, "eval-only");
     if (n == 1 && !strcmp(rest[0], "dqn")) return cli_train_dqn(c);
-    if (n != 1 || (strcmp(rest[0], "lm") && strcmp(rest[0], "encoder")))
-        return cli_usage("train what? merx train lm (or encoder) --model FOLDER --data FILE --run FOLDER, or merx train dqn --env NAME --run FOLDER");
+    if (n != 1 || (strcmp(rest[0], "lm") && strcmp(rest[0], "encoder") && strcmp(rest[0], "gnn")))
+        return cli_usage("train what? merx train lm (or encoder, gnn) --model FOLDER --data FILE --run FOLDER, or merx train dqn --env NAME --run FOLDER");
     r.t.encoder = !strcmp(rest[0], "encoder");
+    r.t.graph = !strcmp(rest[0], "gnn");
     prepare(&r, c);
     cli_hold_signals(&r.held);
     mx_status st = only ? measure(&r, &err) : open_run(&r, &err);

@@ -12,7 +12,7 @@ const mx_setting_group mx_setting_groups[] = {
     {MX_GROUP_BATCH, "Batches"},         {MX_GROUP_SERVER, "Server"},  {MX_GROUP_MODEL, "Model and memory"},
     {MX_GROUP_PROMPT, "Prompt"},         {MX_GROUP_LENGTH, "Length"},  {MX_GROUP_SAMPLE, "Choice of words"},
     {MX_GROUP_DATA, "Data"},             {MX_GROUP_RUN, "Run"},        {MX_GROUP_LEARN, "Learning"},
-    {MX_GROUP_ADAPTER, "Adapter (LoRA)"}, {MX_GROUP_ACT, "Learning to act (dqn)"}, {MX_GROUP_PLOT, "Picture"}, {MX_GROUP_VECTOR, "Vectors and classes"}, {MX_GROUP_LOAD, "Load"}, {MX_GROUP_OUTPUT, "Output and log"}, {0, NULL},
+    {MX_GROUP_ADAPTER, "Adapter (LoRA)"}, {MX_GROUP_ACT, "Learning to act (dqn)"}, {MX_GROUP_PLOT, "Picture"}, {MX_GROUP_VECTOR, "Vectors and classes"}, {MX_GROUP_GRAPH, "Graph networks"}, {MX_GROUP_LOAD, "Load"}, {MX_GROUP_OUTPUT, "Output and log"}, {0, NULL},
 };
 
 const mx_setting mx_settings[] = {
@@ -187,7 +187,7 @@ const mx_setting mx_settings[] = {
 
     /* data */
     {"data", 'd', MX_SET_LIST, NULL, 0, 0, NULL, MX_CMD_LOAD | MX_CMD_DATA | MX_GROUP_DATA, "FILE",
-     "What is learned: .jsonl, .txt, or shards of merx tokenize. For load: events as .jsonl, .csv, or columns between tabs."},
+     "What is learned: .jsonl, .txt, or shards of merx tokenize; a graph's .safetensors for train gnn. For load: events as .jsonl, .csv, or columns between tabs."},
     {"store", 0, MX_SET_STRING, NULL, 0, 0, NULL, MX_CMD_LOAD | MX_GROUP_DATA, "FOLDER",
      "The store of events that profiles are made of; made if it is not there."},
     {"columns", 0, MX_SET_STRING, NULL, 0, 0, NULL, MX_CMD_LOAD | MX_GROUP_DATA, "NAMES",
@@ -286,6 +286,40 @@ const mx_setting mx_settings[] = {
      "Share of the adapter's input that is dropped."},
     {"lora-targets", 0, MX_SET_LIST, NULL, 0, 0, NULL, MX_CMD_TRAIN | MX_GROUP_ADAPTER, "NAME",
      "Products that get one: q_proj, v_proj ... or all; q_proj and v_proj (GPT-2: c_attn) when not given."},
+
+    /* graph networks */
+    {"network", 0, MX_SET_CHOICE, "sage", 0, 0, "sage|gcn|gat|rgcn|lightgcn", MX_CMD_TRAIN | MX_GROUP_GRAPH, NULL,
+     "What merx train gnn makes of a graph."},
+    {"layers", 0, MX_SET_INT, "2", 1, 8, NULL, MX_CMD_TRAIN | MX_GROUP_GRAPH, "N",
+     "How far a node sees."},
+    {"hidden", 0, MX_SET_INT, "64", 1, 65536, NULL, MX_CMD_TRAIN | MX_GROUP_GRAPH, "N",
+     "Columns of a layer; of all heads together for gat."},
+    {"outputs", 0, MX_SET_INT, "64", 1, 65536, NULL, MX_CMD_TRAIN | MX_GROUP_GRAPH, "N",
+     "Columns of a node's vector when pairs are learned."},
+    {"heads", 0, MX_SET_INT, "8", 1, 64, NULL, MX_CMD_TRAIN | MX_GROUP_GRAPH, "N",
+     "gat: heads side by side."},
+    {"out-heads", 0, MX_SET_INT, "1", 1, 64, NULL, MX_CMD_TRAIN | MX_GROUP_GRAPH, "N",
+     "gat: heads of the last layer, of which the mean is taken."},
+    {"aggregate", 0, MX_SET_CHOICE, "mean", 0, 0, "mean|max", MX_CMD_TRAIN | MX_GROUP_GRAPH, NULL,
+     "sage: what is made of the neighbours."},
+    {"unit-rows", 0, MX_SET_BOOL, "false", 0, 0, NULL, MX_CMD_TRAIN | MX_GROUP_GRAPH, NULL,
+     "sage: rows of every layer have length one."},
+    {"id-cols", 0, MX_SET_INT, "0", 0, 65536, NULL, MX_CMD_TRAIN | MX_GROUP_GRAPH, "N",
+     "Columns of each node's own row that is learned, beside its features."},
+    {"fanout", 0, MX_SET_LIST, NULL, 0, 0, NULL, MX_CMD_TRAIN | MX_GROUP_GRAPH, "N",
+     "Neighbours drawn for a node, one number a layer, the layer next to the input first; 0 is all. Not given: the whole graph at once."},
+    {"negatives", 0, MX_SET_INT, "1", 1, 64, NULL, MX_CMD_TRAIN | MX_GROUP_GRAPH, "N",
+     "Pairs that are none, drawn for each that is."},
+    {"pair-loss", 0, MX_SET_CHOICE, "bpr", 0, 0, "bpr|links", MX_CMD_TRAIN | MX_GROUP_GRAPH, NULL,
+     "Pairs: bpr wants each above another; links tells them from others."},
+    {"edge-dropout", 0, MX_SET_FLOAT, "0", 0, 0.99, NULL, MX_CMD_TRAIN | MX_GROUP_GRAPH, "X",
+     "gat: share of the attention that is dropped."},
+    {"l2", 0, MX_SET_FLOAT, "0", 0, 100, NULL, MX_CMD_TRAIN | MX_GROUP_GRAPH, "X",
+     "Added to the gradient, times the weight."},
+    {"l2-first", 0, MX_SET_FLOAT, "0", 0, 100, NULL, MX_CMD_TRAIN | MX_GROUP_GRAPH, "X",
+     "The same, of the first layer alone."},
+    {"l2-rows", 0, MX_SET_FLOAT, "0", 0, 100, NULL, MX_CMD_TRAIN | MX_GROUP_GRAPH, "X",
+     "The same, of the rows of a batch's pairs."},
 
     /* vectors and classes */
     {"classify", 0, MX_SET_BOOL, "false", 0, 0, NULL, MX_CMD_EMBED | MX_GROUP_VECTOR, NULL,

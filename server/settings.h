@@ -19,8 +19,8 @@ typedef enum mx_command {
 
     MX_GROUP_MODEL = 1 << 16, MX_GROUP_BATCH = 1 << 17, MX_GROUP_SERVER = 1 << 18, MX_GROUP_PROMPT = 1 << 19,
     MX_GROUP_LENGTH = 1 << 20, MX_GROUP_SAMPLE = 1 << 21, MX_GROUP_OUTPUT = 1 << 22,
-    MX_GROUP_DATA = 1 << 23, MX_GROUP_RUN = 1 << 24, MX_GROUP_LEARN = 1 << 25, MX_GROUP_ADAPTER = 1 << 26, MX_GROUP_PLOT = 1 << 27, MX_GROUP_VECTOR = 1 << 28, MX_GROUP_ACT = 1 << 29, MX_GROUP_LOAD = 1 << 15,
-    MX_DECIDES_TEXT = 1 << 30
+    MX_GROUP_DATA = 1 << 23, MX_GROUP_RUN = 1 << 24, MX_GROUP_LEARN = 1 << 25, MX_GROUP_ADAPTER = 1 << 26, MX_GROUP_PLOT = 1 << 27, MX_GROUP_VECTOR = 1 << 28, MX_GROUP_ACT = 1 << 29, MX_GROUP_LOAD = 1 << 15, MX_GROUP_GRAPH = 1 << 30,
+    MX_DECIDES_TEXT = (int)(1u << 31)         /* all 32 bits are taken now */
 } mx_command;
 
 /* Bit i of `commands` is mx_command_names[i]; NULL ends both lists. */

@@ -1,5 +1,5 @@
 /* train_run.c - a training run from its settings: for the command line, and for the server's jobs. */
-#include "server/train_run.h"
+#include "server/train_graph.h"
 
 #include <errno.h>
 #include <stdarg.h>
@@ -175,12 +175,14 @@ static mx_train_options train_options(const mx_config *c)
 
 mx_learner mx_train_run_learner(mx_train_run *t)
 {
+    if (t->graph) return t->graph_learner;
     return t->encoder ? mx_bert_learner(t->bert) : mx_lm_learner(t->lm);
 }
 
 mx_status mx_train_run_open(mx_train_run *t, bool learning, mx_error *err)
 {
     mx_config *c = t->config;
+    if (t->graph) return mx_train_graph_open(t, learning, err);
     MX_TRY(mx_train_run_tokenizer(t, err));
     MX_TRY(open_task(t, err));
     if (learning) MX_TRY(mx_train_run_data(t, "data", &t->data, err));
@@ -194,12 +196,14 @@ mx_status mx_train_run_start(mx_train_run *t, const char *folder, mx_error *err)
     mx_learner learner = mx_train_run_learner(t);
     mx_train_options o = train_options(t->config);
     MX_TRY(mx_train_run_seed(t->config, &o.seed, err));
-    return mx_trainer_open(&t->trainer, folder, &learner, &t->batches, t->eval ? &t->eval_batches : NULL, &o, t->comm, err);
+    if (t->graph) mx_train_graph_options(t, &o);
+    return mx_trainer_open(&t->trainer, folder, &learner, &t->batches, t->eval_batches.count ? &t->eval_batches : NULL, &o, t->comm, err);
 }
 
 void mx_train_run_close(mx_train_run *t)
 {
     mx_trainer_close(t->trainer);
+    mx_train_graph_close(t);
     mx_batches_close(&t->eval_batches);
     mx_batches_close(&t->batches);
     mx_bert_close(t->bert);

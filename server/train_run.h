@@ -7,12 +7,14 @@
 #define MX_TRAIN_RUN_H
 
 #include "models/bert.h"
+#include "models/gnn_file.h"
 #include "models/lm.h"
 #include "runtime/config.h"
 
 typedef struct mx_train_run {
     mx_config *config;            /* the settings of merx train                             */
     bool       encoder;           /* else a language model                                  */
+    bool       graph;             /* a graph network, from server/train_graph.h             */
     mx_device *dev;
     mx_comm   *comm;              /* NULL: alone                                            */
     bool     (*reading)(void *ctx, uint64_t done, uint64_t total);     /* bytes of data; false stops; may be NULL */
@@ -28,6 +30,10 @@ typedef struct mx_train_run {
     mx_bert      *bert;
     mx_batches    batches, eval_batches;
     mx_trainer   *trainer;
+    mx_gnn_file     graph_file;
+    mx_gnn         *gnn;
+    mx_gnn_learning graph_learning;
+    mx_learner      graph_learner;
 } mx_train_run;
 
 /* All but the trainer.  learning: --data is read too, else only --eval-data.

@@ -346,7 +346,7 @@ static mx_status open_run(turns *u, mx_config **config, mx_error *err)
     mx_training *t = u->t;
     MX_TRY(config_of(u->of->settings, config, err));
     if (!strcmp(u->of->v.kind, "dqn")) return mx_dqn_run_open(&u->dqn, *config, &t->app->devices[t->app->device], u->of->v.folder, err);
-    u->run = (mx_train_run){.config = *config, .encoder = !strcmp(u->of->v.kind, "encoder"), .dev = &t->app->devices[t->app->device],
+    u->run = (mx_train_run){.config = *config, .encoder = !strcmp(u->of->v.kind, "encoder"), .graph = !strcmp(u->of->v.kind, "gnn"), .dev = &t->app->devices[t->app->device],
                             .reading = reading, .note = noted, .ctx = u};
     MX_TRY(mx_train_run_open(&u->run, true, err));
     return mx_train_run_start(&u->run, u->of->v.folder, err);
@@ -523,7 +523,7 @@ static mx_status read_spec(mx_training *t, const mx_training_spec *spec, json_t 
     bool saves = false;
     int models = 0, data = 0;
     bool policy = !strcmp(spec->kind, "dqn");
-    if (!policy && strcmp(spec->kind, "lm") && strcmp(spec->kind, "encoder")) return mx_fail(err, MX_ERR_ARG, "kind: \"%.40s\" is none of lm, encoder, dqn", spec->kind);
+    if (!policy && strcmp(spec->kind, "lm") && strcmp(spec->kind, "encoder") && strcmp(spec->kind, "gnn")) return mx_fail(err, MX_ERR_ARG, "kind: \"%.40s\" is none of lm, encoder, gnn, dqn", spec->kind);
     if (strlen(spec->name) >= sizeof((mx_training_view *)0)->name) return mx_fail(err, MX_ERR_ARG, "name: longer than 127 bytes");
     if (spec->n > MOST_SETTINGS) return mx_fail(err, MX_ERR_ARG, "settings: %d of them, at most %d", spec->n, MOST_SETTINGS);
     for (int i = 0; i < spec->n; i++) {
@@ -543,7 +543,7 @@ static mx_status read_spec(mx_training *t, const mx_training_spec *spec, json_t 
         if (json_array_append_new(settings, json_pack("[s, s]", name, value))) return mx_fail(err, MX_ERR_NO_MEMORY, "a job");
     }
     if (policy && (models || data)) return mx_fail(err, MX_ERR_ARG, "%s: a policy learns in a world; give the setting env", models ? "model" : "data");
-    if (!policy && models != 1) return mx_fail(err, MX_ERR_ARG, "model: one folder is needed");
+    if (!policy && (models > 1 || (!models && strcmp(spec->kind, "gnn")))) return mx_fail(err, MX_ERR_ARG, "model: one folder is needed");      /* a graph network may begin fresh */
     if (!policy && !data) return mx_fail(err, MX_ERR_ARG, "data: a file is needed");
     if (!saves) json_array_append_new(settings, json_pack("[s, s]", "save-every", policy ? "10000" : "100"));
     mx_config *c;

@@ -346,6 +346,21 @@ static void a_policy(void)
     fixture_close(&f);
 }
 
+/* A graph network begins fresh, without a model's folder. */
+static void a_graph_network(void)
+{
+    static const char *const settings[][2] = {{"network", "gat"}, {"hidden", "8"}, {"heads", "2"}, {"epochs", "7"}, {"eval-every", "3"}, {"dropout", "0.2"}};
+    fixture f;
+    char id[24];
+    mx_rpc_status st;
+    fresh_folder();
+    if (!fixture_open(&f)) return;
+    submit(&f, "gnn", "", MX_SOURCE_DIR "/tests/golden/gnn/gat/data.safetensors", settings, 6, id, &st);
+    CHECK_MSG(*id, "%s", st.text);
+    CHECK(wait_for(&f, id, MERX__V1__TRAINING_STATE__TRAINING_DONE, 7) == 7);
+    fixture_close(&f);
+}
+
 static void refused(fixture *f, const char *kind, const char *model, const char *data, const char *name, const char *value, const char *part)
 {
     char id[24];
@@ -398,4 +413,4 @@ static void refusals(void)
     fresh_folder();
 }
 
-MX_TESTS(TEST(watched_to_the_end_and_served), TEST(gone_on_with_after_a_restart), TEST(cancelled), TEST(an_encoder), TEST(a_policy), TEST(refusals))
+MX_TESTS(TEST(watched_to_the_end_and_served), TEST(gone_on_with_after_a_restart), TEST(cancelled), TEST(an_encoder), TEST(a_policy), TEST(a_graph_network), TEST(refusals))
