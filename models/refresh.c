@@ -18,6 +18,20 @@ struct mx_refresh {
     float         *out;                               /* [batch, widest] */
 };
 
+static mx_status gnn_layer(void *ctx, mx_stream *s, int32_t layer, const mx_graph *g, const int32_t *nodes, int32_t n, const float *in, float *out, mx_error *err)
+{
+    (void)s;
+    return mx_gnn_layer(ctx, g, layer, in, nodes, n, out, err);
+}
+
+mx_refresh_net mx_refresh_net_of(mx_gnn *m, int32_t batch)
+{
+    const mx_gnn_config *c = mx_gnn_config_of(m);
+    mx_refresh_net net = {.layers = c->layers, .degrees = c->kind == MX_GNN_GCN || c->kind == MX_GNN_LIGHTGCN, .run = gnn_layer, .ctx = m, .batch = batch};
+    for (int32_t k = 0; k <= c->layers; k++) net.width[k] = mx_gnn_width(c, k);
+    return net;
+}
+
 /* ---- sets of nodes ------------------------------------------------------------------------ */
 
 static void set_free(set *s)

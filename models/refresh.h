@@ -15,6 +15,7 @@
 #ifndef MX_REFRESH_H
 #define MX_REFRESH_H
 
+#include "models/gnn.h"
 #include "models/live_graph.h"
 #include "runtime/device.h"
 
@@ -28,6 +29,9 @@ typedef struct mx_refresh_net {
     void    *ctx;
     int32_t  batch;                                   /* nodes of one call at most         */
 } mx_refresh_net;
+
+/* The layers of a network of gnn.h, which must outlive the refresh; its runs need no stream. */
+mx_refresh_net mx_refresh_net_of(mx_gnn *m, int32_t batch);
 
 typedef struct mx_refresh mx_refresh;
 

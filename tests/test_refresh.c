@@ -1,6 +1,7 @@
 /* test_refresh.c - after each of a thousand events the refreshed embeddings are those of a graph built and
  * computed anew, bit for bit: GraphSAGE (mean, maximum, sampled), GCN, GAT, over two relations. */
 #include "kernels/ops.h"
+#include "models/gnn.h"
 #include "models/refresh.h"
 #include "tests/test.h"
 
@@ -227,6 +228,53 @@ static void sage_sampled(void) { thousand(SAGE_SAMPLED); }
 static void gcn(void) { thousand(GCN); }
 static void gat(void) { thousand(GAT); }
 
+/* ---- the networks of gnn.h ---------------------------------------------------------------------------- */
+
+static void trained_kind(const char *name, mx_gnn_kind k, bool max, bool unit)
+{
+    static world w;
+    mx_error err = {0};
+    mx_gnn *m = NULL;
+    mx_gnn_config c = {.kind = k, .task = MX_GNN_LINKS, .layers = 2, .features = IN, .hidden = HID, .outputs = HID, .heads = 2, .out_heads = 2, .relations = k == MX_GNN_RGCN ? 2 : 0,
+                       .max = max, .unit = unit, .act = MX_ACT_RELU};
+    w = (world){.nodes = START, .seed = 31 + (uint64_t)k};
+    draw(w.input, START * IN, &w.seed);
+    for (int i = 0; i < 30; i++) world_edge(&w, i % 2, (int32_t)(test_random(&w.seed) % START), (int32_t)(test_random(&w.seed) % START), 1);
+    if (k != MX_GNN_GAT) c.heads = c.out_heads = 0;
+    CHECK_OK(mx_gnn_create(&m, devices, &c, 5, &err), err);
+    if (!m) return;
+    mx_live_graph *l = build(&w);
+    mx_refresh_net like = mx_refresh_net_of(m, 7);
+    mx_refresh *r = NULL;
+    CHECK_OK(mx_refresh_open(&r, l, &like, w.input, &err), err);
+    CHECK_OK(mx_refresh_run(r, NULL, NULL, &err), err);
+    int right = 0, inferred = 0, events = EVENTS;
+    for (int i = 0; i < events; i++) {
+        static float all[MOST * HID];
+        event(r, &w);
+        CHECK_OK(mx_refresh_run(r, NULL, NULL, &err), err);
+        right += same(r, &w, &like, NULL);
+        CHECK_OK(mx_gnn_infer(m, mx_live_graph_view(l), w.input, all, NULL, NULL, &err), err);
+        bool equal = true;
+        for (int32_t v = 0; v < w.nodes; v++) equal &= !memcmp(mx_refresh_embedding(r, v), all + (size_t)v * HID, 4 * HID);
+        inferred += equal;
+    }
+    CHECK_MSG(right == events, "%s: %d of %d refreshes equal computing all anew", name, right, events);
+    if (k != MX_GNN_LIGHTGCN) CHECK_MSG(inferred == events, "%s: %d of %d refreshes equal inference", name, inferred, events);
+    mx_refresh_close(r);
+    mx_live_graph_close(l);
+    mx_gnn_close(m);
+}
+
+static void networks(void)
+{
+    trained_kind("sage mean", MX_GNN_SAGE, false, false);
+    trained_kind("sage max, unit rows", MX_GNN_SAGE, true, true);
+    trained_kind("gcn", MX_GNN_GCN, false, false);
+    trained_kind("gat", MX_GNN_GAT, false, false);
+    trained_kind("rgcn", MX_GNN_RGCN, false, false);
+}
+
 /* ---- the rest --------------------------------------------------------------------------------------- */
 
 static void erased_node(void)
@@ -321,4 +369,4 @@ static void open_devices(void)
 
 static void close_devices(void) { mx_devices_close(devices, n_devices); }
 
-MX_TESTS(TEST(open_devices), TEST(sage_mean), TEST(sage_max), TEST(sage_sampled), TEST(gcn), TEST(gat), TEST(erased_node), TEST(broken_off), TEST(close_devices))
+MX_TESTS(TEST(open_devices), TEST(sage_mean), TEST(sage_max), TEST(sage_sampled), TEST(gcn), TEST(gat), TEST(networks), TEST(erased_node), TEST(broken_off), TEST(close_devices))
