@@ -30,7 +30,7 @@ typedef struct mx_attribution_ask {
 } mx_attribution_ask;
 
 typedef struct mx_attributed_token {
-    const char *piece;            /* the vocabulary's own bytes; "##" begins a word's rest    */
+    const char *piece;            /* the bytes it stands for; a space begins a word           */
     size_t      len;
     double      weight;
 } mx_attributed_token;

@@ -2,7 +2,9 @@
 #include "server/app.h"
 
 #include "server/experiments.h"
+#include "server/explain.h"
 #include "server/pricing.h"
+#include "server/profiles.h"
 #include "server/training.h"
 
 #include "runtime/log.h"
@@ -170,6 +172,8 @@ void mx_app_close(mx_app *app, uint32_t grace_ms)
     mx_training_close(app->training);
     mx_experiments_close(app->experiments);
     mx_pricing_close(app->pricing);
+    mx_profiles_close(app->profiles);
+    mx_explainer_close(app->explainer);
     if (app->scheduler) mx_scheduler_close(app->scheduler, grace_ms);
     for (int i = 0; i < app->n_models; i++) mx_generator_close(app->models[i]);
     for (int i = 0; i < app->n_encoders; i++) mx_embedder_close(app->encoders[i]);

@@ -18,6 +18,8 @@ typedef enum mx_app_state { MX_APP_STARTING, MX_APP_SERVING, MX_APP_DRAINING } m
 struct mx_training;
 struct mx_experiments;
 struct mx_pricing;
+struct mx_profiles;
+struct mx_explainer;
 
 enum { MX_APP_MODELS = 64 };      /* of each kind, at most */
 
@@ -42,6 +44,8 @@ struct mx_app {
     struct mx_training *training; /* NULL: off                */
     struct mx_experiments *experiments;
     struct mx_pricing *pricing;
+    struct mx_profiles *profiles;
+    struct mx_explainer *explainer;
     /* mx_app_load with the defaults; services call it through here. */
     mx_status    (*load)(mx_app *app, const char *spec, mx_error *err);
 };

@@ -3,7 +3,9 @@
 
 #include "runtime/log.h"
 #include "server/experiments.h"
+#include "server/explain.h"
 #include "server/pricing.h"
+#include "server/profiles.h"
 #include "server/rpc.h"
 #include "server/training.h"
 
@@ -73,7 +75,7 @@ mx_status cli_open_app(mx_app *app, mx_config *c, bool serving, mx_error *err)
 {
     const char *const *specs;
     int n = mx_config_list(c, "model", &specs);
-    if (!n && !mx_config_string(c, "training-folder") && !mx_config_string(c, "experiments") && !mx_config_string(c, "pricing")) return mx_fail(err, MX_ERR_ARG, "no model: give one with --model PATH (a Hugging Face folder or a .gguf file)");
+    if (!n && !mx_config_string(c, "training-folder") && !mx_config_string(c, "experiments") && !mx_config_string(c, "pricing") && !mx_config_string(c, "profiles")) return mx_fail(err, MX_ERR_ARG, "no model: give one with --model PATH (a Hugging Face folder or a .gguf file)");
     mx_generator_options o = options_of(c);
     MX_TRY(serving ? mx_app_open_serving(app, c, err) : mx_app_open(app, c, err));
     app->defaults = o;
@@ -127,6 +129,17 @@ static void bind_to_rpc(const mx_plan *p)
     free(all);
 }
 
+static mx_status open_profiles(mx_app *app, const mx_config *c, mx_error *err)
+{
+    const char *folder = mx_config_string(c, "profiles"), *encoder = mx_config_string(c, "profiles-encoder"), *sentiment = mx_config_string(c, "profiles-sentiment");
+    mx_profiles_options o = {0};
+    MX_TRY(mx_explainer_open(&app->explainer, &app->devices[app->device], err));
+    if (!folder) return encoder || sentiment ? mx_fail(err, MX_ERR_ARG, "profiles-encoder, profiles-sentiment: say with --profiles where the profiles are") : MX_OK;
+    if (encoder) MX_TRY(mx_find_encoder(app, encoder, &o.encoder, err));
+    if (sentiment) MX_TRY(mx_find_encoder(app, sentiment, &o.sentiment, err));
+    return mx_profiles_open(&app->profiles, folder, &o, err);
+}
+
 int mx_cli_serve(mx_config *c, int n, char **rest)
 {
     mx_error err = {0};
@@ -137,7 +150,7 @@ int mx_cli_serve(mx_config *c, int n, char **rest)
     cli_hold_signals(&stop);
     signal(SIGPIPE, SIG_IGN);
     if (cli_open_app(&app, c, true, &err)) return cli_failed(&err);
-    if (open_training(&app, c, &err) || open_experiments(&app, c, &err) || open_pricing(&app, c, &err)) {
+    if (open_training(&app, c, &err) || open_experiments(&app, c, &err) || open_pricing(&app, c, &err) || open_profiles(&app, c, &err)) {
         mx_app_close(&app, 0);
         return cli_failed(&err);
     }

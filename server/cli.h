@@ -14,6 +14,7 @@ int mx_cli_tokenize(mx_config *c, int n, char **rest);
 int mx_cli_embed(mx_config *c, int n, char **rest);
 int mx_cli_plot(mx_config *c, int n, char **rest);
 int mx_cli_merge(mx_config *c, int n, char **rest);
+int mx_cli_profile(mx_config *c, int n, char **rest);
 
 /* ---- help (cli_help.c) ------------------------------------------------------------ */
 

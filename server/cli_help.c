@@ -54,6 +54,13 @@ const mx_cli_command mx_cli_commands[] = {
     {"plot", MX_CMD_PLOT, mx_cli_plot, " METRICS.jsonl ...", "Draw the curves of training runs as an SVG.", NULL,
      "  merx plot runs/copy/metrics.jsonl -o loss.svg --title \"Copy, GPT-2\"\n"
      "  merx plot runs/a/metrics.jsonl runs/b/metrics.jsonl -o compare.svg --log-x\n"},
+    {"profile", MX_CMD_PROFILE, mx_cli_profile, " USER | -i EVENTS", "What a user is like, and why; or events for a server.",
+     "Asks a running server, or reads a folder that none has open. A row of --input is an event:\n"
+     "{\"event_id\": \"o-17\", \"type\": \"buy\", \"user\": \"anna\", \"object\": \"shoe-3\", \"ts_ms\": 1764230400000,\n"
+     "\"price_minor\": 4990, \"currency\": \"EUR\", \"category\": \"shoes\", \"promo\": true}; the same id counts once.",
+     "  merx profile anna\n"
+     "  merx profile -i events.jsonl --learn --server 127.0.0.1:50051\n"
+     "  merx profile anna --profiles data/profiles\n"},
     {0},
 };
 

@@ -1,105 +1,37 @@
 /* embed.c - the Embeddings service: many texts in one call, each with its own end.
  *
- * One call is one `work`, one text one item.  A window of its texts is in the
- * scheduler at once, so that a long list shares the queue with others.  THREADS:
- * begin, pump, cancelled and closed run on the call's RPC thread, done() on the
- * device's worker; they meet under work->lock. */
+ * One call is one `work`; begin, pump, cancelled and closed run on the call's RPC thread. */
 #include "server/rpc.h"
 #include "server/services.h"
+#include "server/texts.h"
 
-#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { WINDOW = 128, LOW = WINDOW / 2 };
-
-typedef enum item_state { WAITING, RUNNING, DONE, REFUSED } item_state;
-
-struct work;
-typedef struct item {
-    struct work  *work;
-    mx_embedding *m;
-    item_state    state;          /* RUNNING -> DONE under the lock; else the RPC thread's */
-    mx_error      error;
-} item;
-
 typedef struct work {
-    pthread_mutex_t lock;
     mx_call     *call;
     mx_embedder *model;
     mx_arena     decoded;         /* the request, whose texts are read one by one */
-    char       **texts;
     const char  *request_id;
     mx_embedding_request q;
-    int          n, next, running;     /* running: under the lock               */
-    bool         cancelled, refill;    /* refill: texts wait for a place, under the lock */
-    item         items[];
+    mx_texts    *texts;
 } work;
 
-static void done(mx_embedding *m, const mx_error *err)
+static void wake(void *call)
 {
-    item *it = mx_embedding_user(m);
-    work *w = it->work;
-    pthread_mutex_lock(&w->lock);
-    if (err) it->error = *err;
-    it->state = DONE;
-    w->running--;
-    if (!w->running || (w->refill && w->running <= LOW)) mx_call_wake(w->call);
-    pthread_mutex_unlock(&w->lock);
+    mx_call_wake(call);
 }
 
-/* Hands over what the window and the queue allow; true when every text has its end. */
-static bool feed(work *w)
+static Merx__V1__ItemStatus *status_of(mx_error *why, mx_arena *a, bool *ok)
 {
-    while (w->next < w->n) {
-        item *it = &w->items[w->next];
-        mx_error err = {.code = MX_OK};
-        pthread_mutex_lock(&w->lock);
-        int running = w->running;
-        w->refill = true;
-        pthread_mutex_unlock(&w->lock);
-        if (running >= WINDOW && !w->cancelled) return false;
-        mx_status st = w->cancelled ? mx_fail(&err, MX_ERR_CANCELLED, "cancelled") : MX_OK;
-        if (!st && !it->m)
-            st = mx_embedding_open(&it->m, w->model, w->texts[w->next], strlen(w->texts[w->next]), &w->q, done, it, mx_call_deadline_ns(w->call), &err);
-        if (!st) {
-            pthread_mutex_lock(&w->lock);
-            it->state = RUNNING;
-            w->running++;
-            pthread_mutex_unlock(&w->lock);
-            st = mx_embedding_submit(it->m, &err);
-            if (st) {
-                pthread_mutex_lock(&w->lock);
-                it->state = WAITING;
-                running = --w->running;
-                pthread_mutex_unlock(&w->lock);
-                if (st == MX_ERR_BUSY && running) return false;      /* a text's end wakes us again */
-            }
-        }
-        if (st) {
-            it->state = REFUSED;
-            it->error = err;
-            it->error.code = st;
-        }
-        w->next++;
-    }
-    pthread_mutex_lock(&w->lock);
-    w->refill = false;
-    bool over = !w->running;
-    pthread_mutex_unlock(&w->lock);
-    return over;
-}
-
-static Merx__V1__ItemStatus *status_of(item *it, mx_arena *a, bool *ok)
-{
-    if (!it->error.code) return NULL;
+    if (!why->code) return NULL;
     Merx__V1__ItemStatus *s = mx_arena_array(a, 1, sizeof *s);
     *ok = *ok && s;
     if (!s) return NULL;
     merx__v1__item_status__init(s);
-    mx_text_clean(it->error.text);
-    s->code = mx_rpc_code_of(it->error.code);
-    s->message = it->error.text;
+    mx_text_clean(why->text);
+    s->code = mx_rpc_code_of(why->code);
+    s->message = why->text;
     return s;
 }
 
@@ -111,7 +43,7 @@ static double total_ms(const work *w)
 static bool send_vectors(work *w, mx_arena *a)
 {
     mx_embedder_info info;
-    size_t n = (size_t)w->n;
+    size_t n = (size_t)mx_texts_count(w->texts);
     bool ok = true;
     Merx__V1__EmbedResponse r = MERX__V1__EMBED_RESPONSE__INIT;
     Merx__V1__Embedding *m = mx_arena_array(a, n, sizeof *m);
@@ -119,13 +51,14 @@ static bool send_vectors(work *w, mx_arena *a)
     if (!m || !r.embeddings) return false;
     mx_embedder_info_get(w->model, &info);
     for (size_t i = 0; i < n; i++) {
-        item *it = &w->items[i];
+        mx_error *why;
+        const mx_embedding *of = mx_texts_at(w->texts, (int)i, &why);
         merx__v1__embedding__init(&m[i]);
-        m[i].status = status_of(it, a, &ok);
-        if (!it->error.code) {
-            m[i].values = (float *)(uintptr_t)mx_embedding_values(it->m);
+        m[i].status = status_of(why, a, &ok);
+        if (of) {
+            m[i].values = (float *)(uintptr_t)mx_embedding_values(of);
             m[i].n_values = (size_t)info.d_model;
-            m[i].tokens = mx_embedding_tokens(it->m);
+            m[i].tokens = mx_embedding_tokens(of);
         }
         r.embeddings[i] = &m[i];
     }
@@ -136,9 +69,9 @@ static bool send_vectors(work *w, mx_arena *a)
     return ok && mx_call_send(w->call, &r.base, false);
 }
 
-static void fill_class(const work *w, const mx_embedder_info *info, const item *it, Merx__V1__Classification *m)
+static void fill_class(const work *w, const mx_embedder_info *info, const mx_embedding *of, Merx__V1__Classification *m)
 {
-    const float *p = mx_embedding_probabilities(it->m);
+    const float *p = mx_embedding_probabilities(of);
     int32_t best = 0;
     for (int32_t i = 1; i < info->classes; i++)
         if (p[i] > p[best]) best = i;
@@ -147,13 +80,13 @@ static void fill_class(const work *w, const mx_embedder_info *info, const item *
     m->probability = p[best];
     m->probabilities = (float *)(uintptr_t)p;
     m->n_probabilities = (size_t)info->classes;
-    m->tokens = mx_embedding_tokens(it->m);
+    m->tokens = mx_embedding_tokens(of);
 }
 
 static bool send_classes(work *w, mx_arena *a)
 {
     mx_embedder_info info;
-    size_t n = (size_t)w->n;
+    size_t n = (size_t)mx_texts_count(w->texts);
     bool ok = true;
     Merx__V1__ClassifyResponse r = MERX__V1__CLASSIFY_RESPONSE__INIT;
     Merx__V1__Classification *m = mx_arena_array(a, n, sizeof *m);
@@ -162,10 +95,11 @@ static bool send_classes(work *w, mx_arena *a)
     r.labels = mx_arena_array(a, (size_t)info.classes, sizeof *r.labels);
     if (!m || !r.results || !r.labels) return false;
     for (size_t i = 0; i < n; i++) {
-        item *it = &w->items[i];
+        mx_error *why;
+        const mx_embedding *of = mx_texts_at(w->texts, (int)i, &why);
         merx__v1__classification__init(&m[i]);
-        m[i].status = status_of(it, a, &ok);
-        if (!it->error.code) fill_class(w, &info, it, &m[i]);
+        m[i].status = status_of(why, a, &ok);
+        if (of) fill_class(w, &info, of, &m[i]);
         r.results[i] = &m[i];
     }
     for (int32_t i = 0; i < info.classes; i++) r.labels[i] = (char *)(uintptr_t)mx_embedder_label(w->model, i);
@@ -180,35 +114,29 @@ static bool send_classes(work *w, mx_arena *a)
 static void pump(mx_call *call, void *user, mx_arena *scratch)
 {
     work *w = user;
-    if (!feed(w)) return;
-    if (w->cancelled) mx_call_finish(call, MX_ERR_CANCELLED, "cancelled");
+    if (!mx_texts_feed(w->texts)) return;
+    if (mx_texts_cancelled(w->texts)) mx_call_finish(call, MX_ERR_CANCELLED, "cancelled");
     else if (w->q.classify ? send_classes(w, scratch) : send_vectors(w, scratch)) mx_call_finish(call, MX_OK, NULL);
     else mx_call_finish(call, MX_ERR_NO_MEMORY, "the answer is over the server's memory budget for a message");
 }
 
 static void cancelled(mx_call *call, void *user)
 {
-    work *w = user;
-    pthread_mutex_lock(&w->lock);
-    w->cancelled = true;
-    for (int i = 0; i < w->next; i++)
-        if (w->items[i].state == RUNNING) mx_embedding_cancel(w->items[i].m);
-    pthread_mutex_unlock(&w->lock);
+    mx_texts_cancel(((work *)user)->texts);
     mx_call_wake(call);
 }
 
 static void closed(void *user)
 {
     work *w = user;
-    for (int i = 0; i < w->n; i++) mx_embedding_close(w->items[i].m);
+    mx_texts_close(w->texts);
     mx_arena_close(&w->decoded);
-    pthread_mutex_destroy(&w->lock);
     free(w);
 }
 
 /* ---- begin --------------------------------------------------------------------------- */
 
-static mx_status find_encoder(const mx_app *app, const char *name, mx_embedder **out, mx_error *err)
+mx_status mx_find_encoder(const mx_app *app, const char *name, mx_embedder **out, mx_error *err)
 {
     if (!app->n_encoders) return mx_fail(err, MX_ERR_STATE, "no encoder is loaded");
     for (int i = 0; i < app->n_encoders; i++) {
@@ -229,23 +157,23 @@ static mx_status begin(mx_app *app, mx_call *call, const char *model, char **tex
     if (!n || n > MX_MAX_TEXTS) return mx_fail(err, MX_ERR_ARG, "texts: %zu of them, 1..%d are allowed", n, MX_MAX_TEXTS);
     if (strlen(request_id) > MX_MAX_REQUEST_ID)
         return mx_fail(err, MX_ERR_ARG, "request_id: %zu bytes, at most %d", strlen(request_id), MX_MAX_REQUEST_ID);
-    MX_TRY(find_encoder(app, model, &e, err));
+    MX_TRY(mx_find_encoder(app, model, &e, err));
     mx_embedder_info info;
     mx_embedder_info_get(e, &info);
     if (q->classify && !info.classes) return mx_fail(err, MX_ERR_STATE, "model: %s has no classification head", info.name);
     if (q->embed && q->pooling == MX_POOL_POOLER && !info.pooler) return mx_fail(err, MX_ERR_STATE, "pooling: model %s has no pooler", info.name);
-    work *w = calloc(1, sizeof *w + n * sizeof *w->items);
-    if (!w) return mx_fail(err, MX_ERR_NO_MEMORY, "no memory for the request");
-    pthread_mutex_init(&w->lock, NULL);
+    work *w = calloc(1, sizeof *w);
+    if (w) w->texts = mx_texts_open(e, texts, (int)n, q, mx_call_deadline_ns(call), wake, call);
+    if (!w || !w->texts) {
+        free(w);
+        return mx_fail(err, MX_ERR_NO_MEMORY, "no memory for the request");
+    }
     w->call = call;
     w->model = e;
     w->decoded = *decoded;
     *decoded = (mx_arena){0};
-    w->texts = texts;
     w->request_id = request_id;
     w->q = *q;
-    w->n = (int)n;
-    for (size_t i = 0; i < n; i++) w->items[i].work = w;
     mx_call_attach(call, &handler, w);
     pump(call, w, scratch);
     return MX_OK;
@@ -256,7 +184,7 @@ static mx_status read_embed(const mx_app *app, const Merx__V1__EmbedRequest *m, 
     static const mx_pooling of[] = {[MERX__V1__POOLING__POOLING_MEAN] = MX_POOL_MEAN, [MERX__V1__POOLING__POOLING_CLS] = MX_POOL_CLS,
                                     [MERX__V1__POOLING__POOLING_POOLER] = MX_POOL_POOLER};
     mx_embedder *e;
-    MX_TRY(find_encoder(app, m->model, &e, err));
+    MX_TRY(mx_find_encoder(app, m->model, &e, err));
     *q = mx_embedding_defaults(e);
     q->truncate = m->truncate;
     if (m->_normalize_case) q->normalize = m->normalize;

@@ -50,6 +50,21 @@ MX_METHOD(mx_competitor_prices_begin);
 MX_METHOD(mx_inventory_begin);
 MX_METHOD(mx_elasticity_begin);
 MX_METHOD(mx_explain_decision_begin);
+MX_METHOD(mx_get_profile_begin);
+MX_METHOD(mx_batch_profiles_begin);
+MX_METHOD(mx_stream_profiles_begin);
+MX_METHOD(mx_watch_profile_begin);
+MX_METHOD(mx_put_events_begin);
+MX_METHOD(mx_explain_label_begin);
+MX_METHOD(mx_sentiment_begin);
+MX_METHOD(mx_stream_sentiment_begin);
+MX_METHOD(mx_similar_users_begin);
+MX_METHOD(mx_look_alike_begin);
+MX_METHOD(mx_recommend_begin);
+MX_METHOD(mx_define_tag_begin);
+MX_METHOD(mx_list_tags_begin);
+MX_METHOD(mx_backfill_tag_begin);
+MX_METHOD(mx_delete_subject_begin);
 MX_METHOD(mx_health_check_begin);
 MX_METHOD(mx_health_watch_begin);
 MX_METHOD(mx_reflection_begin);
@@ -79,6 +94,8 @@ mx_status mx_text_request_read(mx_text_request *out, const mx_app *app, mx_arena
 /* Name "" is the first model; that of an adapter is the model it stands beside. */
 mx_status mx_find_model(mx_generator **out, const mx_app *app, const char *name, mx_error *err);
 mx_status mx_chat_read(const mx_tokenizer *t, mx_arena *arena, const Merx__V1__Chat *chat, mx_ids *out, mx_error *err);
+/* Name "" is the first encoder.  MX_ERR_STATE: none is loaded. */
+mx_status mx_find_encoder(const mx_app *app, const char *name, mx_embedder **out, mx_error *err);
 /* "<model>.generate", as models/generate.h names a model's lane. */
 void      mx_lane_name(char *out, size_t size, const char *model);
 
@@ -94,6 +111,14 @@ mx_status mx_style_apply(const mx_style *s, mx_arena *a, const Merx__V1__Generat
 /* What was chosen; false: the arena is full.  Its texts are the style's. */
 bool      mx_style_told(mx_style *s, mx_arena *a, Merx__V1__StyleChosen **out);
 void      mx_style_close(mx_style *s);        /* NULL is fine; else it is ready */
+
+/* ---- a profile as a message of a stream (profile_service.c) ------------------------- */
+
+struct mx_profiles;
+struct mx_profile_view;
+/* The answer, or its status; release *hold, when it is not NULL, after it is sent.  False: the arena is full. */
+bool mx_profile_answer(struct mx_profiles *p, const Merx__V1__GetProfileRequest *q, mx_arena *a, Merx__V1__ProfileAnswer *out,
+                       const struct mx_profile_view **hold);
 
 /* ---- what a generation has said (generate_reply.c) ------------------------------- */
 

