@@ -137,10 +137,11 @@ static mx_status first_tag(mx_profiles *p, const char *name, const char *descrip
 
 static mx_status first_tags(mx_profiles *p, mx_error *err)
 {
-    Merx__V1__TagRule price[] = {rule("promo_share", 0.7, -2, true, 2.5), rule("price_rank", -2, 0.5, true, 1.5), rule("price_words", 0.7, -2, true, 1)};
+    Merx__V1__TagRule price[] = {rule("promo_share", 0.7, -2, true, 2.5), rule("promo_share", -2, 0.3, false, -2.5),        /* what nothing says of anybody */
+                                 rule("price_rank", -2, 0.49, true, 1.5), rule("price_words", 0.7, -2, true, 1)};
     Merx__V1__TagRule quality[] = {rule("price_rank", 0.7, -2, true, 2.5), rule("quality_words", 0.8, -2, true, 2.5)};
     Merx__V1__TagRule social[] = {rule("social", 0.8, -2, true, 2), rule("social_rate", 0.8, -2, true, 1.5)};
-    MX_TRY(first_tag(p, "price-sensitive", "buys reduced (over the 70th percentile of the posterior share) and below the median price of its categories", -3, price, 3, err));
+    MX_TRY(first_tag(p, "price-sensitive", "buys reduced (over the 70th percentile of the posterior share) and below the median price of its categories", -3, price, 4, err));
     MX_TRY(first_tag(p, "quality-seeking", "buys in the upper 30 % of its categories' prices, or speaks of quality", -2, quality, 2, err));
     return first_tag(p, "socially-active", "follows, joins, shares and reviews, in the upper 20 %", -2.5, social, 2, err);
 }
