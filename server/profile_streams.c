@@ -189,6 +189,12 @@ static bool differs(const Merx__V1__Profile *last, const Merx__V1__Profile *now,
     return d->n_tags || d->n_removed;
 }
 
+static void stop(watcher *w, mx_status st, const char *text)
+{
+    mx_profiles_unwatch(w->app->profiles, &w->watch);        /* nobody wakes a call that has finished */
+    mx_call_finish(w->call, st, text);
+}
+
 static void send_change(mx_call *call, watcher *w, mx_arena *scratch)
 {
     Merx__V1__ProfileDelta d = MERX__V1__PROFILE_DELTA__INIT;
@@ -196,14 +202,14 @@ static void send_change(mx_call *call, watcher *w, mx_arena *scratch)
     mx_error err = {0};
     mx_status st = mx_profiles_get(w->app->profiles, w->watch.user, &v, &err);
     if (st && w->last) {
-        mx_call_finish(call, MX_ERR_NOT_FOUND, "the user was forgotten");
+        stop(w, MX_ERR_NOT_FOUND, "the user was forgotten");
         return;
     }
     if (st) return;                                          /* nothing is known yet: wait for it */
     Merx__V1__Profile *now = merx__v1__profile__unpack(NULL, v->size, v->bytes);
     mx_profile_release(v);
     if (!now) {
-        mx_call_finish(call, MX_ERR_NO_MEMORY, "no memory for a profile");
+        stop(w, MX_ERR_NO_MEMORY, "no memory for a profile");
         return;
     }
     d.watermark = now->watermark;
@@ -211,7 +217,7 @@ static void send_change(mx_call *call, watcher *w, mx_arena *scratch)
     bool send = true;
     if (w->last) send = differs(w->last, now, scratch, &d);
     else d.profile = now;
-    if (send && !mx_call_send(call, &d.base, false)) mx_call_finish(call, MX_ERR_NO_MEMORY, "the answer is over the server's memory budget for a message");
+    if (send && !mx_call_send(call, &d.base, false)) stop(w, MX_ERR_NO_MEMORY, "the answer is over the server's memory budget for a message");
     if (w->last) merx__v1__profile__free_unpacked(w->last, NULL);
     w->last = now;
 }
@@ -220,11 +226,9 @@ static void watch_pump(mx_call *call, void *user, mx_arena *scratch)
 {
     watcher *w = user;
     if (w->cancelled) {
-        mx_profiles_unwatch(w->app->profiles, &w->watch);
-        mx_call_finish(call, MX_ERR_CANCELLED, "cancelled");
+        stop(w, MX_ERR_CANCELLED, "cancelled");
     } else if (atomic_load(&w->app->state) == MX_APP_DRAINING) {
-        mx_profiles_unwatch(w->app->profiles, &w->watch);
-        mx_call_finish(call, MX_ERR_UNAVAILABLE, "the server is going down");
+        stop(w, MX_ERR_UNAVAILABLE, "the server is going down");
     } else if (atomic_exchange(&w->changed, false)) {
         send_change(call, w, scratch);
     }

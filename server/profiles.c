@@ -291,7 +291,9 @@ static mx_status put_batch(mx_profiles *p, batch *b, uint64_t *watermark, mx_err
     for (int32_t i = 0; !st && i < b->n; i++) {
         if (b->reason[i]) continue;
         b->result[i] = result[n++];
-        if (b->result[i].code > MX_PUT_LATE) continue;
+        int32_t known = b->event[i].type == p->consent ? mx_user_graph_find(p->graph, p->user, b->event[i].subject) : -1;
+        if (known >= 0) st = profile_touch(p, known, err);         /* what was taken for said may not be what counts */
+        if (st || b->result[i].code > MX_PUT_LATE) continue;
         profile_count_purchase(p, &b->event[i], 1);
         st = profile_touch(p, b->result[i].subject, err);
     }

@@ -334,6 +334,13 @@ static void consent_and_masks(void)
     CHECK(p && p->profile->consent && p->profile->n_tags == 3);
     FREE(p);
     FREE(r);
+    no.event_id = "n", no.consent = false;                   /* sent again, it says nothing new */
+    r = put(&f, &no, 1);
+    CHECK(r && r->duplicates == 1);
+    FREE(r);
+    r = put(&f, &more, 1);
+    CHECK_MSG(r && r->accepted == 1, "%s", why(r, 0));
+    FREE(r);
     fixture_close(&f);
     fresh_folder();
 }
