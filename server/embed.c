@@ -67,6 +67,7 @@ static bool feed(work *w)
             it->state = RUNNING;
             w->running++;
             pthread_mutex_unlock(&w->lock);
+            mx_embedding_job(it->m)->tenant = mx_call_tenant(w->call);
             st = mx_embedding_submit(it->m, &err);
             if (st) {
                 pthread_mutex_lock(&w->lock);
