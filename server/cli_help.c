@@ -60,7 +60,7 @@ const mx_cli_command mx_cli_commands[] = {
      "  merx embed -m all-MiniLM-L6-v2 -i products.jsonl -o vectors.jsonl\n"
      "  merx embed -m runs/mood/checkpoint-00000900 --classify -i reviews.jsonl -o moods.jsonl\n"},
     {"token", MX_CMD_TOKEN, mx_cli_token, " TENANT", "Make a token for a tenant of a server.",
-     "Prints the token, once; what it may do goes to the end of the --tokens file, which holds its hash only.",
+     "Prints the token, once; its hash and what it may do go to the end of the --tokens file.",
      "  merx token shop --tokens tokens.txt\n"
      "  merx token crm --tokens tokens.txt --services Embeddings,Pricing --rate 50 --burst 100\n"},
     {"bench", MX_CMD_BENCH, mx_cli_bench, " serve", "Put a load on a running server and measure it.",

@@ -74,8 +74,21 @@ mx_status cli_operations_open(cli_operations *p, mx_app *app, mx_config *c, mx_s
     return MX_OK;
 }
 
+/* What the file says of shares, to the scheduler. */
+static void tell_weights(const cli_operations *p)
+{
+    mx_error err = {0};
+    double weight;
+    const mx_tenant *t;
+    for (int i = 0; p->auth && (t = mx_auth_tenant(p->auth, i, &weight)); i++)
+        if (mx_scheduler_tenant(p->app->scheduler, t->number, &(mx_tenant_config){.weight = weight}, &err))
+            mx_log(MX_LOG_ERROR, "server", "tenant %s: %s", t->name, err.text);
+}
+
 mx_status cli_operations_watch(cli_operations *p, mx_app *app, mx_server *server, mx_error *err)
 {
+    p->app = app;
+    tell_weights(p);
     mx_http_options o = {.listen = mx_config_string(p->config, "http-listen"),
                          .stall_ms = (uint32_t)(mx_config_float(p->config, "stall-timeout") * 1000)};
     if (!o.listen) return MX_OK;
@@ -90,7 +103,10 @@ static void reload_tokens(const cli_operations *p)
     int n = 0;
     if (!p->auth) return;
     if (mx_auth_reload(p->auth, &n, &err)) mx_log(MX_LOG_ERROR, "server", "%s: the tokens stay as they were", err.text);
-    else mx_log(MX_LOG_INFO, "server", "tokens read again: %d", n);
+    else {
+        tell_weights(p);
+        mx_log(MX_LOG_INFO, "server", "tokens read again: %d", n);
+    }
 }
 
 /* Of the config file only the log level can change while the server runs. */

@@ -33,6 +33,7 @@ struct mx_auth;
 struct mx_http;
 typedef struct cli_operations {        /* zero it */
     mx_config      *config;
+    mx_app         *app;
     struct mx_auth *auth;
     struct mx_http *http;
     struct timespec seen[2];           /* when the tokens and the config file changed last */

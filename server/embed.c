@@ -163,7 +163,7 @@ static mx_status begin(mx_app *app, mx_call *call, const char *model, char **tex
     if (q->classify && !info.classes) return mx_fail(err, MX_ERR_STATE, "model: %s has no classification head", info.name);
     if (q->embed && q->pooling == MX_POOL_POOLER && !info.pooler) return mx_fail(err, MX_ERR_STATE, "pooling: model %s has no pooler", info.name);
     work *w = calloc(1, sizeof *w);
-    if (w) w->texts = mx_texts_open(e, texts, (int)n, q, mx_call_deadline_ns(call), wake, call);
+    if (w) w->texts = mx_texts_open(e, texts, (int)n, q, mx_call_deadline_ns(call), mx_call_tenant(call), wake, call);
     if (!w || !w->texts) {
         free(w);
         return mx_fail(err, MX_ERR_NO_MEMORY, "no memory for the request");

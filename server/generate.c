@@ -111,6 +111,7 @@ static mx_status run(work *w, item *it, mx_arena *arena, const Merx__V1__Generat
     it->g = g;
     it->state = RUNNING;
     it->submitted_ns = mx_now_ns(&mx_clock_monotonic);
+    mx_generation_job(g)->tenant = mx_call_tenant(w->call);
     st = mx_generation_submit(g, err);
     if (st) {
         it->g = NULL;

@@ -130,11 +130,6 @@ uint8_t mx_call_tenant(const mx_call *c)
     return c->tenant ? c->tenant->number : 0;
 }
 
-const char *mx_call_request_id(const mx_call *c)
-{
-    return c->request_id;
-}
-
 void mx_call_watch_state(mx_call *c)
 {
     if (c->watching) return;

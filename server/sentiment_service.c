@@ -66,7 +66,7 @@ static mx_status open_message(analysis *w, const uint8_t *msg, size_t len, mx_er
     mx_embedder_info_get(w->model, &info);
     if (info.classes < 2) return mx_fail(err, MX_ERR_STATE, "model: %s has no classification head", info.name);
     if (q->explain && !w->app->explainer) return mx_fail(err, MX_ERR_STATE, "explain: this server has no explainer");
-    w->texts = mx_texts_open(w->model, q->texts, (int)q->n_texts, &(mx_embedding_request){.classify = true, .truncate = true}, mx_call_deadline_ns(w->call), wake, w->call);
+    w->texts = mx_texts_open(w->model, q->texts, (int)q->n_texts, &(mx_embedding_request){.classify = true, .truncate = true}, mx_call_deadline_ns(w->call), mx_call_tenant(w->call), wake, w->call);
     if (!w->texts) return mx_fail(err, MX_ERR_NO_MEMORY, "no memory for the request");
     w->q = q;
     return MX_OK;

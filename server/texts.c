@@ -22,6 +22,7 @@ struct mx_texts {
     char       **text;
     mx_embedding_request q;
     uint64_t     deadline_ns;
+    uint8_t      tenant;               /* mx_job.tenant                           */
     void       (*wake)(void *ctx);
     void        *ctx;
     int          n, next, running;     /* running: under the lock               */
@@ -29,12 +30,12 @@ struct mx_texts {
     item         items[];
 };
 
-mx_texts *mx_texts_open(mx_embedder *model, char **text, int n, const mx_embedding_request *q, uint64_t deadline_ns, void (*wake)(void *ctx), void *ctx)
+mx_texts *mx_texts_open(mx_embedder *model, char **text, int n, const mx_embedding_request *q, uint64_t deadline_ns, uint8_t tenant, void (*wake)(void *ctx), void *ctx)
 {
     mx_texts *t = calloc(1, sizeof *t + (size_t)n * sizeof *t->items);
     if (!t) return NULL;
     pthread_mutex_init(&t->lock, NULL);
-    t->model = model, t->text = text, t->n = n, t->q = *q, t->deadline_ns = deadline_ns, t->wake = wake, t->ctx = ctx;
+    t->model = model, t->text = text, t->n = n, t->q = *q, t->deadline_ns = deadline_ns, t->tenant = tenant, t->wake = wake, t->ctx = ctx;
     for (int i = 0; i < n; i++) t->items[i].of = t;
     return t;
 }
@@ -69,6 +70,7 @@ bool mx_texts_feed(mx_texts *t)
             it->state = RUNNING;
             t->running++;
             pthread_mutex_unlock(&t->lock);
+            mx_embedding_job(it->m)->tenant = t->tenant;
             st = mx_embedding_submit(it->m, &err);
             if (st) {
                 pthread_mutex_lock(&t->lock);

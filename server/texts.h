@@ -10,8 +10,8 @@
 
 typedef struct mx_texts mx_texts;
 
-/* wake(ctx), from the worker: feed again.  text[n] and model outlive it.  NULL: no memory. */
-mx_texts *mx_texts_open(mx_embedder *model, char **text, int n, const mx_embedding_request *q, uint64_t deadline_ns, void (*wake)(void *ctx), void *ctx);
+/* tenant: of every job.  wake(ctx), from the worker: feed again.  text[n] and model outlive it.  NULL: no memory. */
+mx_texts *mx_texts_open(mx_embedder *model, char **text, int n, const mx_embedding_request *q, uint64_t deadline_ns, uint8_t tenant, void (*wake)(void *ctx), void *ctx);
 /* Hands over what the window and the queue allow; true when every text has its end. */
 bool      mx_texts_feed(mx_texts *t);
 void      mx_texts_cancel(mx_texts *t);

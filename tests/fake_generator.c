@@ -254,6 +254,11 @@ void mx_generation_cancel(mx_generation *r)
     mx_scheduler_wake(r->g->scheduler);
 }
 
+mx_job *mx_generation_job(mx_generation *g)
+{
+    return &g->job;
+}
+
 void *mx_generation_user(const mx_generation *r)
 {
     return r->calls.user;
