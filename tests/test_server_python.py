@@ -259,7 +259,7 @@ def test_reflection(channel, version):
     (r,) = reflect(channel, version, text_field(7, ""))
     names = [dict(fields(s))[1].decode() for n, s in fields(r[6]) if n == 1]
     want = ["grpc.health.v1.Health", "grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection", "merx.v1.Embeddings",
-            "merx.v1.Experiments", "merx.v1.Generation", "merx.v1.Models", "merx.v1.Pricing", "merx.v1.Training"]
+            "merx.v1.Experiments", "merx.v1.Generation", "merx.v1.Models", "merx.v1.Pricing", "merx.v1.Profiling", "merx.v1.Training"]
     check(sorted(names) == want, names)
     asked = names + ["merx.v1.Generation.Stream", "merx.v1.Sampling", "grpc.health.v1.HealthCheckResponse.ServingStatus", "merx.v1.FinishReason"]
     answers = reflect(channel, version, *[text_field(4, n) for n in asked])
