@@ -520,6 +520,12 @@ static void every_field_is_a_flag(void)
     }
 }
 
-MX_TESTS(TEST(every_field_is_a_flag), TEST(settings_page_is_fresh), TEST(help_is_readable), TEST(wrong_words), TEST(one_text),
+static void a_name_is_one_setting(void)
+{
+    for (int i = 0; i < mx_settings_count; i++)
+        for (int k = 0; k < i; k++) CHECK_MSG(strcmp(mx_settings[i].name, mx_settings[k].name), "%s", mx_settings[i].name);
+}
+
+MX_TESTS(TEST(every_field_is_a_flag), TEST(a_name_is_one_setting), TEST(settings_page_is_fresh), TEST(help_is_readable), TEST(wrong_words), TEST(one_text),
          TEST(answers_in_order), TEST(any_window), TEST(killed_and_continued), TEST(interrupted), TEST(full_disk), TEST(changed_run),
          TEST(bad_rows))
