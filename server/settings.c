@@ -292,7 +292,7 @@ const mx_setting mx_settings[] = {
      "What merx train gnn makes of a graph."},
     {"layers", 0, MX_SET_INT, "2", 1, 8, NULL, MX_CMD_TRAIN | MX_GROUP_GRAPH, "N",
      "How far a node sees."},
-    {"width", 0, MX_SET_INT, "64", 1, 65536, NULL, MX_CMD_TRAIN | MX_GROUP_GRAPH, "N",
+    {"hidden-size", 0, MX_SET_INT, "64", 1, 65536, NULL, MX_CMD_TRAIN | MX_GROUP_GRAPH, "N",
      "Columns of a layer; of all heads together for gat."},
     {"outputs", 0, MX_SET_INT, "64", 1, 65536, NULL, MX_CMD_TRAIN | MX_GROUP_GRAPH, "N",
      "Columns of a node's vector when pairs are learned."},

@@ -25,7 +25,7 @@ static mx_gnn_config describe(const mx_train_run *t)
 {
     const mx_config *c = t->config;
     const mx_gnn_file *f = &t->graph_file;
-    mx_gnn_config g = {.task = f->task, .layers = (int32_t)mx_config_int(c, "layers"), .features = f->features, .hidden = (int32_t)mx_config_int(c, "width"),
+    mx_gnn_config g = {.task = f->task, .layers = (int32_t)mx_config_int(c, "layers"), .features = f->features, .hidden = (int32_t)mx_config_int(c, "hidden-size"),
                        .outputs = f->classes, .id_cols = (int32_t)mx_config_int(c, "id-cols"), .act = MX_ACT_RELU, .max = !strcmp(mx_config_string(c, "aggregate"), "max"),
                        .unit = mx_config_bool(c, "unit-rows")};
     for (int k = 0; k < MX_GNN_KINDS; k++)

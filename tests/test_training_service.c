@@ -349,7 +349,7 @@ static void a_policy(void)
 /* A graph network begins fresh, without a model's folder. */
 static void a_graph_network(void)
 {
-    static const char *const settings[][2] = {{"network", "gat"}, {"width", "8"}, {"heads", "2"}, {"epochs", "7"}, {"eval-every", "3"}, {"dropout", "0.2"}};
+    static const char *const settings[][2] = {{"network", "gat"}, {"hidden-size", "8"}, {"heads", "2"}, {"epochs", "7"}, {"eval-every", "3"}, {"dropout", "0.2"}};
     fixture f;
     char id[24];
     mx_rpc_status st;
