@@ -126,7 +126,8 @@ MX_INLINE vi vi_begin(const int16_t *sums)
     vi s = _mm512_cvtepi16_epi32(_mm256_loadu_si256((const __m256i *)sums));
     return _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_slli_epi32(s, 7));
 }
-MX_INLINE vf vi_float(vi a) { return _mm512_cvtepi32_ps(a); }
+MX_INLINE void vi_store(int32_t *p, vi a) { _mm512_storeu_si512(p, a); }
+MX_INLINE vf vi_float(const int32_t *p) { return _mm512_cvtepi32_ps(_mm512_loadu_si512(p)); }
 MX_INLINE vi vi_dot4(vi acc, int32_t x, const int8_t *w)
 {
     return _mm512_dpbusd_epi32(acc, _mm512_set1_epi32(x), _mm512_loadu_si512(w));
@@ -141,12 +142,14 @@ MX_INLINE vi vi_begin(const int16_t *sums)
     (void)sums;
     return (vi){_mm256_setzero_si256(), _mm256_setzero_si256()};
 }
-MX_INLINE vf vi_float(vi x)
+MX_INLINE void vi_store(int32_t *p, vi x)
 {
-    float f[VF];
-    _mm256_storeu_ps(f, _mm256_cvtepi32_ps(x.a));
-    _mm256_storeu_ps(f + 8, _mm256_cvtepi32_ps(x.b));
-    return vf_load(f);
+    _mm256_storeu_si256((__m256i *)p, x.a);
+    _mm256_storeu_si256((__m256i *)(p + 8), x.b);
+}
+MX_INLINE vf vi_float(const int32_t *p)
+{
+    return (vf){_mm256_cvtepi32_ps(_mm256_loadu_si256((const __m256i *)p)), _mm256_cvtepi32_ps(_mm256_loadu_si256((const __m256i *)(p + 8)))};
 }
 /* |x| times w with x's sign: both stay within 127, so the 16-bit sums of two
  * products that maddubs makes cannot saturate (2 * 127 * 127 < 32768). */
@@ -170,10 +173,11 @@ MX_INLINE vi vi_begin(const int16_t *sums)
     (void)sums;
     return (vi){{0}};
 }
-MX_INLINE vf vi_float(vi a)
+MX_INLINE void vi_store(int32_t *p, vi a) { memcpy(p, a.i, sizeof a.i); }
+MX_INLINE vf vi_float(const int32_t *p)
 {
     float f[VF];
-    for (int l = 0; l < VF; l++) f[l] = (float)a.i[l];
+    for (int l = 0; l < VF; l++) f[l] = (float)p[l];
     return vf_load(f);
 }
 MX_INLINE vi vi_dot4(vi acc, int32_t x, const int8_t *w)
@@ -187,27 +191,37 @@ MX_INLINE vi vi_dot4(vi acc, int32_t x, const int8_t *w)
 
 #endif
 
+/* The exact sums of a group, to t[rows][64].  A loop of its own: its 24 sums, the weights and
+ * the activation just fit the registers, and with the scaling around it the compiler spills them. */
+MX_INLINE void group_i8(const int rows, const int vectors, const uint8_t *x, int64_t ldx, const int8_t *w, const int16_t *sums, int32_t *t)
+{
+    vi a[MX_TILE_ROWS][4];
+    UNROLL for (int r = 0; r < rows; r++)
+        UNROLL for (int v = 0; v < vectors; v++) a[r][v] = vi_begin(sums + v * VF);
+    const int8_t *end = w + MX_INT8_GROUP * MX_PANEL;
+    __asm__ volatile("" : "+r"(end));                  /* not a number of turns that is known, and unrolled */
+    for (int64_t k = 0; w < end; k += 4, w += 4 * MX_PANEL)
+        UNROLL for (int r = 0; r < rows; r++) {
+            int32_t xk = four_bytes(x + r * ldx + k);
+            UNROLL for (int v = 0; v < vectors; v++) a[r][v] = vi_dot4(a[r][v], xk, w + 4 * v * VF);
+        }
+    UNROLL for (int r = 0; r < rows; r++)
+        UNROLL for (int v = 0; v < vectors; v++) vi_store(t + r * MX_PANEL + v * VF, a[r][v]);
+    __asm__ volatile("" : : "r"(t) : "memory");         /* the sums are in memory here, not in registers across this */
+}
+
 MX_INLINE void tile_i8(const int rows, const int vectors, const uint8_t *x, int64_t ldx, mx_panel_i8 p, int o, int64_t n,
                        float *c, int64_t ldc, bool resume)
 {
-    const int8_t *w = p.w + 4 * o;
-    for (int64_t k = 0; k < n; k += MX_INT8_GROUP, p.scale += MX_PANEL, p.sums += MX_PANEL) {
-        vi a[MX_TILE_ROWS][4];
-        UNROLL for (int v = 0; v < vectors; v++) {
-            vi begin = vi_begin(p.sums + o + v * VF);
-            UNROLL for (int r = 0; r < rows; r++) a[r][v] = begin;
-        }
-        for (int64_t i = k; i < k + MX_INT8_GROUP; i += 4, w += 4 * MX_PANEL)
-            UNROLL for (int r = 0; r < rows; r++) {
-                int32_t xk = four_bytes(x + r * ldx + i);
-                UNROLL for (int v = 0; v < vectors; v++) a[r][v] = vi_dot4(a[r][v], xk, w + 4 * v * VF);
-            }
+    _Alignas(64) int32_t t[MX_TILE_ROWS * MX_PANEL];
+    for (int64_t k = 0; k < n; k += MX_INT8_GROUP, p.scale += MX_PANEL, p.sums += MX_PANEL, p.w += MX_INT8_GROUP * MX_PANEL) {
+        group_i8(rows, vectors, x + k, ldx, p.w + 4 * o, p.sums + o, t);
         bool first = k == 0 && !resume;
         UNROLL for (int v = 0; v < vectors; v++) {
             vf scale = vf_load(p.scale + o + v * VF);
-            UNROLL for (int r = 0; r < rows; r++) {
+            for (int r = 0; r < rows; r++) {
                 float *to = c + r * ldc + o + v * VF;
-                vf_store(to, vf_fma(vi_float(a[r][v]), scale, first ? vf_zero() : vf_load(to)));
+                vf_store(to, vf_fma(vi_float(t + r * MX_PANEL + v * VF), scale, first ? vf_zero() : vf_load(to)));
             }
         }
     }
