@@ -21,7 +21,7 @@ static double progress(const mx_dqn *d)
 
 static float epsilon_now(const mx_dqn *d)
 {
-    if (d->o.net.noisy) return 0;                /* the noise explores */
+    if (d->o.net.noisy || d->data) return 0;     /* the noise explores; from data nothing does */
     return d->o.epsilon_part > 0 ? linear(1, d->o.epsilon, progress(d) / (double)d->o.epsilon_part) : d->o.epsilon;
 }
 
@@ -43,10 +43,14 @@ static mx_status check(const mx_dqn_options *o, mx_error *err)
         {"clip", (double)o->clip, 0, 1e9}, {"target-every", (double)o->target_every, 1, 1e15}, {"tau", (double)o->tau, 1e-6, 1},
         {"epsilon", (double)o->epsilon, 0, 1}, {"epsilon-part", (double)o->epsilon_part, 0, 1}, {"priority-alpha", (double)o->alpha, 0, 10},
         {"priority-beta", (double)o->beta, 0, 1}, {"eval-every", (double)o->eval_every, 0, 1e15}, {"episodes", o->episodes, 1, 1 << 20},
-        {"save-every", (double)o->save_every, 0, 1e15}, {"keep", o->keep, 0, 1 << 24}};
+        {"save-every", (double)o->save_every, 0, 1e15}, {"keep", o->keep, 0, 1 << 24}, {"cql-alpha", (double)o->cql_alpha, 0, 1e6},
+        {"clone-steps", (double)o->clone_steps, 0, 1e15}};
     for (size_t i = 0; i < sizeof limits / sizeof *limits; i++)
         if (!(limits[i].value >= limits[i].least && limits[i].value <= limits[i].most))
             return mx_fail(err, MX_ERR_ARG, "%s is %g; it must be from %g to %g", limits[i].name, limits[i].value, limits[i].least, limits[i].most);
+    if (!o->data && (o->cql_alpha > 0 || o->clone_steps > 0))
+        return mx_fail(err, MX_ERR_ARG, "%s: it is for learning from logged steps; give them as data", o->cql_alpha > 0 ? "cql-alpha" : "clone-steps");
+    if (o->data && o->net.atoms > 1) return mx_fail(err, MX_ERR_ARG, "atoms is %d; learning from data has plain values, 1", o->net.atoms);
     return MX_OK;
 }
 
@@ -79,10 +83,10 @@ static mx_status open_device(mx_dqn *d, mx_error *err)
     int64_t A = d->env.actions, D = d->env.observation;
     MX_TRY(mx_buffer_open(&d->m, d->dev, bytes, err));
     MX_TRY(mx_buffer_open(&d->v, d->dev, bytes, err));
-    MX_TRY(mx_buffer_open(&d->sum, d->dev, 2 * sizeof(int32_t), err));
+    MX_TRY(mx_buffer_open(&d->sum, d->dev, 4 * sizeof(int32_t), err));
     acting = mx_qnet_scratch(d->online, o->envs, false) + mx_stream_tensor_bytes(MX_F32, o->envs, D) + mx_stream_tensor_bytes(MX_I8, o->envs, A);
     learning = mx_qnet_scratch(d->online, o->batch, true) + 2 * mx_qnet_scratch(d->online, o->batch, false) + mx_replay_scratch(d->replay, o->batch) +
-               2 * mx_stream_tensor_bytes(MX_F32, o->batch, 1) + bytes;
+               3 * mx_stream_tensor_bytes(MX_F32, o->batch, 1) + (d->data ? mx_stream_tensor_bytes(MX_F32, o->batch, A) : 0) + bytes;
     scratch = (acting > learning ? acting : learning) + 4096;
     return mx_stream_open(&d->stream, d->dev, scratch, err);
 }
@@ -102,16 +106,18 @@ mx_status mx_dqn_open(mx_dqn **out, mx_device *dev, const char *env, const char 
     d->at.best_step = -1;
     snprintf(d->name, sizeof d->name, "%s", env);
     if (run) snprintf(d->run, sizeof d->run, "%s", run);
-    MX_TRY_GOTO(st, mx_env_open(&d->env, env, o->envs, o->seed, err), fail);
+    if (o->data) MX_TRY_GOTO(st, dqn_offline_open(d, err), fail);
+    else MX_TRY_GOTO(st, mx_env_open(&d->env, env, o->envs, o->seed, err), fail);
     d->o.net.observation = d->env.observation;
     d->o.net.actions = d->env.actions;
     snprintf(d->o.net.env, sizeof d->o.net.env, "%.63s", env);
     MX_TRY_GOTO(st, open_host(d, err), fail);
     MX_TRY_GOTO(st, open_device(d, err), fail);
+    if (d->data) MX_TRY_GOTO(st, dqn_offline_fill(d, err), fail);
     if (run) MX_TRY_GOTO(st, dqn_resume(d, err), fail);
     if (d->resumed_from < 0) mx_qnet_follow(d->target, d->online, &d->stream, 1);
     MX_TRY_GOTO(st, mx_stream_sync(&d->stream, err), fail);
-    mx_env_observe(&d->env, 0, d->env.rows, d->seen, d->mask);
+    if (!d->data) mx_env_observe(&d->env, 0, d->env.rows, d->seen, d->mask);
     d->began_ns = mx_now_ns(&mx_clock_monotonic);
     d->began_step = d->at.step;
     d->began_updates = d->at.updates;
@@ -128,6 +134,7 @@ void mx_dqn_close(mx_dqn *d)
     if (d->log) fclose(d->log);
     free(d->action), free(d->ends), free(d->next_mask), free(d->mask), free(d->uniform), free(d->reward), free(d->next), free(d->seen);
     mx_stream_close(&d->stream);
+    mx_buffer_close(&d->ban);
     mx_buffer_close(&d->sum);
     mx_buffer_close(&d->v);
     mx_buffer_close(&d->m);
@@ -135,6 +142,7 @@ void mx_dqn_close(mx_dqn *d)
     mx_qnet_close(d->online);
     mx_replay_close(d->replay);
     mx_env_close(&d->env);
+    mx_transitions_close(d->data);
     free(d);
 }
 
@@ -235,13 +243,31 @@ static void draw(mx_dqn *d, mx_replay_batch *b)
     mx_replay_draw(d->replay, &d->stream, d->uniform, o->batch, linear(o->beta, 1, progress(d)), b);
 }
 
+static mx_tensor go_back(mx_dqn *d, const mx_qnet_pass *now, mx_tensor gradient, mx_tensor error)
+{
+    mx_params *p = mx_qnet_params(d->online);
+    if (!d->stream.error.code) d->dev->ops->clear(&d->stream, p->grad.base, p->grad.size);
+    mx_qnet_back(d->online, &d->stream, now, gradient);
+    return error;
+}
+
+static mx_tensor clone_gradients(mx_dqn *d, const mx_replay_batch *b)
+{
+    mx_qnet_pass now;
+    mx_tensor loss;
+    mx_qnet_noise(d->online, &d->stream, noise_seed(d, d->at.updates, 1));
+    mx_qnet_run(d->online, &d->stream, b->state, &now);
+    mx_tensor gradient = dqn_pull(d, b, now.out, 1.0f / (float)d->o.batch, 0, &loss);
+    return go_back(d, &now, gradient, loss);
+}
+
 mx_tensor dqn_gradients(mx_dqn *d, const mx_replay_batch *b)
 {
+    if (dqn_cloning(d)) return clone_gradients(d, b);
     const mx_dqn_options *o = &d->o;
     mx_stream *s = &d->stream;
-    mx_params *p = mx_qnet_params(d->online);
     mx_qnet_pass now, next, ahead;
-    mx_tensor chooser;
+    mx_tensor chooser, pull = {0}, gap;
     float scale = 1.0f / (float)o->batch;
     mx_qnet_noise(d->target, s, noise_seed(d, d->at.updates, 2));
     mx_qnet_run(d->target, s, b->next, &next);
@@ -253,13 +279,13 @@ mx_tensor dqn_gradients(mx_dqn *d, const mx_replay_batch *b)
         chooser = mx_qnet_mean(d->target, s, &next);
     }
     mx_qnet_run(d->online, s, b->state, &now);
+    if (d->data) pull = dqn_pull(d, b, now.out, o->cql_alpha * scale, 1, &gap);
     mx_tensor loss = mx_stream_tensor(s, MX_F32, o->batch, 1), error = mx_stream_tensor(s, MX_F32, o->batch, 1);
     if (o->net.atoms > 1) mx_atoms_loss(s, loss, error, now.out, b->action, next.out, chooser, b->mask, b->step, o->net.low, o->net.high, scale);
     else mx_td_loss(s, loss, error, now.out, b->action, next.out, chooser, b->mask, b->step, o->huber, scale);
     mx_sum(s, mx_tensor_of(d->sum.base, MX_I32, 1, 2), loss, false);
-    if (!s->error.code) d->dev->ops->clear(s, p->grad.base, p->grad.size);
-    mx_qnet_back(d->online, s, &now, now.out);
-    return error;
+    if (d->data) mx_add(s, now.out, now.out, pull);
+    return go_back(d, &now, now.out, error);
 }
 
 mx_status dqn_apply(mx_dqn *d, mx_error *err)
@@ -267,20 +293,22 @@ mx_status dqn_apply(mx_dqn *d, mx_error *err)
     const mx_dqn_options *o = &d->o;
     mx_stream *s = &d->stream;
     mx_params *p = mx_qnet_params(d->online);
-    double loss = 0, squares = 0;
-    if (!s->error.code) d->dev->ops->download(s, &loss, d->sum.base, sizeof loss);
+    double sum[2] = {0}, squares = 0;
+    bool cloned = dqn_cloning(d);
+    if (!s->error.code) d->dev->ops->download(s, sum, d->sum.base, d->data && !cloned ? sizeof sum : sizeof *sum);
     MX_TRY(mx_params_square_norm(p, s, 0, p->count, &squares, err));
-    d->at.loss = loss / o->batch;
+    d->at.loss = sum[0] / o->batch;
+    d->gap = (cloned ? sum[0] : sum[1]) / o->batch;
     d->at.grad_norm = sqrt(squares);
-    if (!isfinite(d->at.loss) || !isfinite(squares))
+    if (!isfinite(d->at.loss) || !isfinite(d->gap) || !isfinite(squares))
         return mx_fail(err, MX_ERR_STATE, "step %lld: the loss or a gradient is not a number; try a smaller lr or clip", (long long)d->at.step);
     d->at.updates++;
     mx_adamw_options adam = {.lr = linear(o->lr, o->min_lr, progress(d)), .beta1 = 0.9f, .beta2 = 0.999f, .eps = 1e-8f, .step = d->at.updates, .scale = 1};
     if (o->clip > 0 && d->at.grad_norm > (double)o->clip) adam.scale = (float)((double)o->clip / d->at.grad_norm);
     MX_TRY(mx_params_adamw(p, s, &d->m, &d->v, 0, p->count, &adam, err));
     mx_stream_rewind(s);
-    if (o->tau < 1) mx_qnet_follow(d->target, d->online, s, o->tau);
-    else if (d->at.updates % o->target_every == 0) mx_qnet_follow(d->target, d->online, s, 1);
+    if (o->tau < 1 && d->at.updates != o->clone_steps) mx_qnet_follow(d->target, d->online, s, o->tau);
+    else if (d->at.updates == o->clone_steps || d->at.updates % o->target_every == 0) mx_qnet_follow(d->target, d->online, s, 1);
     return mx_stream_sync(s, err);
 }
 
@@ -301,7 +329,7 @@ static void fill(const mx_dqn *d, mx_dqn_report *r)
     *r = (mx_dqn_report){.step = d->at.step, .steps = d->o.steps, .updates = d->at.updates, .episodes = d->at.episodes, .mean_return = n ? sum / (double)n : NAN,
                          .loss = d->at.loss, .grad_norm = d->at.grad_norm, .lr = (double)linear(d->o.lr, d->o.min_lr, progress(d)), .epsilon = (double)epsilon_now(d),
                          .steps_per_s = (double)(d->at.step - d->began_step) / seconds, .updates_per_s = (double)(d->at.updates - d->began_updates) / seconds,
-                         .best_return = d->at.best_return, .best_step = d->at.best_step,
+                         .offline = d->data != NULL, .mean_value = NAN, .cloning = dqn_cloning(d), .gap = d->gap, .best_return = d->at.best_return, .best_step = d->at.best_step,
                          .memory = mx_replay_bytes(d->replay) + 2 * mx_qnet_params(d->online)->value.size + 3 * d->m.size + d->stream.scratch.size};
     r->seconds_left = r->steps_per_s > 0 ? (double)(d->o.steps - d->at.step) / r->steps_per_s : 0;
 }
@@ -318,12 +346,15 @@ static mx_status measure(mx_dqn *d, mx_dqn_report *r, mx_error *err)
     mx_stream_rewind(&d->stream);
     mx_qnet_noise(d->online, &d->stream, 0);
     MX_TRY(mx_stream_sync(&d->stream, err));
-    MX_TRY(mx_dqn_evaluate(d->online, d->name, d->o.episodes, d->o.seed + 1000003, NULL, &score, err));
-    r->evaluated = true;
-    r->eval_return = score.mean;
-    r->eval_error = score.error;
-    if (d->at.best_step >= 0 && score.mean < d->at.best_return) return MX_OK;
-    r->best_return = d->at.best_return = score.mean;
+    if (d->data) MX_TRY(dqn_offline_measure(d, r, err));
+    if (d->name[0]) {
+        MX_TRY(mx_dqn_evaluate(d->online, d->name, d->o.episodes, d->o.seed + 1000003, NULL, &score, err));
+        r->evaluated = true;
+        r->eval_return = score.mean;
+        r->eval_error = score.error;
+    }
+    if (!r->evaluated || (d->at.best_step >= 0 && r->eval_return < d->at.best_return)) return MX_OK;
+    r->best_return = d->at.best_return = r->eval_return;
     r->best_step = d->at.best_step = d->at.step;
     return MX_OK;
 }
@@ -331,11 +362,12 @@ static mx_status measure(mx_dqn *d, mx_dqn_report *r, mx_error *err)
 mx_status mx_dqn_turn(mx_dqn *d, mx_dqn_report *r, bool *done, mx_error *err)
 {
     const mx_dqn_options *o = &d->o;
-    int64_t before = d->at.step, until = before + o->train_every;
+    int64_t before = d->at.step, until = before + (d->data ? 1 : o->train_every), updates = d->data ? 1 : o->updates;
     *done = before >= o->steps;
-    while (d->at.step < until && d->at.step < o->steps) MX_TRY(act(d, err));
-    bool learns = d->at.step >= o->learn_starts && mx_replay_count(d->replay) >= 1;
-    for (int32_t i = 0; i < o->updates && learns && !*done; i++) MX_TRY(update(d, err));
+    while (!d->data && d->at.step < until && d->at.step < o->steps) MX_TRY(act(d, err));
+    if (d->data && !*done) d->at.step++;
+    bool learns = d->data || (d->at.step >= o->learn_starts && mx_replay_count(d->replay) >= 1);
+    for (int64_t i = 0; i < updates && learns && !*done; i++) MX_TRY(update(d, err));
     *done = d->at.step >= o->steps;
     fill(d, r);
     if (due(before, d->at.step, o->eval_every) || (*done && before < o->steps)) MX_TRY(measure(d, r, err));

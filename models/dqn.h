@@ -5,6 +5,13 @@
  * weights, distributions over atoms; each an option.  Infeasible actions are masked
  * in acting and in the target, and a truncated episode keeps its value.
  *
+ * OFFLINE, from logged steps (transitions.h) instead of a world: conservative Q-learning,
+ * CQL(H) of Kumar et al. 2020, equation 4: beside the temporal difference the mean of
+ *     cql_alpha * (log sum over feasible a of exp Q(s,a) - Q(s, the action logged))
+ * keeps down the values of what was never tried; before it, for clone_steps updates, the
+ * policy that was logged is cloned: cross-entropy of softmax(Q) over feasible actions.
+ * A step is then an update.
+ *
  * A run is a folder as trainer.h's are: metrics.jsonl and checkpoints.  A checkpoint
  * holds the network as qnet.h opens it, and all that the run needs to go on: target,
  * moments, replay memory, worlds and counts.  What is random follows from (seed,
@@ -17,6 +24,9 @@
 #include "models/trainer.h"
 
 typedef struct mx_dqn_options {
+    const char *data;                 /* offline: a file of transitions.h, read at opening; NULL: act in env */
+    float    cql_alpha;               /* with data                                           */
+    int64_t  clone_steps;             /* with data                                           */
     int64_t  steps;                   /* of all worlds together                              */
     int32_t  envs;                    /* worlds that act at once                             */
     int64_t  buffer;                  /* transitions kept                                    */
@@ -41,6 +51,8 @@ typedef struct mx_dqn_options {
 
 /* What was found to work for a world (bench/results/dqn-*.md); a sensible start for others. */
 mx_dqn_options mx_dqn_defaults(const char *env);
+/* For learning from data; env ("": none) gives the discount alone. */
+mx_dqn_options mx_dqn_offline_defaults(const char *env);
 
 typedef struct mx_dqn_report {
     int64_t step, steps, updates, episodes;
@@ -49,14 +61,19 @@ typedef struct mx_dqn_report {
     double  steps_per_s, updates_per_s, seconds_left;
     size_t  memory;                   /* bytes of the device                                 */
     bool    logged, evaluated, saved; /* since the call before                               */
-    double  eval_return, eval_error;  /* mean and half width of its 95 % interval            */
+    double  eval_return, eval_error;  /* mean and half width of its 95 % interval; offline without a
+                                         world: of the discounted worth by fitted Q evaluation (fqe.h) */
+    bool    offline, cloning;
+    double  gap;                      /* offline: log sum exp - Q(logged action), of the last update */
+    double  mean_value;               /* offline, when evaluated: of the best feasible Q in the states of the data */
     double  best_return;              /* of all evaluations                                  */
     int64_t best_step;
 } mx_dqn_report;
 
 typedef struct mx_dqn mx_dqn;
 
-/* Makes or goes on with `run` (a folder; NULL: no folder, nothing is kept).  Errors:
+/* Makes or goes on with `run` (a folder; NULL: no folder, nothing is kept).  With data, env
+ * is the world to evaluate in, or "".  Errors: those of mx_transitions_open();
  * MX_ERR_ARG names the option and its limits; MX_ERR_STATE: the folder holds a run
  * with other settings, says which; MX_ERR_IO; MX_ERR_NO_MEMORY. */
 mx_status mx_dqn_open(mx_dqn **out, mx_device *dev, const char *env, const char *run, const mx_dqn_options *o, mx_error *err);

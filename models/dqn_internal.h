@@ -4,6 +4,7 @@
 
 #include "models/dqn.h"
 #include "models/replay.h"
+#include "models/transitions.h"
 
 #include <stdio.h>
 
@@ -26,6 +27,9 @@ struct mx_dqn {
     mx_buffer      m, v, sum;
     mx_stream      stream;
     FILE          *log;
+    mx_transitions *data;            /* offline; else NULL                                  */
+    mx_buffer      ban;              /* [n, actions] f32: what infeasible actions have added */
+    double         gap;
     dqn_counts     at;
     int64_t        saved_step, resumed_from;
     uint64_t       began_ns;
@@ -43,5 +47,13 @@ void      dqn_log(mx_dqn *d, const mx_dqn_report *r);
  * a batch, its loss to d->sum, and the errors[B,1]; then clipping, Adam and the target. */
 mx_tensor dqn_gradients(mx_dqn *d, const mx_replay_batch *b);
 mx_status dqn_apply(mx_dqn *d, mx_error *err);
+/* dqn_offline.c: read d->o.data (before anything is opened); carry it to the replay memory. */
+mx_status dqn_offline_open(mx_dqn *d, mx_error *err);
+mx_status dqn_offline_fill(mx_dqn *d, mx_error *err);
+bool      dqn_cloning(const mx_dqn *d);
+/* The gradient[B,A], times scale, of the cross-entropy of q's feasible actions with the
+ * logged ones; its sum to d->sum at `slot`. */
+mx_tensor dqn_pull(mx_dqn *d, const mx_replay_batch *b, mx_tensor q, float scale, int slot, mx_tensor *loss);
+mx_status dqn_offline_measure(mx_dqn *d, mx_dqn_report *r, mx_error *err);
 
 #endif

@@ -37,6 +37,16 @@ mx_dqn_options mx_dqn_defaults(const char *env)
     return o;
 }
 
+mx_dqn_options mx_dqn_offline_defaults(const char *env)
+{
+    mx_dqn_options o = mx_dqn_defaults("");
+    o.gamma = mx_dqn_defaults(env).gamma;
+    o.n_step = 1;                     /* longer sums would be worth what the logged policy did, not the learned one */
+    o.cql_alpha = 1;
+    o.min_lr = 1e-5f;
+    return o;
+}
+
 /* ---- what must not change between the parts of a run ---------------------------------------- */
 
 static json_t *settings_of(const mx_dqn *d)
@@ -55,6 +65,13 @@ static json_t *settings_of(const mx_dqn *d)
     char seed[24];
     snprintf(seed, sizeof seed, "%llu", (unsigned long long)o->seed);
     if (j) json_object_set_new(j, "seed", json_string(seed));
+    if (j && d->data) {
+        char digest[24];
+        snprintf(digest, sizeof digest, "%016llx", (unsigned long long)d->data->digest);
+        json_object_set_new(j, "data", json_string(digest));
+        json_object_set_new(j, "cql-alpha", json_real((double)o->cql_alpha));
+        json_object_set_new(j, "clone-steps", json_integer((json_int_t)o->clone_steps));
+    }
     return j;
 }
 
@@ -70,6 +87,7 @@ static mx_status same_settings(const mx_dqn *d, const char *folder, mx_error *er
     free(text);
     mx_status st = MX_OK;
     if (!json_is_object(had) || !now) st = mx_fail(err, MX_ERR_FORMAT, "%s: %s", path, had ? "no object" : why.text);
+    if (!st && json_object_get(had, "data") && !d->data) st = mx_fail(err, MX_ERR_STATE, "run: %.150s learned from data; take another folder, or --restart", d->run);
     json_object_foreach(now, name, v) {
         if (st || json_equal(v, json_object_get(had, name))) continue;
         char *a = json_dumps(json_object_get(had, name), JSON_ENCODE_ANY | JSON_COMPACT), *b = json_dumps(v, JSON_ENCODE_ANY | JSON_COMPACT);
@@ -252,6 +270,8 @@ void dqn_log(mx_dqn *d, const mx_dqn_report *r)
     fprintf(d->log, "{\"step\": %lld, \"updates\": %lld, \"episodes\": %lld, \"loss\": %.9g, \"grad_norm\": %.9g, \"lr\": %.9g, \"epsilon\": %.9g, \"steps_per_s\": %.1f",
             (long long)r->step, (long long)r->updates, (long long)r->episodes, r->loss, r->grad_norm, r->lr, r->epsilon, r->steps_per_s);
     if (isfinite(r->mean_return)) fprintf(d->log, ", \"return\": %.9g", r->mean_return);
+    if (r->offline) fprintf(d->log, ", \"gap\": %.9g", r->gap);
+    if (r->offline && isfinite(r->mean_value)) fprintf(d->log, ", \"mean_value\": %.9g", r->mean_value);
     if (r->evaluated) fprintf(d->log, ", \"eval_return\": %.9g, \"eval_error\": %.9g", r->eval_return, r->eval_error);
     fputs("}\n", d->log);
     fflush(d->log);

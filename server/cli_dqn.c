@@ -2,9 +2,12 @@
 #include "server/cli_market.h"
 #include "server/cli_parts.h"
 #include "server/dqn_run.h"
+#include "server/pricing.h"
 #include "server/train_run.h"
 
+#include <errno.h>
 #include <math.h>
+#include <unistd.h>
 
 typedef struct run {
     mx_dqn      *d;
@@ -12,7 +15,7 @@ typedef struct run {
     int          n_devices;
     sigset_t     held;
     cli_progress progress;
-    bool         quiet, interrupted;
+    bool         quiet, interrupted, worth;     /* worth: there is no world to evaluate in */
 } run;
 
 static mx_status open_device(run *r, const mx_config *c, mx_device **dev, mx_error *err)
@@ -44,12 +47,21 @@ static void show(run *r, const mx_dqn_report *t)
 {
     char left[24], earned[32] = "-";
     cli_clock(t->seconds_left, left, sizeof left);
+    if (t->offline) {
+        cli_progress_figures(&r->progress, (double)t->step / (double)t->steps, "%lld/%lld %s, loss %.4f, gap %.4f, lr %.2e, %.0f updates/s, %s left", (long long)t->step,
+                             (long long)t->steps, t->cloning ? "clones" : "learns", t->loss, t->gap, t->lr, t->updates_per_s, left);
+        if (!r->quiet && isfinite(t->mean_value)) {
+            cli_progress_clear(&r->progress);
+            fprintf(stderr, "merx: step %lld: loss %.4f, gap to what was logged %.4f, mean value %.4f\n", (long long)t->step, t->loss, t->gap, t->mean_value);
+        }
+    }
     if (isfinite(t->mean_return)) snprintf(earned, sizeof earned, "%.2f", t->mean_return);
-    cli_progress_figures(&r->progress, (double)t->step / (double)t->steps, "%lld/%lld return %s, loss %.4f, lr %.2e, explores %.2f, %.0f steps/s, %.0f updates/s, %s left",
-                         (long long)t->step, (long long)t->steps, earned, t->loss, t->lr, t->epsilon, t->steps_per_s, t->updates_per_s, left);
+    if (!t->offline)
+        cli_progress_figures(&r->progress, (double)t->step / (double)t->steps, "%lld/%lld return %s, loss %.4f, lr %.2e, explores %.2f, %.0f steps/s, %.0f updates/s, %s left",
+                             (long long)t->step, (long long)t->steps, earned, t->loss, t->lr, t->epsilon, t->steps_per_s, t->updates_per_s, left);
     if (!t->evaluated || r->quiet) return;
     cli_progress_clear(&r->progress);
-    fprintf(stderr, "merx: step %lld: greedy return %.2f +- %.2f%s\n", (long long)t->step, t->eval_return, t->eval_error,
+    fprintf(stderr, "merx: step %lld: %s %.2f +- %.2f%s\n", (long long)t->step, r->worth ? "worth by fitted Q evaluation" : "greedy return", t->eval_return, t->eval_error,
             t->best_step == t->step ? ", the best so far" : "");
 }
 
@@ -79,10 +91,39 @@ static void close_run(run *r)
     if (r->devices) mx_devices_close(r->devices, r->n_devices);
 }
 
+/* Beside its name first: a file that is there is whole. */
+static mx_status export_to(const char *from, const char *path, int64_t *n, mx_error *err)
+{
+    char partial[MX_PATH];
+    if (snprintf(partial, sizeof partial, "%s.partial", path) >= (int)sizeof partial) return mx_fail(err, MX_ERR_ARG, "export: the path is longer than %d bytes", MX_PATH - 9);
+    if (access(from, R_OK)) return mx_fail(err, MX_ERR_IO, "pricing: %s: %s", from, strerror(errno));
+    FILE *f = fopen(partial, "we");
+    if (!f) return mx_fail(err, MX_ERR_IO, "export: %s: %s", partial, strerror(errno));
+    mx_status st = mx_pricing_transitions(from, f, n, err);
+    if (fclose(f) && !st) st = mx_fail(err, MX_ERR_IO, "export: %s: %s", partial, strerror(errno));
+    if (!st && !*n) st = mx_fail(err, MX_ERR_STATE, "pricing: %s has no published decision with sales", from);
+    if (!st && rename(partial, path)) st = mx_fail(err, MX_ERR_IO, "export: %s: %s", path, strerror(errno));
+    if (st) remove(partial);
+    return st;
+}
+
+static int export_steps(const mx_config *c, bool quiet)
+{
+    mx_error err = {0};
+    int64_t n = 0;
+    const char *from = mx_config_string(c, "pricing"), *path = mx_config_string(c, "export");
+    mx_status st = from ? export_to(from, path, &n, &err) : mx_fail(&err, MX_ERR_ARG, "pricing: say with --pricing FILE whose log --export writes");
+    if (st) return cli_failed(&err);
+    if (!quiet) fprintf(stderr, "merx: %lld steps are in %s\n", (long long)n, path);
+    return CLI_OK;
+}
+
 int cli_train_dqn(mx_config *c)
 {
     run r = {.quiet = mx_config_bool(c, "quiet")};
     mx_error err = {0};
+    if (mx_config_given(c, "export")) return export_steps(c, r.quiet);
+    r.worth = !mx_config_given(c, "env");
     cli_hold_signals(&r.held);
     cli_progress_open(&r.progress, r.quiet, 0);
     mx_status st = open_run(&r, c, &err);

@@ -36,7 +36,7 @@ const mx_cli_command mx_cli_commands[] = {
      "The folder has config.json, a tokenizer and, unless --from-scratch, weights. Data is .jsonl, .txt\n"
      "or shards of merx tokenize. Checkpoints open in transformers; the same command goes on from the\n"
      "newest one, bit for bit. Under mpirun the processes share every batch. dqn learns to act in a\n"
-     "world (--env) instead of from data.",
+     "world (--env), or from logged steps (--data), as those of a pricing log.",
      "  merx train lm -m gpt2 -d copy.jsonl --eval-data held-out.jsonl --run runs/copy --epochs 3 --eval-every 100\n"
      "  merx train lm -m smollm2 -d chats.jsonl --run runs/brand --lora-rank 8 --lr 2e-4\n"
      "  merx train lm -m small --from-scratch -d corpus-*.safetensors --packing blocks --run runs/small --steps 20000\n"
@@ -44,7 +44,9 @@ const mx_cli_command mx_cli_commands[] = {
      "  merx train encoder -m runs/mood/checkpoint-00000900 --task classify --eval-data held-out.jsonl --eval-only\n"
      "  merx train gnn --network gcn -d cora.safetensors --run runs/cora --hidden-size 16 --dropout 0.5 --l2-first 5e-4 --epochs 200\n"
      "  mpirun -n 4 merx train lm -m gpt2 -d copy.jsonl --run runs/copy\n"
-     "  merx train dqn --env cartpole --run runs/cartpole\n"},
+     "  merx train dqn --env cartpole --run runs/cartpole\n"
+     "  merx train dqn --pricing prices.db --export steps.jsonl\n"
+     "  merx train dqn --data steps.jsonl --gamma 0.9 --clone-steps 2000 --cql-alpha 1 --run runs/prices\n"},
     {"evaluate", MX_CMD_EVALUATE, mx_cli_evaluate, "", "Play a learned policy; print its mean return with its 95 % interval.",
      "The model is a checkpoint of merx train dqn, or what Stable-Baselines3's DQN.save() wrote.",
      "  merx evaluate --model runs/cartpole/checkpoint-00050000\n"

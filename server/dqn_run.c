@@ -43,9 +43,15 @@ static mx_status hidden(const mx_config *c, mx_qnet_config *n, mx_error *err)
 
 mx_status mx_dqn_run_options(const mx_config *c, const char **env, mx_dqn_options *o, mx_error *err)
 {
+    const char *const *data;
+    int files = mx_config_list(c, "data", &data);
     *env = mx_config_string(c, "env");
-    if (!*env) return mx_fail(err, MX_ERR_ARG, "env: say with --env NAME in which world to learn: cartpole, acrobot, gvr ...");
-    *o = mx_dqn_defaults(*env);
+    if (files > 1) return mx_fail(err, MX_ERR_ARG, "data: %d files; a policy learns from one", files);
+    if (!*env && !files) return mx_fail(err, MX_ERR_ARG, "env: say with --env NAME in which world to learn: cartpole, acrobot, gvr ...; or with --data FILE from which logged steps");
+    if (!*env) *env = "";
+    *o = files ? mx_dqn_offline_defaults(*env) : mx_dqn_defaults(*env);
+    o->data = files ? data[0] : NULL;
+    whole(c, "clone-steps", &o->clone_steps), number(c, "cql-alpha", &o->cql_alpha);
     whole(c, "steps", &o->steps), whole(c, "buffer", &o->buffer), whole(c, "learn-starts", &o->learn_starts), whole(c, "target-every", &o->target_every);
     whole(c, "eval-every", &o->eval_every), whole(c, "save-every", &o->save_every);
     whole32(c, "envs", &o->envs), whole32(c, "batch", &o->batch), whole32(c, "train-every", &o->train_every), whole32(c, "updates", &o->updates);

@@ -72,8 +72,8 @@ const mx_setting mx_settings[] = {
      "Clients may submit training runs; they go here, and go on after a restart."},
     {"experiments", 0, MX_SET_STRING, NULL, 0, 0, NULL, MX_CMD_SERVE | MX_GROUP_SERVER, "FILE",
      "Experiments are served, and kept in this SQLite database."},
-    {"pricing", 0, MX_SET_STRING, NULL, 0, 0, NULL, MX_CMD_SERVE | MX_GROUP_SERVER, "FILE",
-     "Prices are served, and items, guardrails, decisions and sales kept in this SQLite database."},
+    {"pricing", 0, MX_SET_STRING, NULL, 0, 0, NULL, MX_CMD_SERVE | MX_CMD_TRAIN | MX_GROUP_SERVER, "FILE",
+     "Prices are served, and items, guardrails, decisions and sales kept in this SQLite database. For train dqn: whose log --export writes."},
     {"price-exploration", 0, MX_SET_FLOAT, "0", 0, 1, NULL, MX_CMD_SERVE | MX_GROUP_SERVER, "X",
      "Share of live quotes that take any feasible rung of the ladder, to learn from it."},
     {"price-policy", 0, MX_SET_STRING, NULL, 0, 0, NULL, MX_CMD_SERVE | MX_GROUP_SERVER, "NAME=FOLDER",
@@ -187,7 +187,7 @@ const mx_setting mx_settings[] = {
 
     /* data */
     {"data", 'd', MX_SET_LIST, NULL, 0, 0, NULL, MX_CMD_LOAD | MX_CMD_DATA | MX_GROUP_DATA, "FILE",
-     "What is learned: .jsonl, .txt, or shards of merx tokenize; a graph's .safetensors for train gnn. For load: events as .jsonl, .csv, or columns between tabs."},
+     "What is learned: .jsonl, .txt, or shards of merx tokenize; a graph's .safetensors for train gnn; logged steps as .jsonl for train dqn. For load: events as .jsonl, .csv, or columns between tabs."},
     {"store", 0, MX_SET_STRING, NULL, 0, 0, NULL, MX_CMD_LOAD | MX_GROUP_DATA, "FOLDER",
      "The store of events that profiles are made of; made if it is not there."},
     {"columns", 0, MX_SET_STRING, NULL, 0, 0, NULL, MX_CMD_LOAD | MX_GROUP_DATA, "NAMES",
@@ -358,6 +358,9 @@ const mx_setting mx_settings[] = {
     {"tau", 0, MX_SET_FLOAT, NULL, 1e-6, 1, NULL, MX_CMD_TRAIN | MX_GROUP_ACT, "X", "Under 1: the target network follows by this share at every update."},
     {"epsilon", 0, MX_SET_FLOAT, NULL, 0, 1, NULL, MX_CMD_TRAIN | MX_GROUP_ACT, "X", "Share of random actions in the end."},
     {"epsilon-part", 0, MX_SET_FLOAT, NULL, 0, 1, NULL, MX_CMD_TRAIN | MX_GROUP_ACT, "X", "Part of the steps in which that share falls from 1."},
+    {"cql-alpha", 0, MX_SET_FLOAT, NULL, 0, 1e6, NULL, MX_CMD_TRAIN | MX_GROUP_ACT, "X", "With --data: how much the values of what was not logged are held down; 1 when not given."},
+    {"clone-steps", 0, MX_SET_INT, NULL, 0, 1e15, NULL, MX_CMD_TRAIN | MX_GROUP_ACT, "N", "With --data: updates that first clone the logged policy."},
+    {"export", 0, MX_SET_STRING, NULL, 0, 0, NULL, MX_CMD_TRAIN | MX_GROUP_ACT, "FILE", "Write the logged steps of --pricing as JSON lines for --data, and end."},
     /* load */
     {"workload", 0, MX_SET_LIST, NULL, 0, 0, NULL, MX_CMD_BENCH | MX_GROUP_LOAD, "KIND[=SHARE]",
      "generate, embed, quote or echo, and how often beside the others; generate when not given. May be repeated."},

@@ -1,5 +1,6 @@
 /* test_price_policy.c - learned policies at work: a network's quotes under guardrails, its
  * exact reasons, shadow, canary and live, a canary taken back, the gate, steps from the log. */
+#include "models/transitions.h"
 #include "models/price_policy.h"
 #include "models/qnet.h"
 #include "server/pricing.h"
@@ -399,6 +400,17 @@ static void the_gate(void)
     }
     CHECK(firsts == 30 && lasts == 30 && lines == 360);
     fclose(f);
+    /* and a policy can learn from them: all but the newest decision of each item */
+    char steps[] = "/tmp/merx-steps-XXXXXX";
+    int fd = mkstemp(steps);
+    mx_transitions *t = NULL;
+    f = fdopen(fd, "w");
+    CHECK_OK(mx_pricing_transitions(file, f, &n, &err), err);
+    fclose(f);
+    CHECK_OK(mx_transitions_open(&t, steps, &err), err);
+    if (t) CHECK(t->n == 330 && t->starts == 30 && t->observation == MX_PRICE_SEEN && t->actions == MX_LADDER);
+    mx_transitions_close(t);
+    remove(steps);
     drop_network();
     fresh_file();
 }
