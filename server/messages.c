@@ -237,7 +237,7 @@ void mx_text_clean(char *text)
 
 static const char retry_url[] = "type.googleapis.com/google.rpc.RetryInfo";
 
-static size_t put_varint(uint8_t *out, uint64_t v)
+size_t mx_wire_put(uint8_t *out, uint64_t v)
 {
     size_t n = 0;
     for (; v >= 0x80; v >>= 7) out[n++] = (uint8_t)(v | 0x80);
@@ -247,8 +247,8 @@ static size_t put_varint(uint8_t *out, uint64_t v)
 
 static size_t put_bytes(uint8_t *out, uint32_t field, const void *data, size_t len)
 {
-    size_t n = put_varint(out, field << 3 | 2);
-    n += put_varint(out + n, len);
+    size_t n = mx_wire_put(out, field << 3 | 2);
+    n += mx_wire_put(out + n, len);
     memcpy(out + n, data, len);
     return n + len;
 }
@@ -259,15 +259,15 @@ size_t mx_retry_encode(uint8_t *out, size_t size, int code, const char *text, ui
     size_t text_len = strlen(text), n = 0;
     if (code < 0 || text_len > 4096 || size < text_len + sizeof any + 32) return 0;
     duration[n++] = 1 << 3;
-    n += put_varint(duration + n, retry_ms / 1000);
+    n += mx_wire_put(duration + n, retry_ms / 1000);
     duration[n++] = 2 << 3;
-    n += put_varint(duration + n, (uint64_t)(retry_ms % 1000) * 1000000u);
+    n += mx_wire_put(duration + n, (uint64_t)(retry_ms % 1000) * 1000000u);
     size_t info_len = put_bytes(info, 1, duration, n);
     size_t any_len = put_bytes(any, 1, retry_url, sizeof retry_url - 1);
     any_len += put_bytes(any + any_len, 2, info, info_len);
     n = 0;
     out[n++] = 1 << 3;
-    n += put_varint(out + n, (uint64_t)code);
+    n += mx_wire_put(out + n, (uint64_t)code);
     n += put_bytes(out + n, 2, text, text_len);
     n += put_bytes(out + n, 3, any, any_len);
     return n;

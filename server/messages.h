@@ -52,6 +52,10 @@ size_t mx_retry_encode(uint8_t *out, size_t size, int code, const char *text, ui
 /* The retry delay in it; false when there is none. */
 bool   mx_retry_decode(const uint8_t *in, size_t len, uint32_t *retry_ms);
 
+/* ---- wire writing, round messages that are packed already ------------------------- */
+
+size_t mx_wire_put(uint8_t *out, uint64_t v);          /* a varint, up to 10 bytes; returns how many */
+
 /* ---- wire reading, for reflection too -------------------------------------------- */
 
 typedef struct mx_wire {            /* a reader; bad is sticky */

@@ -29,9 +29,8 @@ static void pump(mx_call *call, void *user, mx_arena *scratch)
         mx_call_finish(call, w->op.st, w->op.err.text);
         return;
     }
-    ProtobufCMessage *m = protobuf_c_message_unpack(w->op.type, NULL, w->op.size, w->op.answer);
-    bool sent = m && mx_call_send(call, m, false);
-    if (m) protobuf_c_message_free_unpacked(m, NULL);
+    bool sent = mx_call_send_packed(call, w->op.answer, w->op.size, false);
+    w->op.answer = NULL;
     mx_call_finish(call, sent ? MX_OK : MX_ERR_NO_MEMORY, sent ? NULL : "the answer is over the server's memory budget for a message");
 }
 

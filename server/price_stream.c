@@ -124,18 +124,20 @@ static void add_up(feed *f, const entry *e)
 
 static bool send_quote(mx_call *call, const entry *e)
 {
+    bool more = e->next && atomic_load(&e->next->over);
+    if (!e->op.st) {
+        uint8_t *bytes = malloc(e->op.size + MX_QUOTE_HEAD);
+        if (!bytes) return false;
+        size_t n = mx_pricing_item_head(bytes, e->op.size);
+        memcpy(bytes + n, e->op.answer, e->op.size);
+        return mx_call_send_packed(call, bytes, n + e->op.size, more);
+    }
     Merx__V1__BatchQuoteItem item = MERX__V1__BATCH_QUOTE_ITEM__INIT;
     Merx__V1__ItemStatus status = MERX__V1__ITEM_STATUS__INIT;
     item.status = &status;
-    if (e->op.st) {
-        status.code = mx_rpc_code_of(e->op.st);
-        status.message = (char *)(uintptr_t)e->op.err.text;
-    } else if (!(item.quote = merx__v1__quote_response__unpack(NULL, e->op.size, e->op.answer))) {
-        return false;
-    }
-    bool sent = mx_call_send(call, &item.base, e->next && atomic_load(&e->next->over));
-    if (item.quote) merx__v1__quote_response__free_unpacked(item.quote, NULL);
-    return sent;
+    status.code = mx_rpc_code_of(e->op.st);
+    status.message = (char *)(uintptr_t)e->op.err.text;
+    return mx_call_send(call, &item.base, more);
 }
 
 /* The oldest operation is over: its answer.  True: a message was sent. */

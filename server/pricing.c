@@ -458,6 +458,7 @@ static void carry_out_all(mx_pricing *p, mx_pricing_op *batch)
 {
     mx_error err = {0}, again_err = {0};
     mx_status disk = mx_store_begin(p->store, &err);
+    price_foresee(p, batch);
     for (mx_pricing_op *op = batch; op && !disk; op = op->next) {
         op->st = op->run(p, op);
         if (op->st == MX_ERR_IO || op->st == MX_ERR_NO_MEMORY) disk = mx_fail(&err, op->st, "%s", op->err.text);
@@ -565,6 +566,7 @@ void mx_pricing_close(mx_pricing *p)
         price_policy_free(q);
     }
     mx_store_close(p->store);
+    free(p->paper);
     pthread_cond_destroy(&p->news);
     pthread_mutex_destroy(&p->lock);
     free(p);

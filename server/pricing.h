@@ -34,6 +34,10 @@ mx_pricing_run mx_pricing_put_items, mx_pricing_get_item, mx_pricing_quote, mx_p
     mx_pricing_simulate, mx_pricing_competitors, mx_pricing_inventory, mx_pricing_elasticity, mx_pricing_explain, mx_pricing_load_policy,
     mx_pricing_promote_policy, mx_pricing_list_policies;
 
+/* What stands before a packed quote of `size` bytes in a BatchQuoteItem without an error; returns its length. */
+enum { MX_QUOTE_HEAD = 16 };
+size_t mx_pricing_item_head(uint8_t head[MX_QUOTE_HEAD], size_t size);
+
 /* exploration: share of live quotes.  Errors: MX_ERR_IO, MX_ERR_FORMAT (a file that is not ours). */
 mx_status mx_pricing_open(mx_pricing **out, const char *path, double exploration, mx_error *err);
 /* Users may be offered at most the published price (else user_id is refused).  Before operations. */

@@ -20,6 +20,10 @@ typedef struct price_item {
     mx_demand_belief belief;
     bool changed;
     struct price_item *next_changed;
+    /* What the live policy said in this round, for what it saw then (price_foresee). */
+    int64_t foreseen;             /* the round                                            */
+    const struct price_policy *seer;
+    float saw[MX_PRICE_SEEN], value[MX_LADDER];
 } price_item;
 
 typedef struct price_rules {
@@ -41,6 +45,9 @@ struct mx_pricing {
     price_policy    *policies;    /* the newest first                                     */
     price_item      *changed;     /* since the last commit                                */
     int64_t          last_id;     /* of the log                                           */
+    int64_t          round;       /* of operations: those of one transaction              */
+    uint8_t         *paper;       /* the last quote, packed                               */
+    size_t           written, room;
     bool             frozen;      /* everything                                           */
     double           exploration;
     bool             discounts;   /* users may be offered less                            */
@@ -68,6 +75,8 @@ mx_status   price_rules_of(const mx_pricing *p, const price_item *i, const Merx_
 mx_price_state price_state_of(const price_item *i, int64_t rivals[64]);
 /* Errors: MX_ERR_ARG. */
 mx_status   price_inputs_of(const price_item *i, Merx__V1__QuoteObjective objective, double revenue_share, mx_price_inputs *out, mx_error *err);
+/* The live policy's values for all that is waiting to be quoted, in one pass. */
+void        price_foresee(mx_pricing *p, const mx_pricing_op *batch);
 /* A logged decision, unpacked.  Errors: MX_ERR_NOT_FOUND, MX_ERR_FORMAT, MX_ERR_IO. */
 mx_status   price_decision_of(mx_pricing *p, const char *id, Merx__V1__QuoteResponse **out, int64_t *row_id, mx_error *err);
 

@@ -1,6 +1,8 @@
 /* pricing_quote.c - guardrails of an item, and the way from a model's price to a quote. */
 #include "server/pricing_internal.h"
 
+#include "server/messages.h"
+
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -98,14 +100,14 @@ mx_price_state price_state_of(const price_item *i, int64_t rivals[64])
 
 /* ---- a quote ------------------------------------------------------------------------------------- */
 
-enum { MOST_USED = 64 };
+enum { MOST_USED = 64, REASONS = MX_PRICE_SEEN + 1, EXPLAINED = 64 };
 
 /* Everything that an answer points to. */
 typedef struct quote {
-    Merx__V1__QuoteResponse m, *said;     /* said: to the same request before; owned */
+    Merx__V1__QuoteResponse m;
     Merx__V1__AppliedGuardrail applied[MX_RULES], *applied_list[MX_RULES];
     Merx__V1__LadderRung rung[MX_LADDER], *rung_list[MX_LADDER];
-    Merx__V1__Reason reason[MX_PRICE_FEATURES], *reason_list[MX_PRICE_FEATURES];
+    Merx__V1__Reason reason[REASONS], *reason_list[REASONS];
     char id[24], names[MOST_USED][96], *name_list[MOST_USED], shadow[96];
     float seen[MX_PRICE_SEEN];
     const price_policy *learned;          /* that decided; NULL: elasticity                   */
@@ -157,19 +159,35 @@ static void fill_applied(quote *q, const mx_guarded *out)
     q->m.n_applied = (size_t)out->n_applied;
 }
 
+static void add_reason(quote *q, const char *feature, double contribution)
+{
+    size_t k = q->m.n_reasons++;
+    merx__v1__reason__init(&q->reason[k]);
+    q->reason[k].feature = (char *)(uintptr_t)feature;
+    q->reason[k].contribution = contribution;
+    q->reason_list[k] = &q->reason[k];
+    q->m.reasons = q->reason_list;
+}
+
 static void fill_reasons(quote *q, const mx_price_inputs *in)
 {
     mx_price_reasons r;
     mx_price_explain(in, &r);
     q->m.reason_base = r.base;
-    for (int f = 0; f < MX_PRICE_FEATURES; f++) {
-        merx__v1__reason__init(&q->reason[f]);
-        q->reason[f].feature = (char *)(uintptr_t)mx_price_feature[f];
-        q->reason[f].contribution = r.contribution[f];
-        q->reason_list[f] = &q->reason[f];
-    }
-    q->m.reasons = q->reason_list;
-    q->m.n_reasons = MX_PRICE_FEATURES;
+    for (int f = 0; f < MX_PRICE_FEATURES; f++) add_reason(q, mx_price_feature[f], r.contribution[f]);
+}
+
+/* A learned policy's: of all that it saw, and of the draw, where one explored. */
+static mx_status fill_learned_reasons(quote *q, int32_t best, mx_error *err)
+{
+    int64_t price[MX_LADDER];
+    uint8_t feasible[MX_LADDER];
+    double contribution[MX_PRICE_SEEN];
+    for (int k = 0; k < MX_LADDER; k++) price[k] = q->rung[k].price, feasible[k] = q->rung[k].feasible != 0;
+    MX_TRY(mx_price_policy_explain(q->learned->net, q->seen, price, feasible, &q->m.reason_base, contribution, err));
+    for (int f = 0; f < MX_PRICE_SEEN; f++) add_reason(q, mx_price_seen_name[f], contribution[f]);
+    if (q->m.exploration) add_reason(q, "exploration", (double)(q->m.raw_price - price[best]));
+    return MX_OK;
 }
 
 /* The rung that the policy takes; with a little of everything feasible when it explores. */
@@ -188,12 +206,66 @@ static void choose(const mx_pricing *p, quote *q, int32_t best, bool live)
     q->m.raw_price = q->rung[pick].price;
 }
 
-/* The values of a learned policy take the place of the ladder's; false: it cannot price this
- * item, and elasticity does. */
-static bool ask_policy(quote *q, const price_policy *policy, const price_item *i, float value[MX_LADDER])
+static bool can_price(const price_policy *policy, const price_item *i)
+{
+    return policy->net && i->m->cost && i->belief.n;
+}
+
+typedef struct foresight {
+    const price_policy *policy;
+    int64_t n;
+    price_item *item[256];
+    float seen[256][MX_PRICE_SEEN], value[256][MX_LADDER];
+} foresight;
+
+static void tell_items(foresight *f)
 {
     mx_error why = {0};
-    return policy->net && i->m->cost && i->belief.n && mx_price_policy_values(policy->net, q->seen, 1, value, &why) == MX_OK;
+    if (f->n && mx_price_policy_values(f->policy->net, f->seen[0], f->n, f->value[0], &why)) f->n = 0;      /* each on its own, then */
+    for (int64_t k = 0; k < f->n; k++) {
+        price_item *i = f->item[k];
+        i->seer = f->policy;
+        memcpy(i->saw, f->seen[k], sizeof i->saw);
+        memcpy(i->value, f->value[k], sizeof i->value);
+    }
+    f->n = 0;
+}
+
+static void foresee(mx_pricing *p, foresight *f, const Merx__V1__QuoteRequest *r)
+{
+    price_item *i = price_look_up(p, r->sku, r->channel, r->segment);
+    if (!i && *r->segment) i = price_look_up(p, r->sku, r->channel, "");
+    if (!i || i->foreseen == p->round || r->objective != MERX__V1__QUOTE_OBJECTIVE__OBJECTIVE_MARGIN || !can_price(f->policy, i) || price_policy_for(p, i) != f->policy) return;
+    i->foreseen = p->round;
+    i->seer = NULL;
+    f->item[f->n] = i;
+    price_see_item(i, f->seen[f->n++]);
+    if (f->n == 256) tell_items(f);
+}
+
+void price_foresee(mx_pricing *p, const mx_pricing_op *batch)
+{
+    foresight f = {.policy = price_policy_at(p, MERX__V1__POLICY_STAGE__POLICY_LIVE)};
+    p->round++;
+    for (; f.policy && batch; batch = batch->next) {
+        const Merx__V1__BatchQuoteRequest *all = (const Merx__V1__BatchQuoteRequest *)batch->request;
+        if (batch->run == mx_pricing_quote) foresee(p, &f, (const Merx__V1__QuoteRequest *)batch->request);
+        for (size_t k = 0; batch->run == mx_pricing_batch && all->n_requests <= PRICE_BATCH && k < all->n_requests; k++) foresee(p, &f, all->requests[k]);
+    }
+    tell_items(&f);
+}
+
+/* The values of a learned policy take the place of the ladder's; false: it cannot price this
+ * item, and elasticity does. */
+static bool ask_policy(const mx_pricing *p, quote *q, const price_policy *policy, const price_item *i, float value[MX_LADDER])
+{
+    mx_error why = {0};
+    if (!can_price(policy, i)) return false;
+    if (i->foreseen == p->round && i->seer == policy && !memcmp(i->saw, q->seen, sizeof i->saw)) {
+        memcpy(value, i->value, sizeof i->value);
+        return true;
+    }
+    return mx_price_policy_values(policy->net, q->seen, 1, value, &why) == MX_OK;
 }
 
 static int32_t best_of(const quote *q, const float value[MX_LADDER])
@@ -204,14 +276,14 @@ static int32_t best_of(const quote *q, const float value[MX_LADDER])
 }
 
 /* What the policy that prices this item wants: the best rung.  fallback says what stood in for what. */
-static int32_t decide(quote *q, const price_policy *policy, const price_item *i, int32_t best)
+static int32_t decide(const mx_pricing *p, quote *q, const price_policy *policy, const price_item *i, int32_t best)
 {
     float value[MX_LADDER];
     q->m.policy = (char *)(uintptr_t) "elasticity-ladder";
     q->m.policy_version = i->m->sales;
     q->m.fallback = (char *)(uintptr_t) "none";
     if (!policy) return best;
-    if (!ask_policy(q, policy, i, value)) {
+    if (!ask_policy(p, q, policy, i, value)) {
         q->m.fallback = (char *)(uintptr_t) "elasticity";
         return best;
     }
@@ -229,7 +301,7 @@ static void look_in_the_shadow(const mx_pricing *p, quote *q, const price_item *
     float value[MX_LADDER];
     mx_guarded out;
     mx_error none;
-    if (!shadow || shadow == q->learned || !ask_policy(q, shadow, i, value)) return;
+    if (!shadow || shadow == q->learned || !ask_policy(p, q, shadow, i, value)) return;
     if (mx_guard(g, s, q->rung[best_of(q, value)].price, &out, &none)) return;
     snprintf(q->shadow, sizeof q->shadow, "%.63s@%lld", shadow->m->name, (long long)shadow->m->version);
     q->m.shadow_policy = q->shadow;
@@ -281,13 +353,14 @@ static mx_status price_it(mx_pricing *p, quote *q, price_item *i, const price_po
     if (!st) {
         int32_t best = mx_price_ladder(&in, rung);
         fill_ladder(q, rung, &g, &s);
-        best = decide(q, policy, i, best);
+        best = decide(p, q, policy, i, best);
         if (known) choose(p, q, best, live);
         else q->m.raw_price = i->m->published, q->m.action = MX_LADDER / 2, q->m.propensity = 1;
         if (!known) q->m.fallback = (char *)(uintptr_t) "last_good";
         if (!q->learned) fill_reasons(q, &in);
+        else if (r->explain == MERX__V1__QUOTE_EXPLAIN__EXPLAIN_FULL) st = fill_learned_reasons(q, best, err);
         look_in_the_shadow(p, q, i, &g, &s);
-        st = mx_guard(&g, &s, q->m.raw_price, &out, err);
+        if (!st) st = mx_guard(&g, &s, q->m.raw_price, &out, err);
     }
     if (!st) {
         fill_applied(q, &out);
@@ -298,31 +371,45 @@ static mx_status price_it(mx_pricing *p, quote *q, price_item *i, const price_po
     return st;
 }
 
+/* Room for a packed quote: what is logged is what is answered. */
+static mx_status paper_of(mx_pricing *p, size_t n, mx_error *err)
+{
+    if (n > p->room) {
+        uint8_t *grown = realloc(p->paper, 2 * n);
+        if (!grown) return mx_fail(err, MX_ERR_NO_MEMORY, "a decision");
+        p->paper = grown;
+        p->room = 2 * n;
+    }
+    p->written = n;
+    return MX_OK;
+}
+
 static mx_status log_quote(mx_pricing *p, quote *q, mx_error *err)
 {
     bool duplicate;
     size_t n = merx__v1__quote_response__get_packed_size(&q->m);
-    uint8_t *bytes = malloc(n + 1);
-    if (!bytes) return mx_fail(err, MX_ERR_NO_MEMORY, "a decision");
-    merx__v1__quote_response__pack(&q->m, bytes);
-    mx_log_row r = {.id = p->last_id + 1, .ts_ms = q->m.ts_ms, .kind = "price_decision", .key = *q->m.request_id ? q->m.request_id : NULL, .data = bytes, .size = n};
+    MX_TRY(paper_of(p, n, err));
+    merx__v1__quote_response__pack(&q->m, p->paper);
+    mx_log_row r = {.id = p->last_id + 1, .ts_ms = q->m.ts_ms, .kind = "price_decision", .key = *q->m.request_id ? q->m.request_id : NULL, .data = p->paper, .size = n};
     mx_status st = mx_store_add_log(p->store, &r, &duplicate, err);
-    free(bytes);
     if (!st) p->last_id++;
     return st;
 }
 
-/* What was answered to this request_id before, if anything: into q->said. */
-static mx_status said_before(mx_pricing *p, quote *q, const Merx__V1__QuoteRequest *r, mx_error *err)
+/* What was answered to this request_id before, if anything: onto the paper. */
+static mx_status said_before(mx_pricing *p, const Merx__V1__QuoteRequest *r, bool *said, mx_error *err)
 {
     mx_log_row row;
-    bool found = false;
+    bool found = *said = false;
     if (*r->request_id) MX_TRY(mx_store_find_log(p->store, "price_decision", r->request_id, &row, &found, err));
     if (!found) return MX_OK;
-    q->said = merx__v1__quote_response__unpack(NULL, row.size, row.data);
-    if (!q->said) return mx_fail(err, MX_ERR_FORMAT, "decision %lld is broken", (long long)row.id);
-    if (!strcmp(q->said->sku, r->sku) && !strcmp(q->said->channel, r->channel)) return MX_OK;
-    return mx_fail(err, MX_ERR_ARG, "request_id: \"%.60s\" was a quote for \"%.60s\"", r->request_id, q->said->sku);
+    Merx__V1__QuoteResponse *m = merx__v1__quote_response__unpack(NULL, row.size, row.data);
+    if (!m) return mx_fail(err, MX_ERR_FORMAT, "decision %lld is broken", (long long)row.id);
+    *said = !strcmp(m->sku, r->sku) && !strcmp(m->channel, r->channel);
+    mx_status st = *said ? paper_of(p, row.size, err) : mx_fail(err, MX_ERR_ARG, "request_id: \"%.60s\" was a quote for \"%.60s\"", r->request_id, m->sku);
+    if (!st) memcpy(p->paper, row.data, row.size);
+    merx__v1__quote_response__free_unpacked(m, NULL);
+    return st;
 }
 
 static mx_status check_request(const mx_pricing *p, const Merx__V1__QuoteRequest *r, mx_error *err)
@@ -332,12 +419,14 @@ static mx_status check_request(const mx_pricing *p, const Merx__V1__QuoteRequest
     if (*r->user_id && live) return mx_fail(err, MX_ERR_ARG, "user_id: an offer to one user is never published; ask with QUOTE_PREVIEW");
     if (strlen(r->request_id) > 256) return mx_fail(err, MX_ERR_ARG, "request_id: %zu bytes, at most 256", strlen(r->request_id));
     if ((int)r->mode < 0 || (int)r->mode > MERX__V1__QUOTE_MODE__QUOTE_SHADOW) return mx_fail(err, MX_ERR_ARG, "mode: %d is none", (int)r->mode);
+    if ((int)r->explain < 0 || (int)r->explain > MERX__V1__QUOTE_EXPLAIN__EXPLAIN_FULL) return mx_fail(err, MX_ERR_ARG, "explain: %d is none", (int)r->explain);
     return MX_OK;
 }
 
 static void begin_quote(mx_pricing *p, quote *q, const price_item *i, const Merx__V1__QuoteRequest *r)
 {
     merx__v1__quote_response__init(&q->m);
+    q->learned = NULL;
     snprintf(q->id, sizeof q->id, "p%lld", (long long)p->last_id + 1);
     q->m.decision_id = q->id;
     q->m.request_id = r->request_id;
@@ -355,13 +444,15 @@ static void begin_quote(mx_pricing *p, quote *q, const price_item *i, const Merx
     q->m.n_seen = MX_PRICE_SEEN;
 }
 
+/* q: room to work in.  The answer, a new one or what was said before, is packed on p's paper. */
 static mx_status make_quote(mx_pricing *p, quote *q, const Merx__V1__QuoteRequest *r, mx_error *err)
 {
+    bool said;
     MX_TRY(check_request(p, r, err));
     price_item *i = price_find(p, r->sku, r->channel, r->segment, err);
     if (!i) return MX_ERR_NOT_FOUND;
-    MX_TRY(said_before(p, q, r, err));
-    if (q->said) return MX_OK;
+    MX_TRY(said_before(p, r, &said, err));
+    if (said) return MX_OK;
     bool live = r->mode == MERX__V1__QUOTE_MODE__QUOTE_LIVE, frozen = p->frozen || i->m->frozen, shadow = r->mode == MERX__V1__QUOTE_MODE__QUOTE_SHADOW;
     const price_policy *policy = shadow ? price_policy_at(p, MERX__V1__POLICY_STAGE__POLICY_SHADOW) : price_policy_for(p, i);
     if (shadow && !policy) return mx_fail(err, MX_ERR_STATE, "mode: there is no policy in the shadow");
@@ -382,26 +473,18 @@ static mx_status make_quote(mx_pricing *p, quote *q, const Merx__V1__QuoteReques
     return live && !frozen && !q->m.requires_approval ? price_publish(p, i, q->m.price, q->id, err) : MX_OK;
 }
 
-/* Its answer: a new one, or what was said before. */
-static Merx__V1__QuoteResponse *answer_of(quote *q)
-{
-    return q->said ? q->said : &q->m;
-}
-
-static void quote_close(quote *q)
-{
-    if (q->said) merx__v1__quote_response__free_unpacked(q->said, NULL);
-}
-
 mx_status mx_pricing_quote(mx_pricing *p, mx_pricing_op *op)
 {
-    quote *q = calloc(1, sizeof *q);
+    quote *q = malloc(sizeof *q);
     if (!q) return mx_fail(&op->err, MX_ERR_NO_MEMORY, "a quote");
     mx_status st = make_quote(p, q, (const Merx__V1__QuoteRequest *)op->request, &op->err);
-    if (!st) st = price_answer(op, &answer_of(q)->base);
-    quote_close(q);
     free(q);
-    return st;
+    MX_TRY(st);
+    op->type = &merx__v1__quote_response__descriptor;
+    op->answer = malloc(p->written + 1);
+    if (!op->answer) return mx_fail(&op->err, MX_ERR_NO_MEMORY, "no memory for an answer");
+    memcpy(op->answer, p->paper, op->size = p->written);
+    return MX_OK;
 }
 
 static int code_of(mx_status st)
@@ -409,32 +492,59 @@ static int code_of(mx_status st)
     return st == MX_ERR_ARG ? 3 : st == MX_ERR_NOT_FOUND ? 5 : st == MX_ERR_STATE ? 9 : 13;      /* google.rpc.Code */
 }
 
+/* ---- many at once: each is packed once, and its bytes are put one behind the other ------------------ */
+
+enum { STATUS = 1 << 3 | 2, QUOTE = 2 << 3 | 2, ITEMS = 1 << 3 | 2 };      /* tags of BatchQuoteItem and BatchQuoteResponse */
+
+size_t mx_pricing_item_head(uint8_t head[MX_QUOTE_HEAD], size_t size)
+{
+    head[0] = STATUS, head[1] = 0, head[2] = QUOTE;
+    return 3 + mx_wire_put(head + 3, size);
+}
+
+static mx_status append(mx_pricing_op *op, size_t *room, const uint8_t *head, size_t n, const uint8_t *rest, size_t size)
+{
+    if (op->size + n + size + 2 * MX_QUOTE_HEAD > *room) {
+        size_t more = 2 * (op->size + n + size + 2 * MX_QUOTE_HEAD);
+        uint8_t *grown = realloc(op->answer, more);
+        if (!grown) return mx_fail(&op->err, MX_ERR_NO_MEMORY, "no memory for an answer");
+        op->answer = grown;
+        *room = more;
+    }
+    op->answer[op->size++] = ITEMS;
+    op->size += mx_wire_put(op->answer + op->size, n + size);
+    memcpy(op->answer + op->size, head, n);
+    if (size) memcpy(op->answer + op->size + n, rest, size);
+    op->size += n + size;
+    return MX_OK;
+}
+
+static mx_status append_quote(mx_pricing *p, mx_pricing_op *op, size_t *room, quote *q, const Merx__V1__QuoteRequest *r)
+{
+    uint8_t head[MX_QUOTE_HEAD], wrong[sizeof(mx_error) + 64];
+    mx_error words = {0};
+    mx_status st = make_quote(p, q, r, &words);
+    if (!st) return append(op, room, head, mx_pricing_item_head(head, p->written), p->paper, p->written);
+    if (st == MX_ERR_IO || st == MX_ERR_NO_MEMORY) return mx_fail(&op->err, st, "%s", words.text);
+    Merx__V1__ItemStatus status = MERX__V1__ITEM_STATUS__INIT;
+    Merx__V1__BatchQuoteItem item = MERX__V1__BATCH_QUOTE_ITEM__INIT;
+    status.code = code_of(st), status.message = words.text;
+    item.status = &status;
+    return append(op, room, wrong, merx__v1__batch_quote_item__pack(&item, wrong), NULL, 0);
+}
+
 mx_status mx_pricing_batch(mx_pricing *p, mx_pricing_op *op)
 {
     const Merx__V1__BatchQuoteRequest *r = (const Merx__V1__BatchQuoteRequest *)op->request;
-    Merx__V1__BatchQuoteResponse all = MERX__V1__BATCH_QUOTE_RESPONSE__INIT;
-    size_t n = r->n_requests;
+    size_t n = r->n_requests, room = 0, explained = 0;
     if (!n || n > PRICE_BATCH) return mx_fail(&op->err, MX_ERR_ARG, "requests: %zu of them, 1..%d are allowed", n, PRICE_BATCH);
-    quote *q = calloc(n, sizeof *q);
-    Merx__V1__BatchQuoteItem *item = calloc(n, sizeof *item), **list = calloc(n, sizeof *list);
-    Merx__V1__ItemStatus *status = calloc(n, sizeof *status);
-    mx_error *words = calloc(n, sizeof *words);
-    mx_status st = q && item && list && status && words ? MX_OK : mx_fail(&op->err, MX_ERR_NO_MEMORY, "%zu quotes", n);
-    for (size_t i = 0; !st && i < n; i++) {
-        mx_status one = make_quote(p, &q[i], r->requests[i], &words[i]);
-        if (one == MX_ERR_IO || one == MX_ERR_NO_MEMORY) st = mx_fail(&op->err, one, "%s", words[i].text);
-        merx__v1__batch_quote_item__init(&item[i]);
-        merx__v1__item_status__init(&status[i]);
-        item[i].status = &status[i];
-        if (one) status[i].code = code_of(one), status[i].message = words[i].text;
-        else item[i].quote = answer_of(&q[i]);
-        list[i] = &item[i];
-    }
-    all.items = list;
-    all.n_items = n;
-    if (!st) st = price_answer(op, &all.base);
-    for (size_t i = 0; q && i < n; i++) quote_close(&q[i]);
-    free(q), free(item), free(list), free(status), free(words);
+    for (size_t i = 0; i < n; i++) explained += r->requests[i]->explain == MERX__V1__QUOTE_EXPLAIN__EXPLAIN_FULL;
+    if (explained > EXPLAINED) return mx_fail(&op->err, MX_ERR_ARG, "requests: %zu of them ask for EXPLAIN_FULL, at most %d", explained, EXPLAINED);
+    quote *q = malloc(sizeof *q);
+    mx_status st = q ? MX_OK : mx_fail(&op->err, MX_ERR_NO_MEMORY, "%zu quotes", n);
+    op->type = &merx__v1__batch_quote_response__descriptor;
+    for (size_t i = 0; !st && i < n; i++) st = append_quote(p, op, &room, q, r->requests[i]);
+    free(q);
     return st;
 }
 

@@ -101,6 +101,18 @@ bool mx_call_send(mx_call *c, const ProtobufCMessage *m, bool more)
     return true;
 }
 
+bool mx_call_send_packed(mx_call *c, uint8_t *bytes, size_t n, bool more)
+{
+    if (c->has_out || n > INT32_MAX) {
+        free(bytes);
+        return false;
+    }
+    c->out = grpc_slice_new(bytes, n, free);
+    c->has_out = true;
+    c->more = more;
+    return true;
+}
+
 void mx_call_finish(mx_call *c, mx_status st, const char *text)
 {
     if (c->end) return;

@@ -46,6 +46,7 @@ static const char *const text_of[STATEMENTS] = {
 
 static const char schema[] =
     "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA foreign_keys=ON; PRAGMA secure_delete=ON;"
+    "PRAGMA cache_size=-16384; PRAGMA wal_autocheckpoint=8192;"      /* KiB; pages: a checkpoint writes and syncs the file itself too */
     "CREATE TABLE IF NOT EXISTS experiments(id TEXT PRIMARY KEY, spec TEXT NOT NULL, created_ms INTEGER NOT NULL, paused INTEGER NOT NULL,"
     " promoted INTEGER NOT NULL, state BLOB NOT NULL) WITHOUT ROWID;"
     "CREATE TABLE IF NOT EXISTS decisions(id INTEGER PRIMARY KEY AUTOINCREMENT, experiment TEXT NOT NULL REFERENCES experiments(id), unit TEXT NOT NULL,"

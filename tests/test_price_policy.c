@@ -234,6 +234,42 @@ static void exact_reasons(void)
     drop_network();
 }
 
+/* A learned policy's quotes: the same bits alone and in a batch, and reasons that add up to the raw price when asked. */
+static void explained_quotes(mx_pricing *p)
+{
+    Merx__V1__QuoteRequest q[130], *list[130];
+    Merx__V1__BatchQuoteRequest all = MERX__V1__BATCH_QUOTE_REQUEST__INIT;
+    for (int i = 0; i < 130; i++) {
+        merx__v1__quote_request__init(&q[i]);
+        q[i].sku = (char *)(uintptr_t)(i == 7 ? "nothing" : i % 2 ? "cup" : "tea");
+        q[i].explain = i < 3 ? MERX__V1__QUOTE_EXPLAIN__EXPLAIN_FULL : MERX__V1__QUOTE_EXPLAIN__EXPLAIN_DEFAULT;
+        q[i].mode = i == 1 ? MERX__V1__QUOTE_MODE__QUOTE_LIVE : PREVIEW;      /* what is seen of "cup" changes on the way */
+        list[i] = &q[i];
+    }
+    all.requests = list, all.n_requests = 130;
+    Merx__V1__BatchQuoteResponse *r = run(p, mx_pricing_batch, &all.base);
+    CHECK(r && r->n_items == 130 && r->items[7]->status->code == 5 && !r->items[7]->quote && strstr(r->items[7]->status->message, "nothing"));
+    for (size_t i = 0; r && i < r->n_items; i++) {
+        Merx__V1__QuoteResponse *one = r->items[i]->quote, *alone;
+        if (i == 7) continue;
+        CHECK(one && r->items[i]->status && !r->items[i]->status->code && !strcmp(one->policy, "up") && one->n_reasons == (i < 3 ? MX_PRICE_SEEN + (size_t)one->exploration : 0));
+        if (!one) continue;
+        double sum = one->reason_base;
+        for (size_t k = 0; k < one->n_reasons; k++) sum += one->reasons[k]->contribution;
+        CHECK_MSG(i >= 3 || fabs(sum - (double)one->raw_price) < 1e-6, "%.6f, not %lld", sum, (long long)one->raw_price);
+        if (i < 120) continue;
+        alone = run(p, mx_pricing_quote, &q[i].base);
+        CHECK(alone && alone->price == one->price && alone->n_seen == one->n_seen && !memcmp(alone->seen, one->seen, one->n_seen * sizeof *one->seen));
+        for (size_t k = 0; alone && k < MX_LADDER; k++) CHECK(!memcmp(&alone->ladder[k]->q, &one->ladder[k]->q, sizeof(double)));
+        FREE(alone);
+    }
+    FREE(r);
+    for (int i = 0; i < 65; i++) q[i].explain = MERX__V1__QUOTE_EXPLAIN__EXPLAIN_FULL;
+    CHECK(!run(p, mx_pricing_batch, &all.base) && strstr(last.text, "EXPLAIN_FULL"));
+    q[0].explain = (Merx__V1__QuoteExplain)2;
+    CHECK(!run(p, mx_pricing_quote, &q[0].base) && strstr(last.text, "explain"));
+}
+
 static void shadow_and_live(void)
 {
     mx_pricing *p = NULL;
@@ -259,6 +295,10 @@ static void shadow_and_live(void)
     m = promote(p, "up", LIVE, 0, true);
     CHECK(m && m->stage == LIVE && !strcmp(m->note, "forced"));
     FREE(m);
+    CHECK(put(p, "cup", 400));
+    sell(p, "cup", 1000, 20, "");
+    flush(p);
+    explained_quotes(p);
     Merx__V1__GuardrailSet g = MERX__V1__GUARDRAIL_SET__INIT;
     g.id = "all", g.ceiling = 1050;
     Merx__V1__GuardrailSet *set = run(p, mx_pricing_put_guardrails, &g.base);
