@@ -249,7 +249,12 @@ int mx_cli_load(mx_config *c, int n, char **rest)
     cli_progress_open(&l->progress, l->quiet, 0);
     mx_status st = open_store(l, &err);
     for (int i = 0; !st && !stopped && i < n_files; i++) st = load_file(l, files[i], now.tv_sec * 1000LL, &stopped, &err);
-    if (!st && l->sum.accepted) st = mx_user_graph_merge(l->graph, &err);       /* the next start reads a snapshot, not the log */
+    if (!st) {
+        mx_user_graph_stats s;
+        mx_user_graph_statistics(l->graph, &s);
+        /* the next start reads a snapshot, not the log; a load that was killed may have left the rest of one */
+        if (l->sum.accepted || s.pending) st = mx_user_graph_merge(l->graph, &err);
+    }
     cli_progress_clear(&l->progress);
     if (!st && !l->quiet) sum_up(l);
     if (!st && stopped && !l->quiet) fprintf(stderr, "merx: stopped; the same command goes on from there\n");

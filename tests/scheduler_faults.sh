@@ -2,7 +2,7 @@
 # scheduler_faults.sh SOURCE_DIR LIBRARY CC - plants faults in copies of the scheduler, one at a
 # time, and wants test_scheduler_share to fail on each: its promises are not words only.
 set -u
-src=$1 lib=$2 cc=${3:-cc}
+src=$1 lib=$2 cc=${3:-cc} cudart=${4:-}
 work=$(mktemp -d) || exit 2
 trap 'rm -rf "$work"' EXIT
 missed=0 n=0
@@ -10,7 +10,7 @@ flags="-std=gnu17 -O1 -w -D_GNU_SOURCE -I$src"
 for f in tests/test_scheduler_share runtime/scheduler runtime/scheduler_turn runtime/scheduler_share; do
     $cc $flags -c "$src/$f.c" -o "$work/$(basename $f).o" || exit 2
 done
-link() { $cc "$work/test_scheduler_share.o" "$@" "$lib" -lhwloc -lpthread -lm -o "$work/program"; }
+link() { $cc "$work/test_scheduler_share.o" "$@" "$lib" $cudart -lhwloc -lpthread -lm ${cudart:+-lstdc++ -lrt -ldl} -o "$work/program"; }
 runs() { MX_TEST_WORLDS=400 timeout 60 "$work/program" >/dev/null 2>&1; }
 link "$work"/scheduler*.o && runs || { echo "faults: the test fails without a fault"; exit 2; }
 
