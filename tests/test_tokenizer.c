@@ -6,6 +6,7 @@
 #include "runtime/clock.h"
 #include "tests/test.h"
 
+#include <time.h>
 #include <unistd.h>
 
 #define GOLDEN MX_SOURCE_DIR "/tests/golden/tokenizer/"
@@ -312,6 +313,13 @@ static void test_append(void)
     mx_tokenizer_close(t);
 }
 
+static uint64_t cpu_ns(void) /* this thread's own time: others on the machine do not count */
+{
+    struct timespec t;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
 /* A megabyte without a space is one word; quadratic merging would take hours. */
 static void test_long_words(void)
 {
@@ -327,10 +335,10 @@ static void test_long_words(void)
         for (size_t u = 0; t && u < sizeof units / sizeof *units; u++) {
             size_t n = strlen(units[u]);
             for (size_t i = 0; i < N; i++) text[i] = units[u][i % n];
-            uint64_t begin = mx_now_ns(&mx_clock_monotonic);
+            uint64_t begin = cpu_ns();
             ids.count = 0;
             mx_status st = mx_tokenizer_encode(t, text, N / n * n, false, true, &ids, &err);
-            uint64_t took = mx_now_ns(&mx_clock_monotonic) - begin;
+            uint64_t took = cpu_ns() - begin;
             if (took > worst) worst = took, slowest = units[u];
             CHECK_MSG(!st || st == MX_ERR_ARG, "%s: %s", folders[f], err.text);
             CHECK_MSG(took < 20000000000u, "%s: \"%s\": %.1f s", folders[f], units[u], (double)took * 1e-9);
