@@ -67,6 +67,12 @@ typedef enum mx_activation {
 /* y[N,C] (+)= table[V,C] at ids[N,1] (i32); add: y += */
 void mx_embed(mx_stream *s, mx_tensor y, mx_tensor table, mx_tensor ids, bool add);
 
+/* ids[N,1] = given[N,1] (data NULL: -1) where from[N,1] < 0, else fed[from,1], at
+ * least 0 (all i32): what the turn before chose, which the host need not have seen.
+ * A choice of -1 ("nothing is possible") stands for 0, since its row will be thrown
+ * away and must not stop the others. */
+void mx_feed_ids(mx_stream *s, mx_tensor ids, mx_tensor given, mx_tensor from, mx_tensor fed);
+
 /* y[N,O] = act(x[N,C] w[O,C]^T + b[1,O]); add: y += (act must then be NONE);
  * b.data may be NULL */
 void mx_linear(mx_stream *s, mx_tensor y, mx_tensor x, const mx_weight *w, mx_tensor b, mx_activation act, bool add);
@@ -81,6 +87,11 @@ void mx_rms_norm(mx_stream *s, mx_tensor y, mx_tensor x, mx_tensor gain, float e
 
 /* y = a + b, all [N,C]; y may be a or b */
 void mx_add(mx_stream *s, mx_tensor y, mx_tensor a, mx_tensor b);
+
+/* sum = a + b, and y = the norm of sum: mx_norm()'s, or mx_rms_norm()'s when rms
+ * (bias.data NULL).  All [N,C]; sum may be a or b.  The bits of the two calls, with
+ * the sum read once less. */
+void mx_add_norm(mx_stream *s, mx_tensor y, mx_tensor sum, mx_tensor a, mx_tensor b, mx_tensor gain, mx_tensor bias, float eps, bool rms);
 
 /* y[N,C] = act(x[N,C]); y may be x */
 void mx_activate(mx_stream *s, mx_tensor y, mx_tensor x, mx_activation act);
@@ -108,6 +119,12 @@ typedef struct mx_kv {
 /* Store k[N,G*D] and v[N,G*D]: row i goes to slot[i] = page * page_tokens +
  * offset (slots[N,1] i32).  Slots of one call are distinct. */
 void mx_kv_write(mx_stream *s, const mx_kv *kv, mx_tensor k, mx_tensor v, mx_tensor slots);
+
+/* Of qkv[N,(H+2G)*D] = q, k and v side by side: q is turned in place as mx_rope()
+ * does, k likewise on its way to the cache, and v goes there as mx_kv_write() does;
+ * qkv's own k and v stay as they are.  The bits of the two calls. */
+void mx_rope_kv_write(mx_stream *s, mx_tensor qkv, mx_tensor positions, mx_tensor freq, float magnitude, int heads, bool interleaved,
+                      const mx_kv *kv, mx_tensor slots);
 
 /* Copy whole pages inside one layer's cache: from_to[n,2] i32 (copy-on-write). */
 void mx_kv_copy(mx_stream *s, const mx_kv *kv, mx_tensor from_to);
@@ -168,6 +185,8 @@ typedef struct mx_logit_lists {
     const int32_t *bias_begin, *bias_id;
     const float   *bias;
     const int32_t *ban_begin, *ban_id;                  /* logit becomes -inf */
+    const int32_t *last;                                /* [N], NULL: none.  >= 0: a further id of the output, which the
+                                                           lists of seen ids do not count yet (mx_feed_ids) */
 } mx_logit_lists;
 
 /* Apply biases, penalties and bans to logits[N,V] in place. */
@@ -375,6 +394,7 @@ void mx_logistic(mx_stream *s, mx_tensor loss, mx_tensor x, mx_tensor target, fl
 
 #define MX_OPS(X)                                                         \
     X(embed) X(linear) X(norm) X(rms_norm) X(add) X(activate) X(gated)    \
+    X(add_norm) X(rope_kv_write) X(feed_ids)                              \
     X(rope) X(kv_write) X(kv_copy) X(attention_paged) X(aggregate)        \
     X(logits_process) X(sample) X(logprobs)                               \
     X(product) X(product_back) X(cast) X(scale) X(embed_back)             \

@@ -34,6 +34,10 @@ const mx_case mx_cases[] = {
     {.op = "embed", .n = 17, .c = 64, .o = 5, .type = MX_F16, .add = true},
     {.op = "embed", .n = 7, .c = 129, .o = 11, .type = MX_BF16},
 
+    {.op = "feed_ids", .n = 13, .c = 67, .o = 31},
+    {.op = "feed_ids", .n = 1, .c = 7, .o = 1},
+    {.op = "feed_ids", .n = 257, .c = 5, .o = 11, .flag = true},
+
     LINEAR(1, 1, 1),
     LINEAR(1, 67, 131, .bias = true),
     LINEAR(2, 768, 193),
@@ -61,6 +65,11 @@ const mx_case mx_cases[] = {
     {.op = "rms_norm", .n = 23, .c = 577, .flag = true},
     {.op = "add", .n = 7, .c = 71},
     {.op = "add", .n = 131, .c = 768, .flag = true},
+    {.op = "add_norm", .n = 5, .c = 67, .bias = true},
+    {.op = "add_norm", .n = 19, .c = 768, .flag = true},
+    {.op = "add_norm", .n = 23, .c = 577, .add = true},
+    {.op = "add_norm", .n = 3, .c = 1031, .flag = true, .bias = true},
+    {.op = "add_norm", .n = 1, .c = 3, .add = true, .flag = true},
     {.op = "activate", .n = 7, .c = 71, .act = MX_ACT_NONE},
     {.op = "activate", .n = 7, .c = 71, .act = MX_ACT_GELU_TANH},
     {.op = "activate", .n = 11, .c = 257, .act = MX_ACT_GELU_ERF, .flag = true},
@@ -76,6 +85,10 @@ const mx_case mx_cases[] = {
     {.op = "rope", .n = 11, .heads = 5, .c = 22, .flag = true},
     {.op = "rope", .n = 5, .heads = 2, .c = 258, .add = true},
 
+    {.op = "rope_kv_write", .n = 7, .heads = 3, .groups = 3, .c = 14, .page = 5},
+    {.op = "rope_kv_write", .n = 31, .heads = 6, .groups = 2, .c = 64, .page = 16, .type = MX_F16},
+    {.op = "rope_kv_write", .n = 1, .heads = 2, .groups = 1, .c = 6, .page = 1, .type = MX_BF16, .flag = true},
+    {.op = "rope_kv_write", .n = 11, .heads = 2, .groups = 1, .c = 130, .page = 4, .add = true, .flag = true},
     {.op = "kv_write", .n = 7, .groups = 3, .c = 13, .page = 5},
     {.op = "kv_write", .n = 31, .groups = 2, .c = 64, .page = 16, .type = MX_F16},
     {.op = "kv_write", .n = 1, .groups = 1, .c = 7, .page = 1, .type = MX_BF16},
@@ -96,6 +109,8 @@ const mx_case mx_cases[] = {
     ATTENTION(3, 2, 1, 17, 3, 29, .type = MX_BF16),
 
     {.op = "logits_process", .n = 5, .o = 131},
+    {.op = "logits_process", .n = 7, .o = 131, .flag = true},
+    {.op = "logits_process", .n = 3, .o = 7, .flag = true},
     {.op = "logits_process", .n = 1, .o = 7},
     {.op = "sample", .n = 67, .o = 521},
     {.op = "sample", .n = 41, .o = 7},
