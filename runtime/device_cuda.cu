@@ -66,7 +66,7 @@ static bool is_lost(cuda_device *c)
 {
     if (c->memory && !__atomic_load_n(&c->lost, __ATOMIC_ACQUIRE)) {
         cudaError_t e = cudaStreamQuery(c->memory);
-        if (e != cudaSuccess && e != cudaErrorNotReady) __atomic_store_n(&c->lost, 1, __ATOMIC_RELEASE);
+        if (e != cudaSuccess && e != cudaErrorNotReady) __atomic_fetch_add(&c->lost, 1, __ATOMIC_RELEASE);
     }
     return __atomic_load_n(&c->lost, __ATOMIC_ACQUIRE);
 }
