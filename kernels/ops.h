@@ -12,8 +12,8 @@
  * in the batch, however many threads run, and wherever its KV pages lie: every
  * sum has an order that depends on the row's own data alone.
  *
- * Activations and norms are f32.  Weights are f32, bf16 or int8 (mx_weight);
- * embedding tables and KV caches f32, f16 or bf16.
+ * Activations and norms are f32.  Weights are f32, bf16, int8 or fp8 (mx_weight);
+ * embedding tables f32, f16 or bf16, KV caches those or fp8.
  *
  * TO ADD AN OP: its prototype and its name in MX_OPS here, its shape check in
  * ops.c, one function in each backend, one loop in tests/reference.c, its
@@ -42,11 +42,14 @@ typedef struct mx_row_source {
  * f32 and bf16 are exact or rounded copies.  int8 is symmetric for every 64 inputs
  * of an output channel, w = q * scale, scale = max|w|/127; activations are then
  * quantised per row on the fly, symmetric, all but the row's largest, which stays
- * exact; products are summed exactly over the 64, and the groups in order. */
+ * exact; products are summed exactly over the 64, and the groups in order.
+ * fp8 (E4M3) has one scale for an output channel, max|w|/448; activations are rounded
+ * to bf16, products summed in f32, and the sum is scaled.  A GPU reads one byte of it
+ * a weight; the CPU keeps the same numbers as bf16, for the same answers, not for memory. */
 typedef struct mx_weight {
     mx_device *dev;
     int64_t    rows, cols;        /* O, C                           */
-    mx_dtype   dtype;             /* MX_F32, MX_BF16 or MX_I8       */
+    mx_dtype   dtype;             /* MX_F32, MX_BF16, MX_I8, MX_F8  */
     size_t     bytes;             /* device memory it takes         */
     void      *impl;
 } mx_weight;
@@ -112,7 +115,7 @@ void mx_rope(mx_stream *s, mx_tensor x, mx_tensor positions, mx_tensor freq, flo
  * [pages][G][page_tokens][D], so a head's part of a page is contiguous. */
 typedef struct mx_kv {
     void    *k, *v;
-    mx_dtype dtype;               /* MX_F32, MX_F16, MX_BF16 */
+    mx_dtype dtype;               /* MX_F32, MX_F16, MX_BF16; MX_F8: as they are, no scale */
     int32_t  pages, page_tokens, kv_heads, head_dim;
 } mx_kv;
 

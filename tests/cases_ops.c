@@ -155,6 +155,17 @@ static void rounded_i8(double *x, int64_t n, int64_t apart)
         if (i != apart) x[i] = most > 0 ? nearbyint(x[i] / (most / 127)) * (most / 127) : 0;
 }
 
+/* fp8: a weight in steps of what its largest value makes 448, an activation as bf16 */
+static void rounded_f8(double *x, int64_t n, bool weight)
+{
+    float most = 0;
+    for (int64_t i = 0; i < n; i++) most = fmaxf(most, fabsf((float)x[i]));
+    float scale = most / 448.0f, inverse = scale > 0 ? 1.0f / scale : 0;
+    for (int64_t i = 0; i < n; i++)
+        x[i] = weight ? (double)mx_f8_to_f32(mx_f32_to_f8((float)x[i] * inverse)) * (double)scale
+                      : (double)mx_bf16_to_f32(mx_f32_to_bf16((float)x[i]));
+}
+
 /* What bf16 and int8 make of a row of n values: int8 keeps an activation's largest one,
  * and gives every 64 values of a weight their own scale. */
 static void rounded(double *x, int64_t n, mx_dtype type, bool weight)
@@ -162,6 +173,7 @@ static void rounded(double *x, int64_t n, mx_dtype type, bool weight)
     int64_t at = 0;
     if (type == MX_BF16)
         for (int64_t i = 0; i < n; i++) x[i] = (double)mx_bf16_to_f32(mx_f32_to_bf16((float)x[i]));
+    if (type == MX_F8) rounded_f8(x, n, weight);
     if (type != MX_I8) return;
     for (int64_t i = 0; weight && i < n; i += 64) rounded_i8(x + i, n - i < 64 ? n - i : 64, -1);
     if (weight) return;

@@ -42,6 +42,7 @@ static void store(char *dst, mx_dtype type, double v)
     float f = (float)v;
     uint16_t h = type == MX_BF16 ? mx_f32_to_bf16(f) : mx_f32_to_f16(f);
     if (type == MX_F32) memcpy(dst, &f, sizeof f);
+    else if (type == MX_F8) *(uint8_t *)dst = mx_f32_to_f8(f);
     else memcpy(dst, &h, sizeof h);
 }
 
@@ -174,7 +175,7 @@ static void rope_write_build(case_io *io)
         case_place_values(io, 1, c->c / 2, freq, false);
     }
     free(slots), free(at), free(freq);
-    io->tolerance = c->type == MX_F32 ? 1e-6 : c->type == MX_F16 ? 2e-3 : 1.6e-2;       /* the last bit of what is stored */
+    io->tolerance = c->type == MX_F32 ? 1e-6 : c->type == MX_F16 ? 2e-3 : c->type == MX_F8 ? 0.25 : 1.6e-2;       /* the last bit of what is stored */
 }
 
 static void rope_write_call(case_io *io)

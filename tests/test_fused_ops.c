@@ -78,10 +78,10 @@ static void a_sum_and_its_norm(void)
 
 static void rope_on_the_way_to_the_cache(void)
 {
-    static const mx_dtype types[] = {MX_F32, MX_F16, MX_BF16};
+    static const mx_dtype types[] = {MX_F32, MX_F16, MX_BF16, MX_F8};
     rig g;
     if (!rig_open(&g)) return;
-    for (int i = 0; i < 6; i++) {
+    for (int i = 0; i < 8; i++) {
         bool interleaved = i % 2;
         float freq[D / 2];
         int32_t at[N], slots[N];

@@ -88,6 +88,11 @@ MX_INLINE vf load_kv(const void *p, int64_t i, int64_t n, const mx_dtype type)
 {
     uint16_t t[VF] = {0};
     const uint16_t *h = (const uint16_t *)p + i;
+    if (type == MX_F8) {
+        float f[VF] = {0};
+        for (int64_t l = 0; l < n && l < VF; l++) f[l] = mx_f8_to_f32(((const uint8_t *)p)[i + l]);
+        return vf_load(f);
+    }
     if (type == MX_F32) return vf_load_most((const float *)p + i, n);
     if (n < VF) h = memcpy(t, h, (size_t)n * sizeof *h);
     return type == MX_BF16 ? vf_from_bf16(h) : vf_from_f16(h);
@@ -150,7 +155,7 @@ MX_INLINE void load_tile(queries *s, const mx_kv *kv, int64_t group, int64_t at,
 {
     static const float zeros[MX_HEAD_MAX];
     int64_t d = kv->head_dim;
-    size_t pitch = (size_t)d * (type == MX_F32 ? 4 : 2);
+    size_t pitch = (size_t)d * (type == MX_F32 ? 4 : type == MX_F8 ? 1 : 2);
     walk w = {.kv = kv, .pages = s->pages, .group = group, .pitch = pitch};
     const void *k[2 * VF], *v[2 * VF];
     walk_to(&w, at + lo);
@@ -210,6 +215,7 @@ static void take_tile(queries *s, const mx_kv *kv, int64_t group, int64_t at, in
     int64_t d = kv->head_dim;
     if (kv->dtype == MX_F32) load_tile(s, kv, group, at, lo, hi, MX_F32);
     else if (kv->dtype == MX_BF16) load_tile(s, kv, group, at, lo, hi, MX_BF16);
+    else if (kv->dtype == MX_F8) load_tile(s, kv, group, at, lo, hi, MX_F8);
     else load_tile(s, kv, group, at, lo, hi, MX_F16);
     for (int r = 0, n; r < s->count; r += n) {
         n = mx_tile_rows(s->count - r);

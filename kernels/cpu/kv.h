@@ -15,7 +15,10 @@ static inline void *mx_kv_at(const mx_kv *kv, void *base, int64_t page, int64_t 
 static inline void mx_kv_store(void *dst, const float *src, mx_dtype type, int64_t n)
 {
     uint16_t *h = dst;
+    uint8_t *b = dst;
     if (type == MX_F32) memcpy(dst, src, (size_t)n * sizeof *src);
+    else if (type == MX_F8)
+        for (int64_t i = 0; i < n; i++) b[i] = mx_f32_to_f8(src[i]);
     else if (type == MX_BF16)
         for (int64_t i = 0; i < n; i++) h[i] = mx_f32_to_bf16(src[i]);
     else

@@ -91,6 +91,6 @@ extern "C" void mx_cuda_rope_kv_write(mx_stream *s, mx_tensor qkv, mx_tensor pos
     bool vec = kv->head_dim % 4 == 0 && mx_vec(qkv) && (uintptr_t)kv->v % (4 * mx_dtype_size(kv->dtype)) == 0;
     rope_write a = {qkv, positions, freq, slots, *kv, magnitude, heads, interleaved, vec, mx_cuda_faults(s)};
 #define CALL(T) MX_LAUNCH(s, "rope_kv_write", (rope_kv_write_kernel<T>), (unsigned)qkv.rows, mx_row_threads(qkv.cols), 0, a)
-    MX_BY_TYPE(kv->dtype, CALL);
+    MX_BY_KV_TYPE(kv->dtype, CALL);
 #undef CALL
 }
