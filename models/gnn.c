@@ -49,9 +49,19 @@ mx_status mx_gnn_input(mx_gnn *m, const float *features, const int32_t *nodes, i
     return m->config.id_cols && n ? table_rows(m, nodes, n, out + F, err) : MX_OK;
 }
 
+static mx_status open_stream(mx_gnn *m, size_t scratch, mx_error *err)
+{
+    if (m->stream.dev && m->stream.scratch.size >= scratch) {
+        mx_stream_rewind(&m->stream);
+        return MX_OK;
+    }
+    mx_stream_close(&m->stream);
+    return mx_stream_open(&m->stream, m->params.dev, scratch, err);
+}
+
 static mx_status run_layer(mx_gnn *m, int32_t layer, const gnn_block *b, const float *before, float *out, mx_error *err)
 {
-    mx_stream s;
+    mx_stream *s = &m->stream;
     int64_t C = mx_gnn_width(&m->config, layer), edges = 0;
     bool cpu = m->params.dev->kind == MX_CPU;
     float *rows = NULL;
@@ -62,15 +72,15 @@ static mx_status run_layer(mx_gnn *m, int32_t layer, const gnn_block *b, const f
     }
     for (int32_t i = 0; i < b->sets; i++) edges += b->set[i].n;
     for (int64_t i = 0; rows && i < b->src; i++) memcpy(rows + i * C, before + (int64_t)b->nodes[i] * C, (size_t)C * sizeof *rows);
-    mx_status st = mx_stream_open(&s, m->params.dev, gnn_layer_scratch(m, layer, b->dst, b->src, edges, false), err);
+    mx_status st = open_stream(m, gnn_layer_scratch(m, layer, b->dst, b->src, edges, false), err);
     if (!st) {
         const float *x = rows ? rows : before;
-        t->x = cpu ? mx_tensor_of((void *)(uintptr_t)x, MX_F32, b->src, C) : mx_stream_upload(&s, MX_F32, b->src, C, x);
-        gnn_upload(m, &s, layer, b, false, t);
-        gnn_forward(m, &s, layer, b, t);
-        if (!s.error.code) s.dev->ops->download(&s, out, t->y.data, (size_t)b->dst * (size_t)t->y.cols * sizeof *out);
-        st = mx_stream_sync(&s, err);
-        mx_stream_close(&s);
+        t->x = cpu ? mx_tensor_of((void *)(uintptr_t)x, MX_F32, b->src, C) : mx_stream_upload(s, MX_F32, b->src, C, x);
+        gnn_upload(m, s, layer, b, false, t);
+        gnn_forward(m, s, layer, b, t);
+        if (!s->error.code) s->dev->ops->download(s, out, t->y.data, (size_t)b->dst * (size_t)t->y.cols * sizeof *out);
+        st = mx_stream_sync(s, err);
+        if (st) mx_stream_close(s);
     }
     free(rows);
     free(t);
@@ -80,7 +90,7 @@ static mx_status run_layer(mx_gnn *m, int32_t layer, const gnn_block *b, const f
 mx_status mx_gnn_layer(mx_gnn *m, const mx_graph *g, int32_t layer, const float *before, const int32_t *nodes, int32_t n, float *out,
                        mx_error *err)
 {
-    gnn_block *b = &m->block[0];
+    gnn_block *b = &m->asked;
     if (layer < 0 || layer >= m->config.layers) return mx_fail(err, MX_ERR_ARG, "layer %d: the network has %d", layer, m->config.layers);
     if (n < 1) return MX_OK;
     MX_TRY(gnn_block_build(b, &m->map, g, &m->config, nodes, n, false, NULL, err));
@@ -96,6 +106,7 @@ mx_status mx_gnn_infer(mx_gnn *m, const mx_graph *g, const float *features, floa
     float *a = malloc((size_t)N * (size_t)widest * sizeof *a), *b = malloc((size_t)N * (size_t)widest * sizeof *b);
     mx_status st = a && b ? mx_gnn_input(m, features, NULL, g->nodes, a, err) : no_memory(err, N, widest);
     bool light = c->kind == MX_GNN_LIGHTGCN;
+    if (!st) st = gnn_block_build(&m->asked, &m->map, g, c, NULL, 0, false, NULL, err);      /* one for all layers */
     float share = 1 / (float)(c->layers + 1);
     for (int64_t i = 0; !st && light && i < N * O; i++) out[i] = share * a[i];
     for (int32_t l = 0; l < c->layers && !st; l++) {
@@ -103,7 +114,7 @@ mx_status mx_gnn_infer(mx_gnn *m, const mx_graph *g, const float *features, floa
             st = mx_fail(err, MX_ERR_CANCELLED, "stopped");
             break;
         }
-        st = mx_gnn_layer(m, g, l, a, NULL, g->nodes, b, err);
+        st = run_layer(m, l, &m->asked, a, b, err);
         float *t = a;
         a = b;
         b = t;

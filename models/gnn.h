@@ -93,6 +93,7 @@ typedef struct mx_gnn_data {
 typedef struct mx_gnn_learning {
     float    dropout;             /* of every layer's input                                */
     float    edge_dropout;        /* gat: of attention                                     */
+    float    value_dropout;       /* gat: of the projected rows that attention adds up, scores come before (as the authors' program does) */
     float    l2, l2_first;        /* a gradient of l2 * w for weights of all layers, of the first alone */
     float    l2_rows;             /* ranking: l2_rows * the table's rows of a batch        */
     int32_t  fanout[MX_GNN_LAYERS];  /* sources drawn for a node and relation, the layer next to the input first; 0: all */

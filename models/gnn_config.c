@@ -148,6 +148,9 @@ void mx_gnn_close(mx_gnn *m)
     for (int i = 0; i < MX_GNN_LAYERS; i++) gnn_block_close(&m->block[i]);
     for (int i = 0; i < MX_GRAPH_RELATIONS; i++) mx_buffer_close(&m->begin_memory[i]);
     gnn_map_close(&m->map);
+    gnn_sparse_close(m);
+    gnn_block_close(&m->asked);
+    mx_stream_close(&m->stream);
     mx_params_close(&m->params);
     free(m->pool), free(m->pool_begin), free(m->list), free(m->floats);
     free(m);

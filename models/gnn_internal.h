@@ -51,6 +51,9 @@ struct mx_gnn {
     int            table;                    /* index, or -1                       */
     gnn_map        map;
     gnn_block      block[MX_GNN_LAYERS];
+    gnn_block      asked;                    /* of inference, and its memory: kept, for new memory costs more than computing in it */
+    mx_stream      stream;
+    gnn_edges      sparse;                   /* features as rows of what is not zero; n 0: they are not sparse */
     /* learning */
     mx_gnn_data     data;
     mx_gnn_learning opt;
@@ -69,15 +72,19 @@ typedef struct gnn_edge_tensors {
 } gnn_edge_tensors;
 
 typedef struct gnn_step {
-    mx_tensor x;                  /* [src,C], dropped already                      */
+    mx_tensor x;                  /* [src,C], dropped already; no tensor: m->sparse has it */
+    mx_tensor values;             /* [n,1] of m->sparse, dropped                   */
+    float     dropout;            /* of those                                      */
+    uint64_t  dropout_seed;
     mx_tensor near[MX_GRAPH_RELATIONS];      /* sage, rgcn: what was gathered      */
     mx_tensor z, e_src, e_dst, lse, heads;   /* gcn, gat                           */
+    mx_tensor taken;              /* gat: z as attention takes it, dropped         */
     mx_tensor zeros;              /* [dst,1] i32                                   */
     mx_tensor pre, y;             /* before and after activation                   */
     mx_tensor raw;                /* unit: before length one                       */
     gnn_edge_tensors edges[MX_GRAPH_RELATIONS];
     uint64_t  seed;               /* of attention's dropout                        */
-    float     edge_dropout;
+    float     edge_dropout, value_dropout;
 } gnn_step;
 
 void   gnn_upload(mx_gnn *m, mx_stream *s, int32_t layer, const gnn_block *b, bool turned, gnn_step *t);
@@ -86,6 +93,13 @@ void   gnn_forward(mx_gnn *m, mx_stream *s, int32_t layer, const gnn_block *b, g
 mx_tensor gnn_backward(mx_gnn *m, mx_stream *s, int32_t layer, const gnn_block *b, gnn_step *t, mx_tensor dy, bool input);
 /* More than such a layer takes; edges: of all sets. */
 size_t gnn_layer_scratch(const mx_gnn *m, int32_t layer, int64_t dst, int64_t src, int64_t edges, bool learn);
+
+/* gnn_sparse.c: m->sparse from m->data and m->opt, when they suit; then t->z = X w^T and dw += dz^T X. */
+mx_status gnn_sparse_open(mx_gnn *m, mx_error *err);
+void      gnn_sparse_close(mx_gnn *m);
+void      gnn_sparse_forward(const mx_gnn *m, mx_stream *s, gnn_step *t, mx_tensor w);
+void      gnn_sparse_backward(const mx_gnn *m, mx_stream *s, const gnn_step *t, mx_tensor dz, mx_tensor dw);
+int64_t   gnn_sparse_scratch(const mx_gnn *m, int64_t outputs);          /* words */
 mx_status gnn_new(mx_gnn **out, mx_device *dev, const mx_gnn_config *c, bool learn, mx_error *err);
 
 #endif

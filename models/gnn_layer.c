@@ -107,11 +107,18 @@ static void rgcn(mx_gnn *m, mx_stream *s, int32_t layer, const gnn_block *b, gnn
     }
 }
 
+static void project(mx_gnn *m, mx_stream *s, int32_t layer, gnn_step *t)
+{
+    mx_tensor w = value(m, m->layer[layer].near);
+    if (t->x.data) mx_product(s, t->z, t->x, w, none, MX_F32, false);
+    else gnn_sparse_forward(m, s, t, w);
+}
+
 static void gcn(mx_gnn *m, mx_stream *s, int32_t layer, const gnn_block *b, gnn_step *t)
 {
     const gnn_weights *w = &m->layer[layer];
     t->z = mx_stream_tensor(s, MX_F32, b->src, t->pre.cols);
-    mx_product(s, t->z, t->x, value(m, w->near), none, MX_F32, false);
+    project(m, s, layer, t);
     mx_aggregate(s, t->pre, t->z, t->edges[0].ids, t->edges[0].begin, t->edges[0].weight, MX_REDUCE_SUM);
     mx_embed(s, t->pre, value(m, w->bias), t->zeros, true);
 }
@@ -126,10 +133,12 @@ static void gat(mx_gnn *m, mx_stream *s, int32_t layer, const gnn_block *b, gnn_
     t->e_dst = mx_stream_tensor(s, MX_F32, b->dst, heads);
     t->lse = mx_stream_tensor(s, MX_F32, b->dst, heads);
     t->heads = averages(m, layer) ? mx_stream_tensor(s, MX_F32, b->dst, t->z.cols) : mx_stream_tensor(s, MX_F32, b->dst, t->pre.cols);
-    mx_product(s, t->z, t->x, value(m, w->near), none, MX_F32, false);
+    project(m, s, layer, t);
     mx_dot(s, t->e_src, t->z, value(m, w->src));
     mx_dot(s, t->e_dst, mx_tensor_rows(t->z, 0, b->dst), value(m, w->dst));
-    mx_graph_attention(s, t->heads, t->lse, t->z, t->e_src, t->e_dst, t->edges[0].ids, t->edges[0].begin, a);
+    t->taken = t->value_dropout > 0 ? mx_stream_tensor(s, MX_F32, b->src, t->z.cols) : t->z;
+    if (t->value_dropout > 0) mx_dropout(s, t->taken, t->z, t->value_dropout, ~t->seed);
+    mx_graph_attention(s, t->heads, t->lse, t->taken, t->e_src, t->e_dst, t->edges[0].ids, t->edges[0].begin, a);
     if (averages(m, layer)) {
         mx_tensor rows = mx_tensor_of(t->heads.data, MX_F32, (int64_t)b->dst * heads, t->pre.cols);
         mx_aggregate(s, t->pre, rows, none, counted(s, b->dst, heads, false), none, MX_REDUCE_MEAN);
@@ -183,6 +192,13 @@ static void rgcn_back(mx_gnn *m, mx_stream *s, int32_t layer, const gnn_block *b
                     mx_tensor_rows(t->x, 0, b->dst), value(m, w->self), MX_F32, true);
 }
 
+static void project_back(mx_gnn *m, mx_stream *s, int32_t layer, gnn_step *t, mx_tensor dz, mx_tensor dx)
+{
+    int near = m->layer[layer].near;
+    if (t->x.data) mx_product_back(s, dx, gradient(m, near), none, dz, t->x, value(m, near), MX_F32, false);
+    else gnn_sparse_backward(m, s, t, dz, gradient(m, near));
+}
+
 static void gcn_back(mx_gnn *m, mx_stream *s, int32_t layer, const gnn_block *b, gnn_step *t, mx_tensor dy, mx_tensor dx)
 {
     const gnn_weights *w = &m->layer[layer];
@@ -190,7 +206,7 @@ static void gcn_back(mx_gnn *m, mx_stream *s, int32_t layer, const gnn_block *b,
     mx_tensor dz = mx_stream_tensor(s, MX_F32, b->src, dy.cols);
     mx_embed_back(s, gradient(m, w->bias), dy, t->zeros);
     mx_aggregate(s, dz, dy, e->t.span, e->t.begin, e->t_weight, MX_REDUCE_SUM);
-    mx_product_back(s, dx, gradient(m, w->near), none, dz, t->x, value(m, w->near), MX_F32, false);
+    project_back(m, s, layer, t, dz, dx);
 }
 
 static void gat_back(mx_gnn *m, mx_stream *s, int32_t layer, const gnn_block *b, gnn_step *t, mx_tensor dy, mx_tensor dx)
@@ -207,11 +223,12 @@ static void gat_back(mx_gnn *m, mx_stream *s, int32_t layer, const gnn_block *b,
         mx_embed(s, rows, dy, counted(s, b->dst, heads, true), false);
         mx_scale(s, dheads, dheads, 1 / (float)heads);
     }
-    mx_graph_attention_back(s, dz, dsrc, ddst, dheads, t->heads, t->lse, t->z, t->e_src, t->e_dst, e->ids, e->begin, e->t,
+    mx_graph_attention_back(s, dz, dsrc, ddst, dheads, t->heads, t->lse, t->taken, t->e_src, t->e_dst, e->ids, e->begin, e->t,
                             (mx_graph_heads){heads, 0.2f, t->edge_dropout, t->seed});
+    if (t->value_dropout > 0) mx_dropout(s, dz, dz, t->value_dropout, ~t->seed);
     mx_dot_back(s, dz, gradient(m, w->src), dsrc, t->z, value(m, w->src), true);
     mx_dot_back(s, mx_tensor_rows(dz, 0, b->dst), gradient(m, w->dst), ddst, mx_tensor_rows(t->z, 0, b->dst), value(m, w->dst), true);
-    mx_product_back(s, dx, gradient(m, w->near), none, dz, t->x, value(m, w->near), MX_F32, false);
+    project_back(m, s, layer, t, dz, dx);
 }
 
 mx_tensor gnn_backward(mx_gnn *m, mx_stream *s, int32_t layer, const gnn_block *b, gnn_step *t, mx_tensor dy, bool input)
@@ -234,10 +251,12 @@ size_t gnn_layer_scratch(const mx_gnn *m, int32_t layer, int64_t dst, int64_t sr
 {
     const mx_gnn_config *c = &m->config;
     bool gathers = c->kind == MX_GNN_SAGE || c->kind == MX_GNN_RGCN, projects = c->kind == MX_GNN_GCN || c->kind == MX_GNN_GAT;
-    int64_t C = mx_gnn_width(c, layer), O = columns(m, layer), sets = c->kind == MX_GNN_RGCN ? c->relations : 1;
+    bool sparse = !layer && m->sparse.n;
+    int64_t C = sparse && learn ? 0 : mx_gnn_width(c, layer), O = columns(m, layer), sets = c->kind == MX_GNN_RGCN ? c->relations : 1;
     int64_t heads = c->kind == MX_GNN_GAT ? heads_of(m, layer) : 0;
     int64_t of_dst = 4 * O + 2 * heads + 2 + (gathers ? sets * C : 0), of_src = C + (projects ? O : 0) + heads;
-    if (learn) of_dst += 3 * O + 3 * heads + (gathers ? C : 0), of_src += 2 * C + (projects ? O : 0) + heads + (gathers ? C : 0);
+    if (learn) of_dst += 3 * O + 3 * heads + (gathers ? C : 0), of_src += 2 * C + (projects ? 2 * O : 0) + heads + (gathers ? C : 0);
     int64_t words = dst * of_dst + src * of_src + (m->params.dev->kind == MX_CPU ? 0 : (dst + 1) * sets + edges * (learn ? 5 : 2) + (src + 1) * sets);
+    if (sparse) words += gnn_sparse_scratch(m, O);
     return (size_t)words * 4 + (size_t)(64 + 8 * sets) * 256;
 }

@@ -167,6 +167,7 @@ static mx_status input(pass *c, mx_error *err)
     mx_gnn *m = c->m;
     const gnn_block *b = block_of(c, 0);
     int64_t F = m->config.features, E = m->config.id_cols;
+    if (m->sparse.n) return MX_OK;
     mx_tensor x = mx_stream_tensor(c->s, MX_F32, b->src, F + E);
     if (F && c->s->dev->kind == MX_CPU) {
         mx_tensor all = mx_tensor_of((void *)(uintptr_t)m->data.features, MX_F32, m->data.graph->nodes, F);
@@ -203,10 +204,13 @@ static void forward(pass *c)
     for (int32_t l = 0; l < L; l++) {
         gnn_step *t = &c->step[l];
         const gnn_block *b = block_of(c, l);
-        bool drops = c->p->learn && m->opt.dropout > 0;
+        bool sparse = !l && m->sparse.n, drops = c->p->learn && m->opt.dropout > 0;
+        t->dropout = drops ? m->opt.dropout : 0, t->dropout_seed = layer_seed(c, l, 0);
+        drops &= !sparse;
         t->x = drops ? mx_stream_tensor(c->s, MX_F32, b->src, c->h[l].cols) : c->h[l];
         if (drops) mx_dropout(c->s, t->x, c->h[l], m->opt.dropout, layer_seed(c, l, 0));
         t->edge_dropout = c->p->learn ? m->opt.edge_dropout : 0;
+        t->value_dropout = c->p->learn ? m->opt.value_dropout : 0;
         t->seed = layer_seed(c, l, 1);
         if (!c->full || !l) gnn_upload(m, c->s, l, b, c->p->learn, t);
         else {
@@ -427,18 +431,18 @@ static size_t scratch(const void *network, int32_t rows, int32_t spans, int32_t 
     const mx_gnn *m = network;
     const mx_graph *g = m->data.graph;
     int64_t all = 0, N = g->nodes, dst = is_full(m) ? N : least((int64_t)rows * nodes_of_target(m), N), per = nodes_of_target(m);
-    int64_t C = mx_gnn_width(&m->config, m->config.layers), last = dst, sets = m->config.kind == MX_GNN_RGCN ? m->config.relations : 1;
+    int64_t first = m->sparse.n ? 0 : mx_gnn_width(&m->config, 0), C = mx_gnn_width(&m->config, m->config.layers), last = dst, sets = m->config.kind == MX_GNN_RGCN ? m->config.relations : 1;
     double bytes = 1 << 20;
     (void)spans, (void)longest;
     for (int32_t v = 0; v < g->relations; v++) all += g->csr ? g->csr[v].begin[N] : 0;
     if (is_full(m)) dst = N;
     for (int32_t l = m->config.layers - 1; l >= 0; l--) {
         int64_t f = m->opt.fanout[l], edges = f ? least(dst * f * g->relations, all) + dst : all + N, src = is_full(m) ? N : least(dst + edges, N);
-        bytes += (double)gnn_layer_scratch(m, l, dst, src, edges, learn) + (double)src * 2 * 4 * (double)mx_gnn_width(&m->config, l);
+        bytes += (double)gnn_layer_scratch(m, l, dst, src, edges, learn) + (double)src * 2 * 4 * (double)(l ? mx_gnn_width(&m->config, l) : first);
         bytes += 4.0 * ((double)dst * (double)(f + 2) * g->relations + (double)src * 2) + 4096.0 * (double)sets;
         dst = src;
     }
-    bytes += 4.0 * (double)dst * (double)mx_gnn_width(&m->config, 0) * 3;
+    bytes += 4.0 * (double)dst * (double)first * 3;
     bytes += 4.0 * ((double)last * (double)(6 * C + 8) + (pairs(m) ? (double)rows * (double)per * (double)(4 * C + 8) : 0));
     bytes += m->opt.l2_rows > 0 ? 4.0 * (double)rows * (double)(m->config.id_cols + 8) * (double)per : 0;
     bytes += m->opt.l2 != 0 || m->opt.l2_first != 0 ? 4.0 * (double)m->params.elements + 16384 : 0;
@@ -472,8 +476,10 @@ static mx_status check(const mx_gnn *m, const mx_gnn_data *d, const mx_gnn_learn
     if (c->features && !d->features) return mx_fail(err, MX_ERR_ARG, "features: the network wants %d columns for each node", c->features);
     if (c->id_nodes && c->id_nodes < d->graph->nodes)
         return mx_fail(err, MX_ERR_ARG, "id_nodes is %d; the graph has %d nodes, and each needs its row to learn", c->id_nodes, d->graph->nodes);
-    if (o->dropout < 0 || o->dropout >= 1 || o->edge_dropout < 0 || o->edge_dropout >= 1)
-        return mx_fail(err, MX_ERR_ARG, "dropout and edge dropout must be in [0, 1)");
+    for (int i = 0; i < 3; i++) {
+        const float share[] = {o->dropout, o->edge_dropout, o->value_dropout};
+        if (!(share[i] >= 0 && share[i] < 1)) return mx_fail(err, MX_ERR_ARG, "%sdropout is %g; it must be in [0, 1)", (const char *[]){"", "edge ", "value "}[i], (double)share[i]);
+    }
     if (o->l2 < 0 || o->l2_first < 0 || o->l2_rows < 0) return mx_fail(err, MX_ERR_ARG, "l2 must be 0 or more");
     if (c->task == MX_GNN_LINKS && (o->negatives < 1 || o->negatives > 64)) return mx_fail(err, MX_ERR_ARG, "negatives is %d; it must be from 1 to 64", o->negatives);
     for (int32_t l = 0; l < c->layers; l++) {
@@ -528,6 +534,7 @@ mx_status mx_gnn_learner(mx_gnn *m, const mx_gnn_data *data, const mx_gnn_learni
     for (int i = 0; i < MX_GNN_LAYERS; i++) gnn_block_close(&m->block[i]);
     if (pairs(m)) MX_TRY(open_pool(m, err));
     MX_TRY(place_begins(m, err));
+    MX_TRY(gnn_sparse_open(m, err));
     gnn_map_close(&m->map);
     m->map.at = malloc((size_t)data->graph->nodes * 4);
     if (!m->map.at) return mx_fail(err, MX_ERR_NO_MEMORY, "a map of %d nodes", data->graph->nodes);

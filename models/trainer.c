@@ -105,6 +105,8 @@ mx_status mx_trainer_open(mx_trainer **out, const char *run, const mx_learner *l
     mx_status st;
     *out = NULL;
     MX_TRY(check_options(opt, err));
+    if (opt->stop_on != MX_STOP_LOSS && !learner->metric) return mx_fail(err, MX_ERR_ARG, "stop-on: this network has no metric beside its loss");
+    if (opt->patience && !eval) return mx_fail(err, MX_ERR_ARG, "patience is %d, and there is nothing to evaluate on", opt->patience);
     if (opt->batch < mx_comm_size(comm))
         return mx_fail(err, MX_ERR_ARG, "batch is %d; each of %d processes needs a sequence", opt->batch, mx_comm_size(comm));
     if (strlen(run) >= MX_PATH) return mx_fail(err, MX_ERR_ARG, "out: the path is longer than %d bytes", MX_PATH - 1);
@@ -115,8 +117,9 @@ mx_status mx_trainer_open(mx_trainer **out, const char *run, const mx_learner *l
     t->eval = eval;
     t->opt = *opt;
     t->comm = comm;
-    t->best_loss = INFINITY;
-    t->best_step = -1;
+    t->best_loss = t->least_loss = INFINITY;
+    t->best_extra = t->most_extra = -INFINITY;
+    t->report.best_step = t->best_step = -1;
     t->saved_step = -1;
     t->plan.resumed_from = -1;
     snprintf(t->run, sizeof t->run, "%s", run);
@@ -323,21 +326,36 @@ static mx_status optimize(mx_trainer *t, double lr, int64_t counted, double *nor
     return mx_comm_gather(t->comm, p->value.base, p->count, err);
 }
 
+static bool is_done(const mx_trainer *t)
+{
+    return t->step >= t->steps || (t->opt.patience && t->waited >= t->opt.patience);
+}
+
+/* What an evaluation means for patience and for the best checkpoint. */
+static void judge(mx_trainer *t, double loss, double extra)
+{
+    bool best, patient;
+    if (t->opt.stop_on == MX_STOP_LOSS) best = patient = loss < t->least_loss;
+    else if (t->opt.stop_on == MX_STOP_METRIC) best = patient = extra > t->most_extra;
+    else {
+        bool low = loss <= t->least_loss, high = extra >= t->most_extra;
+        best = low && high, patient = low || high;
+    }
+    if (loss < t->least_loss) t->least_loss = loss;
+    if (extra > t->most_extra) t->most_extra = extra;
+    if (best) t->best_loss = loss, t->best_extra = extra, t->best_step = t->step;
+    t->waited = patient ? 0 : t->waited + 1;
+}
+
 static mx_status after_step(mx_trainer *t, mx_train_report *r, bool *done, mx_error *err)
 {
-    *done = t->step >= t->steps;
-    if (t->eval && (*done || (t->opt.eval_every && t->step % t->opt.eval_every == 0))) {
+    if (t->eval && (t->step >= t->steps || (t->opt.eval_every && t->step % t->opt.eval_every == 0))) {
         MX_TRY(mx_trainer_evaluate(t, &r->eval_loss, &r->eval_extra, err));
         r->evaluated = true;
-        if (r->eval_loss < t->best_loss) {
-            t->best_loss = r->eval_loss;
-            t->best_step = t->step;
-            t->waited = 0;
-        } else if (t->opt.patience && ++t->waited >= t->opt.patience) {
-            *done = true;
-        }
-        r->best_loss = t->best_loss;
+        judge(t, r->eval_loss, r->eval_extra);
+        r->best_loss = t->best_loss, r->best_extra = t->best_extra, r->best_step = t->best_step;
     }
+    *done = is_done(t);
     mx_trainer_log(t, r);
     bool best = r->evaluated && t->best_step == t->step && (t->opt.save_every || t->opt.patience);
     if (*done || best || (t->opt.save_every && t->step % t->opt.save_every == 0)) {
@@ -363,7 +381,7 @@ static mx_status finish_step(mx_trainer *t, uint64_t began, mx_train_report *r, 
     *r = (mx_train_report){.step = t->step, .steps = t->steps, .tokens = t->tokens, .sequences = t->step * t->opt.batch,
                            .epoch = (double)(t->step * t->opt.batch) / (double)t->train->count, .loss = loss, .lr = t->report.lr,
                            .grad_norm = norm, .seconds = seconds, .tokens_per_s = before > 0 ? 0.95 * before + 0.05 * rate : rate,
-                           .best_loss = t->best_loss, .memory = t->plan.weights + t->plan.optimizer + t->stream.scratch.size,
+                           .best_loss = t->best_loss, .best_extra = t->best_extra, .best_step = t->best_step, .memory = t->plan.weights + t->plan.optimizer + t->stream.scratch.size,
                            .seconds_left = (double)(t->steps - t->step) * t->seconds_per_step};
     t->report = *r;
     return after_step(t, r, done, err);
@@ -373,7 +391,7 @@ mx_status mx_trainer_turn(mx_trainer *t, mx_train_report *r, bool *stepped, bool
 {
     uint64_t began = mx_now_ns(&mx_clock_monotonic);
     *stepped = false;
-    *done = t->step >= t->steps;
+    *done = is_done(t);
     *r = t->report;
     if (*done) return MX_OK;
     if (!t->in_step) MX_TRY(begin_step(t, err));

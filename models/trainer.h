@@ -51,6 +51,10 @@ typedef struct mx_learner {
 
 typedef enum mx_schedule { MX_SCHEDULE_COSINE, MX_SCHEDULE_LINEAR, MX_SCHEDULE_CONSTANT } mx_schedule;
 
+/* What has to get better.  BOTH: patience starts anew when either is no worse than the best
+ * seen, and the best evaluation is the last at which neither is (Velickovic et al. 2018, section 3.3). */
+typedef enum mx_stop_on { MX_STOP_LOSS, MX_STOP_METRIC, MX_STOP_BOTH } mx_stop_on;
+
 typedef struct mx_train_options {
     int64_t  steps;                   /* in all; 0: as many as `epochs` need                 */
     double   epochs;
@@ -63,7 +67,8 @@ typedef struct mx_train_options {
     float    clip;                    /* global norm; 0: never                               */
     int64_t  eval_every;              /* steps; 0: at the end only                           */
     int64_t  eval_sequences;          /* 0: all of them                                      */
-    int32_t  patience;                /* evaluations without a better loss before it stops; 0: never */
+    int32_t  patience;                /* evaluations without a better one before it stops; 0: never */
+    mx_stop_on stop_on;               /* what is better, for patience and the best checkpoint; not LOSS: the learner has a metric */
     int64_t  save_every;              /* steps; 0: at the end only                           */
     int32_t  keep;                    /* checkpoints that stay; 0: all.  The best one always stays */
     uint64_t seed;
@@ -77,7 +82,8 @@ typedef struct mx_train_report {
     double   epoch, loss, lr, grad_norm, seconds, tokens_per_s;     /* seconds: of this step; tokens_per_s: a moving mean */
     bool     evaluated;
     double   eval_loss, eval_extra;   /* eval_extra: perplexity, or the learner's own metric */
-    double   best_loss;
+    double   best_loss, best_extra;   /* of the best evaluation                              */
+    int64_t  best_step;               /* -1: none yet                                        */
     bool     saved;
     size_t   memory;                  /* bytes of device memory that the run holds           */
     double   seconds_left;
@@ -105,6 +111,9 @@ mx_status mx_trainer_turn(mx_trainer *t, mx_train_report *r, bool *stepped, bool
 /* A checkpoint now, unless this step has one (for Ctrl-C). */
 mx_status mx_trainer_save(mx_trainer *t, mx_error *err);
 mx_status mx_trainer_evaluate(mx_trainer *t, double *loss, double *extra, mx_error *err);
+/* The weights of the best evaluation's checkpoint into the network; for a run that is done.
+ * folder: where it lies.  Errors: MX_ERR_STATE (nothing was evaluated, or not saved). */
+mx_status mx_trainer_restore_best(mx_trainer *t, char folder[MX_PATH], mx_error *err);
 
 /* Measure a network on data, without a run: `rows` tokens at a time.  progress (may
  * be NULL): sequences done of all; false stops with MX_ERR_CANCELLED.  loss: mean

@@ -22,9 +22,10 @@ struct mx_trainer {
     mx_train_plan     plan;
     /* the run's state: this, the weights and the moments are a checkpoint */
     int64_t           steps, step, tokens;
-    double            best_loss;
+    double            best_loss, best_extra;       /* of the best evaluation          */
+    double            least_loss, most_extra;      /* of all; they may be of two evaluations */
     int64_t           best_step, saved_step;
-    int32_t           waited;         /* evaluations without a better loss            */
+    int32_t           waited;         /* evaluations without a better one             */
     mx_train_report   report;         /* of the last step                             */
     double            seconds_per_step;
     /* a step that is under way */

@@ -54,6 +54,15 @@ static void fixed_of(const mx_trainer *t, fixed f[N_FIXED])
 
 /* ---- trainer.json --------------------------------------------------------------------- */
 
+enum { N_SEEN = 4 };
+static const char *const seen_names[N_SEEN] = {"best_loss", "best_extra", "least_loss", "most_extra"};
+
+static double *seen_of(mx_trainer *t, int i)
+{
+    double *const at[N_SEEN] = {&t->best_loss, &t->best_extra, &t->least_loss, &t->most_extra};
+    return at[i];
+}
+
 static mx_status write_state(const mx_trainer *t, const char *folder, mx_error *err)
 {
     fixed f[N_FIXED];
@@ -62,7 +71,10 @@ static mx_status write_state(const mx_trainer *t, const char *folder, mx_error *
     json_t *o = json_pack("{s:s, s:I, s:I, s:I, s:I, s:i, s:I, s:f, s:f}", "format", "merx run 1", "step", (json_int_t)t->step, "steps",
                           (json_int_t)t->steps, "tokens", (json_int_t)t->tokens, "best_step", (json_int_t)t->best_step, "waited",
                           t->waited, "processes", (json_int_t)mx_comm_size(t->comm), "loss", t->report.loss, "lr", t->report.lr);
-    if (o && isfinite(t->best_loss)) json_object_set_new(o, "best_loss", json_real(t->best_loss));
+    for (int i = 0; o && i < N_SEEN; i++) {
+        double v = *seen_of((mx_trainer *)(uintptr_t)t, i);
+        if (isfinite(v)) json_object_set_new(o, seen_names[i], json_real(v));      /* a real may not be infinite in JSON */
+    }
     for (int i = 0; o && i < N_FIXED; i++) json_object_set_new(o, f[i].name, json_integer(f[i].value));
     char *text = o ? json_dumps(o, JSON_INDENT(2) | JSON_REAL_PRECISION(17)) : NULL;
     mx_status st = text ? mx_path_join(path, folder, STATE, err) : mx_fail(err, MX_ERR_NO_MEMORY, "the run's state");
@@ -96,8 +108,11 @@ static mx_status take_state(mx_trainer *t, const json_t *o, const char *path, in
     t->best_step = value[2];
     t->waited = (int32_t)value[3];
     *processes = value[4];
-    const json_t *best = json_object_get(o, "best_loss");
-    t->best_loss = json_is_number(best) ? json_number_value(best) : INFINITY;
+    for (int i = 0; i < N_SEEN; i++) {
+        const json_t *v = json_object_get(o, seen_names[i]);
+        if (json_is_number(v)) *seen_of(t, i) = json_number_value(v);
+    }
+    t->report.best_loss = t->best_loss, t->report.best_extra = t->best_extra, t->report.best_step = t->best_step;
     t->report.loss = json_number_value(json_object_get(o, "loss"));
     t->report.lr = json_number_value(json_object_get(o, "lr"));
     t->report.step = t->step;
@@ -256,6 +271,18 @@ static mx_status load(mx_trainer *t, const char *folder, mx_error *err)
     t->plan.resumed_from = t->step;
     snprintf(t->plan.folder, sizeof t->plan.folder, "%s", folder);
     return MX_OK;
+}
+
+mx_status mx_trainer_restore_best(mx_trainer *t, char folder[MX_PATH], mx_error *err)
+{
+    char name[64];
+    snprintf(name, sizeof name, "checkpoint-%08lld", (long long)t->best_step);
+    if (t->best_step < 0) return mx_fail(err, MX_ERR_STATE, "%s: no evaluation is the best one", t->run);
+    MX_TRY(mx_path_join(folder, t->run, name, err));
+    if (t->best_step == t->step) return MX_OK;
+    if (access(folder, F_OK)) return mx_fail(err, MX_ERR_STATE, "%s: the best evaluation's checkpoint is not there", folder);
+    MX_TRY(mx_snapshot_check(folder, err));
+    return t->learner.load(t->learner.network, folder, err);
 }
 
 mx_status mx_trainer_resume(mx_trainer *t, mx_error *err)

@@ -132,7 +132,17 @@ static void show_evaluation(run *r, const mx_train_report *t)
     if (r->quiet || !r->first) return;
     cli_progress_clear(&r->progress);
     fprintf(stderr, "merx: step %lld, epoch %.2f: loss %.4f, validation loss %.4f, %s %.*f%s\n", (long long)t->step, t->epoch, t->loss,
-            t->eval_loss, r->t.graph ? r->t.graph_learner.metric : r->t.classify ? "accuracy" : "perplexity", r->t.classify || r->t.graph ? 4 : 2, t->eval_extra, t->eval_loss <= t->best_loss ? ", the best so far" : "");
+            t->eval_loss, r->t.graph ? r->t.graph_learner.metric : r->t.classify ? "accuracy" : "perplexity", r->t.classify || r->t.graph ? 4 : 2, t->eval_extra, t->best_step == t->step ? ", the best so far" : "");
+}
+
+/* A run with patience has learned past its best: what it answers with is the best checkpoint. */
+static mx_status take_best(run *r, const mx_train_report *t, mx_error *err)
+{
+    char folder[MX_PATH];
+    if (!mx_config_int(r->t.config, "patience")) return MX_OK;
+    MX_TRY(mx_trainer_restore_best(r->t.trainer, folder, err));
+    if (!r->quiet && r->first) fprintf(stderr, "merx: the best was step %lld, validation loss %.4f: %s\n", (long long)t->best_step, t->best_loss, folder);
+    return MX_OK;
 }
 
 static mx_status learn(run *r, mx_error *err)
@@ -156,6 +166,7 @@ static mx_status learn(run *r, mx_error *err)
     }
     cli_progress_clear(&r->progress);
     if (!r->quiet && r->first) fprintf(stderr, "merx: %lld steps are done; the last loss was %.4f\n", (long long)t.step, t.loss);
+    MX_TRY(take_best(r, &t, err));
     return r->t.graph && r->first ? mx_train_graph_report(&r->t, stdout, err) : MX_OK;
 }
 

@@ -71,7 +71,7 @@ mx_status mx_train_graph_open(mx_train_run *t, bool learning, mx_error *err)
     if (n != 1) return mx_fail(err, MX_ERR_ARG, "data: give one graph file with --data FILE.safetensors");
     MX_TRY(mx_gnn_file_open(&t->graph_file, files[0], err));
     t->graph_learning = (mx_gnn_learning){.dropout = (float)mx_config_float(c, "dropout"), .edge_dropout = (float)mx_config_float(c, "edge-dropout"),
-                                          .l2 = (float)mx_config_float(c, "l2"), .l2_first = (float)mx_config_float(c, "l2-first"),
+                                          .value_dropout = (float)mx_config_float(c, "value-dropout"), .l2 = (float)mx_config_float(c, "l2"), .l2_first = (float)mx_config_float(c, "l2-first"),
                                           .l2_rows = (float)mx_config_float(c, "l2-rows"), .negatives = (int32_t)mx_config_int(c, "negatives")};
     MX_TRY(mx_train_run_seed(c, &t->graph_learning.seed, err));
     if (mx_config_list(c, "model", &models) == 1) MX_TRY(open_saved(t, models[0], err));

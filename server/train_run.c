@@ -150,7 +150,7 @@ static mx_status open_batches(mx_train_run *t, mx_error *err)
 static mx_train_options train_options(const mx_config *c)
 {
     mx_train_options o = mx_train_defaults();
-    const char *schedule = mx_config_string(c, "schedule");
+    const char *schedule = mx_config_string(c, "schedule"), *stop = mx_config_string(c, "stop-on");
     o.steps = mx_config_int(c, "steps");
     o.epochs = mx_config_float(c, "epochs");
     o.batch = (int32_t)mx_config_int(c, "batch");
@@ -167,6 +167,7 @@ static mx_train_options train_options(const mx_config *c)
     o.eval_every = mx_config_int(c, "eval-every");
     o.eval_sequences = mx_config_int(c, "eval-sequences");
     o.patience = (int32_t)mx_config_int(c, "patience");
+    o.stop_on = !strcmp(stop, "both") ? MX_STOP_BOTH : !strcmp(stop, "metric") ? MX_STOP_METRIC : MX_STOP_LOSS;
     o.save_every = mx_config_int(c, "save-every");
     o.keep = (int32_t)mx_config_int(c, "keep");
     o.restart = mx_config_bool(c, "restart");

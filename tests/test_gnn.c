@@ -237,7 +237,7 @@ static void what_is_saved_opens_again(void)
 static void learning_does_not_depend_on_threads(void)
 {
     rig a, b;
-    mx_gnn_learning o = {.dropout = 0.3f, .edge_dropout = 0.2f, .l2 = 1e-3f, .fanout = {2, 3}, .seed = 9};
+    mx_gnn_learning o = {.dropout = 0.3f, .edge_dropout = 0.2f, .value_dropout = 0.2f, .l2 = 1e-3f, .fanout = {2, 3}, .seed = 9};
     int64_t counted;
     double right;
     for (int i = 0; i < NAMES; i++) {
@@ -258,6 +258,68 @@ static void learning_does_not_depend_on_threads(void)
             CHECK(right > 0 && right <= a.n);
         }
         rig_close(&a), rig_close(&b);
+    }
+}
+
+/* Features that are mostly zeros take another way: drawing more edges than there are takes the dense one. */
+static void sparse_features_equal_dense_ones(void)
+{
+    static const char *const some[] = {"gcn", "gat"};
+    for (int i = 0; i < 2; i++) {
+        rig g;
+        if (rig_open(&g, some[i], 2, true)) {
+            int64_t counted, F = mx_gnn_config_of(g.m)->features;
+            double right[2], loss[2];
+            float *grad[2];
+            mx_params *p = mx_gnn_params(g.m);
+            for (int64_t k = 0; k < g.n * F; k++) g.features[k] = k % 11 ? 0 : g.features[k];
+            for (int drawn = 0; drawn < 2; drawn++) {
+                loss[drawn] = pass(&g, &(mx_gnn_learning){.fanout = {drawn * 64, drawn * 64}}, &counted, &right[drawn], true);
+                grad[drawn] = fetched(p, &p->grad);
+            }
+            CHECK_MSG(fabs(loss[0] - loss[1]) < 1e-5 * loss[1], "%s: loss %.7f, dense %.7f", some[i], loss[0], loss[1]);
+            for (int k = 0; k < p->n; k++) {
+                mx_blob want = {.rows = p->param[k].rows, .cols = p->param[k].cols, .data = grad[1] + p->param[k].offset};
+                CHECK_MSG(apart(grad[0] + p->param[k].offset, &want) < 1e-5, "%s, %s", some[i], p->param[k].name);
+            }
+            pass(&g, &(mx_gnn_learning){0}, &counted, &right[0], false);
+            pass(&g, &(mx_gnn_learning){.fanout = {64, 64}}, &counted, &right[1], false);
+            CHECK(right[0] == right[1]);
+            free(grad[0]), free(grad[1]);
+        }
+        rig_close(&g);
+    }
+}
+
+/* Every kind of dropout at once: the gradient along itself beside the loss a little further and a little back. */
+static void gradients_under_dropout_are_slopes(void)
+{
+    mx_gnn_learning o = {.dropout = 0.3f, .edge_dropout = 0.3f, .value_dropout = 0.3f, .seed = 4};
+    for (int zeros = 0; zeros < 2; zeros++) {
+        rig g;
+        if (rig_open(&g, "gat", 2, true)) {
+            int64_t counted;
+            double right, loss[2], square = 0, h = 2e-3;
+            mx_params *p = mx_gnn_params(g.m);
+            for (int64_t k = 0; k < g.n * (int64_t)mx_gnn_config_of(g.m)->features && zeros; k++) g.features[k] = k % 9 ? 0 : 3 * g.features[k];
+            pass(&g, &o, &counted, &right, true);
+            float *grad = fetched(p, &p->grad), *value = fetched(p, &p->value), *moved = malloc(p->value.size);
+            for (size_t k = 0; k < p->count; k++) square += (double)grad[k] * (double)grad[k];
+            for (int side = 0; side < 2; side++) {
+                mx_error err = {0};
+                mx_stream s;
+                for (size_t k = 0; k < p->count; k++) moved[k] = value[k] + (float)((side ? h : -h) * (double)grad[k] / sqrt(square));
+                CHECK_OK(mx_stream_open(&s, p->dev, 0, &err), err);
+                s.dev->ops->upload(&s, p->value.base, moved, p->value.size);
+                CHECK_OK(mx_stream_sync(&s, &err), err);
+                mx_stream_close(&s);
+                loss[side] = pass(&g, &o, &counted, &right, true);
+            }
+            double slope = (loss[1] - loss[0]) / (2 * h);
+            CHECK_MSG(fabs(slope - sqrt(square)) < 0.01 * sqrt(square), "zeros %d: slope %.5f, gradient %.5f", zeros, slope, sqrt(square));
+            free(grad), free(value), free(moved);
+        }
+        rig_close(&g);
     }
 }
 
@@ -473,5 +535,6 @@ static void a_file_is_read_and_checked(void)
 }
 
 MX_TESTS(TEST(outputs_equal_those_of_pytorch_geometric), TEST(gradients_equal_those_of_pytorch_geometric), TEST(a_part_is_the_whole),
-         TEST(what_is_saved_opens_again), TEST(learning_does_not_depend_on_threads), TEST(links_and_rankings_are_learnt),
+         TEST(what_is_saved_opens_again), TEST(learning_does_not_depend_on_threads), TEST(sparse_features_equal_dense_ones),
+         TEST(gradients_under_dropout_are_slopes), TEST(links_and_rankings_are_learnt),
          TEST(labels_are_learnt_and_what_is_wrong_is_named), TEST(a_run_that_was_broken_off_goes_on_bit_for_bit), TEST(a_file_is_read_and_checked))

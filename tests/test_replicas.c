@@ -26,7 +26,8 @@ static bool open_two(mx_device **devs, int *n, mx_error *err)
     return two;
 }
 
-static void texts(rig *r, char out[N][512], bool watch)
+/* True when two texts overlapped: a device has one place, so they ran on two. */
+static bool texts(rig *r, char out[N][512])
 {
     static request q[N];
     mx_sampling p = mx_sampling_defaults();
@@ -46,10 +47,10 @@ static void texts(rig *r, char out[N][512], bool watch)
         snprintf(out[i], 512, "%s", mx_generation_candidate(q[i].g, 0)->text);
         mx_generation_close(q[i].g);
     }
-    bool both = false;                /* a device has one place, so texts that overlap ran on two */
+    bool both = false;
     for (int i = 0; i < N; i++)
         for (int k = 0; k < i; k++) both |= from[i] < to[k] && from[k] < to[i];
-    CHECK_MSG(both == watch, "two texts %s", both ? "at once in one place" : "never ran at once");
+    return both;
 }
 
 static void same_texts(void)
@@ -60,7 +61,7 @@ static void same_texts(void)
     mx_generator_options o = mx_generator_defaults();
     o.max_num_seqs = 1;
     if (!rig_open(&one, "llama", &o)) return;
-    texts(&one, alone, false);
+    CHECK_MSG(!texts(&one, alone), "two texts at once in one place");
     mx_generator_info single = rig_close(&one);
     if (!open_two(&two.devs, &two.n_devs, &err)) {
         TEST_SKIP("a second processor");
@@ -69,11 +70,16 @@ static void same_texts(void)
     CHECK_OK(mx_scheduler_open(&two.sched, two.devs, 2, NULL, &err), err);
     CHECK_OK(mx_generator_open(&two.gen, "tiny", MX_SOURCE_DIR "/tests/golden/decoder/llama", two.devs, 0, two.sched, NULL, &o, &err), err);
     CHECK_OK(mx_generator_replicate(two.gen, two.devs, 1, &err), err);
-    texts(&two, shared, true);
-    for (int i = 0; i < N; i++) CHECK_STR(shared[i], alone[i]);
+    bool both = false;                /* on a busy machine one device may be done before the other wakes */
+    int rounds = 0;
+    for (; !both && rounds < 100; rounds++) {
+        both = texts(&two, shared);
+        for (int i = 0; i < N; i++) CHECK_STR(shared[i], alone[i]);
+    }
+    CHECK_MSG(both, "two texts never ran at once");
     mx_generator_info info = rig_close(&two);
     CHECK(info.replicas == 2 && info.weight_bytes == single.weight_bytes && info.kv_pages == 2 * single.kv_pages);
-    CHECK(info.output_tokens == single.output_tokens && info.prompt_tokens == single.prompt_tokens);
+    CHECK(info.output_tokens == rounds * single.output_tokens && info.prompt_tokens == rounds * single.prompt_tokens);
 }
 
 MX_TESTS(TEST(same_texts))
