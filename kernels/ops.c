@@ -442,6 +442,23 @@ void mx_dueling_back(mx_stream *s, mx_tensor dva, mx_tensor dq, int atoms)
     if (dq.rows) table(s)->dueling_back(s, dva, dq, atoms);
 }
 
+void mx_perceptron(mx_stream *s, mx_tensor y, mx_tensor x, const mx_perceptron_shape *p)
+{
+    if (!need(s, p->layers >= 1 && p->layers <= MX_PERCEPTRON_LAYERS && is_activation(p->act), "perceptron", "1 to 9 layers, a known activation")) return;
+    if (!need(s, is(x, MX_F32) && x.cols <= MX_PERCEPTRON_WIDTH, "perceptron", "x[N,C] f32, C at most 256")) return;
+    for (int64_t k = 0, cols = x.cols; k < p->layers; cols = p->w[k++].rows) {
+        mx_tensor w = p->w[k], b = p->b[k];
+        if (!need(s, shaped(w, MX_F32, -1, cols) && w.rows > 0 && w.rows <= MX_PERCEPTRON_WIDTH && shaped(b, MX_F32, 1, w.rows), "perceptron",
+                  "w[O,C] of the layer before, b[1,O], f32, O at most 256"))
+            return;
+    }
+    mx_tensor last = {.data = y.data, .dtype = MX_F32, .rows = y.rows, .cols = p->w[p->layers - 1].rows, .stride = p->w[p->layers - 1].rows};
+    if (!need(s, shaped(y, MX_F32, x.rows, p->atoms ? y.cols : last.cols) && (!p->atoms || duels(last, y, p->atoms)), "perceptron",
+              "y[N,O], or dueling y[N,A*Z] of (1+A)*Z outputs, f32"))
+        return;
+    if (y.rows) table(s)->perceptron(s, y, x, p);
+}
+
 /* The columns that both losses have. */
 static bool learns_from(mx_tensor loss, mx_tensor error, mx_tensor action, mx_tensor mask, mx_tensor step, mx_tensor chooser)
 {

@@ -298,6 +298,20 @@ void mx_argmax(mx_stream *s, mx_tensor id, mx_tensor q, mx_tensor mask);
 void mx_dueling(mx_stream *s, mx_tensor q, mx_tensor va, int atoms);
 void mx_dueling_back(mx_stream *s, mx_tensor dva, mx_tensor dq, int atoms);
 
+/* A small network whole: y = h_n of x[N,C], where h_0 = x, h_k = act(h_(k-1) w_k^T + b_k)
+ * and the last has no act; atoms > 0: then the dueling head of mx_dueling.  w_k[O,C] and
+ * b_k[1,O] are f32; C and every O are at most MX_PERCEPTRON_WIDTH.  What lies between the
+ * layers stays in the block (CPU: in the cache).  Every output is one chain that begins
+ * with the bias: on a CPU the bits of mx_product, mx_activate and mx_dueling. */
+enum { MX_PERCEPTRON_LAYERS = 9, MX_PERCEPTRON_WIDTH = 256 };
+typedef struct mx_perceptron_shape {
+    mx_tensor     w[MX_PERCEPTRON_LAYERS], b[MX_PERCEPTRON_LAYERS];
+    int           layers;         /* the last one included */
+    int           atoms;          /* 0: no dueling         */
+    mx_activation act;
+} mx_perceptron_shape;
+void mx_perceptron(mx_stream *s, mx_tensor y, mx_tensor x, const mx_perceptron_shape *p);
+
 /* The temporal difference of action[N,1] (i32):
  *     d = q[action] - (reward + discount * next[best]),  best = argmax(chooser) under mask
  * with step[N,3] = reward, discount, weight.  chooser is next (Mnih et al. 2015) or
@@ -405,6 +419,7 @@ void mx_logistic(mx_stream *s, mx_tensor loss, mx_tensor x, mx_tensor target, fl
     X(rope_back) X(dropout) X(attention) X(attention_back)                \
     X(cross_entropy) X(sum) X(adamw)                                      \
     X(argmax) X(dueling) X(dueling_back) X(td_loss) X(atoms_value)        \
+    X(perceptron)                                                         \
     X(atoms_loss) X(noisy) X(noisy_back) X(priority_set) X(priority_sample)       \
     X(aggregate_max_back) X(graph_attention) X(graph_attention_back)      \
     X(sample_neighbours) X(unit_rows) X(unit_rows_back)                   \

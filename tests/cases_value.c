@@ -99,6 +99,59 @@ static bool dueling_check(case_io *io)
     return case_close(io, &io->t[0], "q");
 }
 
+/* ---- a whole network: c inputs, o actions, `context` layers, the hidden ones `window` wide and
+ * falling; page: atoms of a dueling head, 0: none --------------------------------------------- */
+
+static int64_t network_width(const mx_case *c, int k)
+{
+    return k == 0 ? c->c : k < c->context ? c->window - 3 * (k - 1) : c->page ? (1 + c->o) * c->page : c->o;
+}
+
+static void perceptron_build(case_io *io)
+{
+    const mx_case *c = io->c;
+    result(io, c->n, c->page ? c->o * c->page : c->o, false);
+    floats(io, c->n, c->c);
+    for (int k = 0; k < c->context; k++) {
+        floats(io, network_width(c, k + 1), network_width(c, k));
+        floats(io, 1, network_width(c, k + 1));
+    }
+}
+
+static void perceptron_call(case_io *io)
+{
+    mx_perceptron_shape p = {.layers = (int)io->c->context, .atoms = io->c->page, .act = io->c->act};
+    for (int k = 0; k < p.layers; k++) p.w[k] = T(2 + 2 * k), p.b[k] = T(3 + 2 * k);
+    io->env->kernels->perceptron(&io->s, T(0), T(1), &p);
+}
+
+static bool perceptron_check(case_io *io)
+{
+    const mx_case *c = io->c;
+    int layers = (int)c->context;
+    int64_t width[MX_PERCEPTRON_LAYERS + 1] = {c->c};
+    const double *w[MX_PERCEPTRON_LAYERS], *b[MX_PERCEPTRON_LAYERS];
+    double *x = before(io, 1), *all[2 * MX_PERCEPTRON_LAYERS];
+    for (int k = 0; k < layers; k++) {
+        width[k + 1] = network_width(c, k + 1);
+        w[k] = all[2 * k] = before(io, 2 + 2 * k), b[k] = all[2 * k + 1] = before(io, 3 + 2 * k);
+    }
+    double *y = malloc((size_t)(c->n * width[layers]) * sizeof *y);
+    ref_perceptron(y, x, w, b, width, layers, c->n, c->act);
+    io->t[0].want = before(io, 0);
+    if (c->page) ref_dueling(io->t[0].want, y, c->n, c->o, c->page);
+    else memcpy(io->t[0].want, y, (size_t)(c->n * c->o) * sizeof *y);
+    for (int k = 0; k < 2 * layers; k++) free(all[k]);
+    free(x), free(y);
+    return case_close(io, &io->t[0], "y");
+}
+
+static void perceptron_work(const mx_case *c, double *flop, double *bytes)
+{
+    *flop = 0, *bytes = (double)(c->n * (c->c + c->o)) * sizeof(float);
+    for (int k = 0; k < c->context; k++) *flop += 2 * (double)(c->n * network_width(c, k)) * (double)network_width(c, k + 1);
+}
+
 static void dueling_back_build(case_io *io)
 {
     const mx_case *c = io->c;
@@ -409,6 +462,7 @@ const int mx_case_value_learn_ops_count = sizeof mx_case_value_learn_ops / sizeo
 const case_op mx_case_value_ops[] = {
     {"argmax", argmax_build, argmax_call, argmax_check, some_rows_work},
     {"dueling", dueling_build, dueling_call, dueling_check, some_rows_work},
+    {"perceptron", perceptron_build, perceptron_call, perceptron_check, perceptron_work},
     {"dueling_back", dueling_back_build, dueling_back_call, case_back_check, some_rows_work},
     {"td_loss", loss_build, loss_call, loss_check, some_rows_work},
     {"atoms_value", atoms_value_build, atoms_value_call, atoms_value_check, some_rows_work},

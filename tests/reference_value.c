@@ -3,6 +3,7 @@
 
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 int32_t ref_argmax(const double *q, const int8_t *mask, int64_t actions)
 {
@@ -23,6 +24,23 @@ void ref_dueling(double *q, const double *va, int64_t n, int64_t actions, int64_
             for (int64_t a = 0; a < actions; a++) mean += v[(1 + a) * atoms + z] / (double)actions;
             for (int64_t a = 0; a < actions; a++) q[(r * actions + a) * atoms + z] = v[z] + v[(1 + a) * atoms + z] - mean;
         }
+}
+
+void ref_perceptron(double *y, const double *x, const double *const *w, const double *const *b, const int64_t *width, int layers, int64_t n,
+                    mx_activation act)
+{
+    for (int64_t r = 0; r < n; r++) {
+        double h[2][MX_PERCEPTRON_WIDTH];
+        memcpy(h[0], x + r * width[0], (size_t)width[0] * sizeof **h);
+        for (int k = 0; k < layers; k++)
+            for (int64_t o = 0; o < width[k + 1]; o++) {
+                double sum = b[k][o];
+                for (int64_t i = 0; i < width[k]; i++) sum += h[k % 2][i] * w[k][o * width[k] + i];
+                if (k + 1 < layers) ref_activate(&sum, &sum, 1, act);
+                h[(k + 1) % 2][o] = sum;
+            }
+        memcpy(y + r * width[layers], h[layers % 2], (size_t)width[layers] * sizeof *y);
+    }
 }
 
 void ref_dueling_back(double *dva, const double *dq, int64_t n, int64_t actions, int64_t atoms)

@@ -245,6 +245,14 @@ static void wrong_dueling(mx_stream *s, mx_tensor q, mx_tensor va, int atoms)
     nudge(q);
 }
 
+/* No activation between the layers. */
+static void wrong_perceptron(mx_stream *s, mx_tensor y, mx_tensor x, const mx_perceptron_shape *p)
+{
+    mx_perceptron_shape flat = *p;
+    flat.act = MX_ACT_NONE;
+    REAL.perceptron(s, y, x, &flat);
+}
+
 static void wrong_dueling_back(mx_stream *s, mx_tensor dva, mx_tensor dq, int atoms)
 {
     REAL.dueling_back(s, dva, dq, atoms);

@@ -207,6 +207,12 @@ static void wrong_learning_shapes_are_named(void)
     mx_tensor act2 = ids2, terms = mx_tensor_of(x, MX_F32, 2, 3), tree = mx_tensor_of(x + 8, MX_F32, 1, 4), bits = mx_tensor_of(x, MX_I8, 2, 3);
     REFUSED(mx_argmax(&s, ids2, a, bits), "argmax", "mask[N,A]");
     REFUSED(mx_dueling(&s, a, a, 2), "dueling", "va[N,(1+A)*Z]");
+    mx_perceptron_shape net = {.w = {a}, .b = {mx_tensor_of(x, MX_F32, 1, 2)}, .layers = 1}, deep = net, duel = net;
+    deep.layers = MX_PERCEPTRON_LAYERS + 1, duel.atoms = 2;
+    REFUSED(mx_perceptron(&s, a, a, &net), "perceptron", "y[N,O]");
+    REFUSED(mx_perceptron(&s, a, terms, &net), "perceptron", "w[O,C]");
+    REFUSED(mx_perceptron(&s, a, a, &deep), "perceptron", "1 to 9 layers");
+    REFUSED(mx_perceptron(&s, a, a, &duel), "perceptron", "y[N,A*Z]");
     REFUSED(mx_dueling_back(&s, a, a, 1), "dueling_back", "dva");
     REFUSED(mx_td_loss(&s, one, one, a, act2, a, b, none, terms, 1, 1), "td_loss", "step[N,3]");
     REFUSED(mx_td_loss(&s, one, one, a, act2, b, a, none, terms, 1, 1), "td_loss", "next[N,A]");

@@ -40,20 +40,22 @@ typedef struct duel_job {
     int       atoms;
 } duel_job;
 
+void mx_cpu_dueling_row(float *q, const float *va, int64_t actions, int64_t atoms)
+{
+    int64_t n = actions, z = atoms;
+    const float *a = va + z;
+    for (int64_t i = 0; i < z; i++) {
+        float sum = 0;
+        for (int64_t k = 0; k < n; k++) sum += a[k * z + i];
+        float base = va[i] - sum / (float)n;
+        for (int64_t k = 0; k < n; k++) q[k * z + i] = base + a[k * z + i];
+    }
+}
+
 static void dueling_rows(const void *ctx, int64_t first, int64_t last)
 {
     const duel_job *j = ctx;
-    int64_t z = j->atoms, n = j->q.cols / z;
-    for (int64_t r = first; r < last; r++) {
-        const float *v = mx_row(j->va, r), *a = v + z;
-        float *q = mx_row(j->q, r);
-        for (int64_t i = 0; i < z; i++) {
-            float sum = 0;
-            for (int64_t k = 0; k < n; k++) sum += a[k * z + i];
-            float base = v[i] - sum / (float)n;
-            for (int64_t k = 0; k < n; k++) q[k * z + i] = base + a[k * z + i];
-        }
-    }
+    for (int64_t r = first; r < last; r++) mx_cpu_dueling_row(mx_row(j->q, r), mx_row(j->va, r), j->q.cols / j->atoms, j->atoms);
 }
 
 static void dueling_back_rows(const void *ctx, int64_t first, int64_t last)
