@@ -1,5 +1,6 @@
 /* ops.c - shape checks and dispatch; no math. */
 #include "kernels/ops.h"
+#include "kernels/worlds.h"
 
 static const mx_kernels *const tables[MX_DEVICE_KIND_COUNT] = {
     [MX_CPU] = &mx_kernels_cpu,
@@ -423,6 +424,20 @@ void mx_argmax(mx_stream *s, mx_tensor id, mx_tensor q, mx_tensor mask)
               "id[N,1] i32, q[N,A] f32, mask[N,A] i8"))
         return;
     if (q.rows) table(s)->argmax(s, id, q, mask);
+}
+
+void mx_world_step(mx_stream *s, mx_world w, mx_tensor state, mx_tensor at, mx_tensor action, mx_tensor reward, mx_tensor ended,
+                   mx_tensor next, mx_tensor seen, uint64_t seed, int limit)
+{
+    int64_t n = state.rows;
+    if (!need(s, (unsigned)w < MX_WORLD_COUNT && limit >= 0, "world_step", "a known world, limit >= 0")) return;
+    if (!need(s, shaped(state, MX_I32, -1, 8) && shaped(at, MX_I32, n, 3) && shaped(action, MX_I32, n, 1), "world_step",
+              "state[N,8], at[N,3], action[N,1] i32") ||
+        !need(s, shaped(reward, MX_F32, n, 1) && shaped(ended, MX_I32, n, 1) && shaped(next, MX_F32, n, mx_world_observation(w)) &&
+                     shaped(seen, MX_F32, n, mx_world_observation(w)),
+              "world_step", "reward[N,1] f32, ended[N,1] i32, next[N,O] and seen[N,O] f32"))
+        return;
+    if (n) table(s)->world_step(s, w, state, at, action, reward, ended, next, seen, seed, limit);
 }
 
 static bool duels(mx_tensor va, mx_tensor q, int atoms)

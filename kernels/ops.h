@@ -348,6 +348,17 @@ void mx_priority_set(mx_stream *s, mx_tensor tree, mx_tensor ids, mx_tensor erro
  * N-th; weight[N,1] = (least of the drawn priorities / its own)^beta. */
 void mx_priority_sample(mx_stream *s, mx_tensor ids, mx_tensor weight, mx_tensor tree, mx_tensor uniform, float beta);
 
+/* One step of N worlds (kernels/worlds.h, models/env.h), and the start of the next episode
+ * where one ended.  state[N,8] i32 is the bits of four doubles, at[N,3] i32 the world's
+ * number, its episode and its step; both move on.  Of action[N,1] (i32): reward[N,1];
+ * ended[N,1] (i32) = 0: it goes on, 1: terminated, 2: cut off after `limit` steps (0:
+ * never); next[N,O] = what is seen after the step, seen[N,O] = what is seen now, the new
+ * start where it ended.  Starts are drawn as mx_env_draw() does, from (seed, number,
+ * episode): these are the numbers of models/env_*.c, on a GPU but for rounding. */
+typedef enum mx_world { MX_WORLD_CARTPOLE, MX_WORLD_ACROBOT, MX_WORLD_COUNT } mx_world;
+void mx_world_step(mx_stream *s, mx_world w, mx_tensor state, mx_tensor at, mx_tensor action, mx_tensor reward, mx_tensor ended,
+                   mx_tensor next, mx_tensor seen, uint64_t seed, int limit);
+
 /* ---- graphs ------------------------------------------------------------------ */
 
 /* Spans of mx_aggregate turned round, for what goes back: row u of begin[V+1,1]
@@ -419,7 +430,7 @@ void mx_logistic(mx_stream *s, mx_tensor loss, mx_tensor x, mx_tensor target, fl
     X(rope_back) X(dropout) X(attention) X(attention_back)                \
     X(cross_entropy) X(sum) X(adamw)                                      \
     X(argmax) X(dueling) X(dueling_back) X(td_loss) X(atoms_value)        \
-    X(perceptron)                                                         \
+    X(perceptron) X(world_step)                                           \
     X(atoms_loss) X(noisy) X(noisy_back) X(priority_set) X(priority_sample)       \
     X(aggregate_max_back) X(graph_attention) X(graph_attention_back)      \
     X(sample_neighbours) X(unit_rows) X(unit_rows_back)                   \

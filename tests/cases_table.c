@@ -181,6 +181,8 @@ const mx_case mx_cases[] = {
     {.op = "perceptron", .n = 131, .c = 5, .o = 7, .context = 2, .window = 37, .page = 1, .act = MX_ACT_RELU},
     {.op = "perceptron", .n = 9, .c = 131, .o = 3, .context = 4, .window = 101, .page = 17, .act = MX_ACT_TANH},
     {.op = "perceptron", .n = 65, .c = 256, .o = 256, .context = 2, .window = 256, .act = MX_ACT_SILU},
+    {.op = "world_step", .n = 1, .page = MX_WORLD_CARTPOLE}, {.op = "world_step", .n = 307, .page = MX_WORLD_CARTPOLE, .context = 7},
+    {.op = "world_step", .n = 1, .page = MX_WORLD_ACROBOT}, {.op = "world_step", .n = 307, .page = MX_WORLD_ACROBOT, .context = 7},
     {.op = "dueling_back", .n = 13, .c = 7, .o = 1}, {.op = "dueling_back", .n = 5, .c = 3, .o = 51},
     {.op = "td_loss", .n = 67, .c = 7, .flag = true, .bias = true}, {.op = "td_loss", .n = 131, .c = 2}, {.op = "td_loss", .n = 17, .c = 41, .flag = true},
     {.op = "td_loss", .n = 1, .c = 1, .bias = true},

@@ -14,6 +14,8 @@ __typeof__(mx_weight_close) mx_cpu_weight_close;
 /* y = act(y) on one row; used by linear's epilogue and by activation.c */
 void mx_cpu_activate_row(float *y, const float *x, int64_t n, mx_activation act);
 
+/* Actions action[N,1] of n; otherwise the stream says which is none. */
+bool mx_cpu_actions_exist(mx_stream *s, const char *op, mx_tensor action, int64_t n);
 /* q[A*Z] of va[(1+A)*Z], one row of mx_dueling */
 void mx_cpu_dueling_row(float *q, const float *va, int64_t actions, int64_t atoms);
 

@@ -93,7 +93,7 @@ typedef struct loss_job {
     float     huber, scale, low, high;
 } loss_job;
 
-static bool actions_exist(mx_stream *s, const char *op, mx_tensor action, int64_t n)
+bool mx_cpu_actions_exist(mx_stream *s, const char *op, mx_tensor action, int64_t n)
 {
     for (int64_t r = 0; r < action.rows; r++) {
         int32_t a = *mx_row_i32(action, r);
@@ -126,7 +126,7 @@ void mx_cpu_td_loss(mx_stream *s, mx_tensor loss, mx_tensor error, mx_tensor q, 
 {
     loss_job j = {.loss = loss, .error = error, .q = q, .action = action, .next = next, .chooser = chooser, .mask = mask, .step = step,
                   .huber = huber, .scale = scale};
-    if (actions_exist(s, "td_loss", action, q.cols)) mx_cpu_rows(s, q.rows, 3 * q.cols, td_rows, &j);
+    if (mx_cpu_actions_exist(s, "td_loss", action, q.cols)) mx_cpu_rows(s, q.rows, 3 * q.cols, td_rows, &j);
 }
 
 /* ---- distributions ----------------------------------------------------------------------- */
@@ -206,7 +206,7 @@ void mx_cpu_atoms_loss(mx_stream *s, mx_tensor loss, mx_tensor error, mx_tensor 
 {
     loss_job j = {.loss = loss, .error = error, .q = logits, .action = action, .next = next, .chooser = chooser, .mask = mask, .step = step,
                   .low = low, .high = high, .scale = scale};
-    if (actions_exist(s, "atoms_loss", action, chooser.cols))
+    if (mx_cpu_actions_exist(s, "atoms_loss", action, chooser.cols))
         mx_cpu_rows(s, logits.rows, 24 * logits.cols / chooser.cols, atoms_rows, &j);
 }
 
