@@ -1,10 +1,11 @@
 /* decode.c - tokens a second of a decoder of GPT-2's size, with random weights.
  *
- *     decode [--device auto|cpu|cuda:N] [--dtype f32|bf16|int8] [--kv f32|f16|bf16] [--context T] [--layers N] [BATCH ...]
+ *     decode [--device auto|cpu|cuda:N] [--dtype f32|bf16|int8|fp8] [--kv f32|f16|bf16|fp8] [--context T] [--layers N] [BATCH ...]
  *
- * A turn is what a server's turn is: rows are uploaded, the network runs, a token
- * is drawn for every sequence on the device and comes back.  The figure is the
- * median of the turns' times.  Prompts are not computed: the caches hold zeros,
+ * A turn is what a server's turn is: rows are uploaded, the network runs on the
+ * tokens that the turn before chose, a token is drawn for every sequence on the
+ * device and comes back while the next turn runs (models/turn.c).  The figure is
+ * the median of the times from one turn's tokens to the next's.  Prompts are not computed: the caches hold zeros,
  * which take as long as anything else. */
 #include "models/decoder.h"
 #include "runtime/clock.h"
@@ -30,7 +31,8 @@ typedef struct bench {
     mx_stream   s;
     mx_kv_cache kv;
     mx_decoder  m;
-    mx_buffer   tokens;
+    mx_buffer   tokens, fed;    /* fed: what the last turn chose          */
+    unsigned    out;            /* the mark of a turn that is not read    */
 } bench;
 
 static mx_status weight(bench *b, mx_weight *w, int64_t rows, int64_t cols, mx_error *err)
@@ -81,55 +83,63 @@ static int by_time(const void *a, const void *b)
 static mx_status turn(bench *b, int32_t n, int32_t *host, mx_sample_row *rows, mx_error *err)
 {
     int32_t per = (b->o.context + b->o.page - 1) / b->o.page;
-    int32_t *ids = host, *positions = ids + n, *slots = positions + n, *at = slots + n, *wanted = at + 2 * n, *pages = wanted + n;
+    int32_t *ids = host, *positions = ids + n, *slots = positions + n, *at = slots + n, *wanted = at + 2 * n, *feed = wanted + n,
+            *got = feed + n, *pages = got + n;
     mx_decoder_batch batch = {.n_rows = n, .n_seqs = n, .n_logits = n, .table_cols = per, .ids = ids, .positions = positions, .slots = slots,
-                              .at = at, .pages = pages, .logit_rows = wanted};
+                              .at = at, .pages = pages, .logit_rows = wanted, .feed = feed,
+                              .fed = mx_tensor_of(b->fed.base, MX_I32, n, 1)};
     mx_decoder_turn t;
     mx_decoder_begin(&b->m, &b->s, &b->kv, &batch, &t);
-    mx_tensor chosen = mx_stream_tensor(&b->s, MX_I32, n, 1);
     const mx_sample_row *placed = mx_sample_rows(&b->s, rows, n);
     if (!mx_stream_section(&b->s, &n, sizeof n)) {
         mx_decoder_run(&b->m, &b->s, &b->kv, &t);
-        mx_sample(&b->s, chosen, t.logits, placed);
+        mx_sample(&b->s, batch.fed, t.logits, placed);
         mx_stream_section_end(&b->s);
     }
-    b->dev->ops->download(&b->s, ids, chosen.data, (size_t)n * sizeof *ids);
-    mx_status st = mx_stream_sync(&b->s, err);
+    b->dev->ops->download(&b->s, got, batch.fed.data, (size_t)n * sizeof *got);
+    unsigned mark = mx_stream_mark(&b->s);
+    mx_status st = b->s.error.code ? mx_stream_sync(&b->s, err) : b->out ? mx_stream_wait(&b->s, b->out, err) : MX_OK;
+    b->out = mark;
     mx_stream_rewind(&b->s);
-    for (int32_t i = 0; i < n; i++) ids[i] = ids[i] < 0 ? 0 : ids[i];
+    for (int32_t i = 0; i < n; i++) feed[i] = i;
     return st;
 }
 
 static mx_status measure(bench *b, int32_t n, mx_error *err)
 {
     enum { TURNS = 30 };
-    int32_t per = (b->o.context + b->o.page - 1) / b->o.page, *host = calloc((size_t)n * (size_t)(6 + per), sizeof *host);
+    int32_t per = (b->o.context + b->o.page - 1) / b->o.page, *host = calloc((size_t)n * (size_t)(8 + per), sizeof *host);
     mx_sample_row *rows = calloc((size_t)n, sizeof *rows);
     double times[TURNS];
     mx_status st = host && rows ? MX_OK : mx_fail(err, MX_ERR_NO_MEMORY, "a turn of %d", n);
     for (int32_t i = 0; i < n && !st; i++) {
-        int32_t *at = host + 3 * n + 2 * i, *pages = host + 6 * n + i * per;
+        int32_t *at = host + 3 * n + 2 * i, *pages = host + 8 * n + i * per;
         rows[i] = (mx_sample_row){.temperature = 1, .top_p = 0.95f, .typical_p = 1, .repetition_penalty = 1, .uniform = (i + 0.5) / n};
         for (int32_t k = 0; k < per; k++) pages[k] = i * per + k;
         host[n + i] = b->o.context - 1;
         host[2 * n + i] = pages[(b->o.context - 1) / b->o.page] * b->o.page + (b->o.context - 1) % b->o.page;
         at[0] = i, at[1] = b->o.context - 1;
         host[5 * n + i] = i;
+        host[6 * n + i] = -1;
     }
     MX_TRY_GOTO(st, st, done);
     MX_TRY_GOTO(st, mx_kv_open(&b->kv, b->dev, b->o.layers, n * per, b->o.page, b->o.heads, b->o.width / b->o.heads, b->o.kv, false, err), done);
     MX_TRY_GOTO(st, mx_stream_open(&b->s, b->dev, mx_decoder_scratch(&b->m, n, n, per, n) + mx_stream_tensor_bytes(MX_I32, n, 1 + sizeof *rows / 4), err), done);
+    MX_TRY_GOTO(st, mx_buffer_open(&b->fed, b->dev, (size_t)n * sizeof *host, err), done);
+    b->out = 0;
     for (int i = -3; i < TURNS; i++) {
         uint64_t from = mx_now_ns(&mx_clock_monotonic);
         MX_TRY_GOTO(st, turn(b, n, host, rows, err), done);
         if (i >= 0) times[i] = (double)(mx_now_ns(&mx_clock_monotonic) - from) * 1e-9;
     }
+    MX_TRY_GOTO(st, mx_stream_sync(&b->s, err), done);
     qsort(times, TURNS, sizeof *times, by_time);
     printf("decode  batch %5d  context %5d  weights %-4s  cache %-4s  %10.1f us a turn  %12.0f tokens/s\n", n, b->o.context,
            mx_dtype_name(b->o.dtype), mx_dtype_name(b->o.kv), times[TURNS / 2] * 1e6, n / times[TURNS / 2]);
     fflush(stdout);
 done:
     mx_stream_close(&b->s);
+    mx_buffer_close(&b->fed);
     mx_kv_close(&b->kv);
     free(rows);
     free(host);

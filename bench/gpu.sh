@@ -10,13 +10,13 @@
 # written for tests/golden/ptx.txt); the models end to end (logits, vectors and greedy texts against
 # transformers, generation in any company, training against PyTorch); compute-sanitizer where there
 # is one; op GB/s and TFLOP/s, beside cuBLAS and attention of PyTorch where it is installed; decode
-# tokens/s at batch 1, 8, 32, 64, 256 and 1024; training tokens/s and MFU; encoder texts/s.  A step
-# that fails is told and the rest goes on; the exit status says whether any did.
+# tokens/s at batch 1, 8, 32, 64, 256 and 1024; training tokens/s and MFU; encoder texts/s; graph
+# networks, Q-learning and decisions/s.  A step that fails is told and the rest goes on; the exit status says whether any did.
 # Writes bench/results/gpu-NAME-DATE.txt and .json (to $OUT when it is set).
 set -u
 here=$(cd "$(dirname "$0")/.." && pwd)
 build=${BUILD:-$here/build-gpu}
-binaries="ops_cases decode learn gpu_decoder gpu_generate gpu_train gpu_train_encoder gpu_encoder gpu_ptx"
+binaries="ops_cases decode learn networks gpu_decoder gpu_generate gpu_train gpu_train_encoder gpu_encoder gpu_generate_ahead gpu_fused_ops gpu_cuda_learn gpu_ptx"
 mode=run
 case "${1:-}" in
 --pack) mode=pack; pack=${2:?gpu.sh: --pack DIR} ;;
@@ -89,6 +89,9 @@ step "PTX wrappers" 30 "$build/gpu_ptx" "$results/ptx.txt"
 step "decoders against transformers" 90 "$build/gpu_decoder"
 step "encoders against transformers" 60 "$build/gpu_encoder" numbers
 step "generation in any company" 90 "$build/gpu_generate"
+step "a turn ahead of the device changes nothing" 60 "$build/gpu_generate_ahead"
+step "fused ops have the bits of their parts" 30 "$build/gpu_fused_ops"
+step "graph networks and Q-learning beside the CPU" 60 "$build/gpu_cuda_learn"
 step "training against PyTorch" 90 "$build/gpu_train" gpt2
 step "training encoders against PyTorch" 90 "$build/gpu_train_encoder" masked
 if command -v compute-sanitizer >/dev/null; then
@@ -100,10 +103,12 @@ step "decode, bf16, context 128" 60 "$build/decode" --device cuda --context 128 
 step "decode, bf16, context 512" 60 "$build/decode" --device cuda --context 512 1 8 32 64 256 1024
 step "decode, f32, context 512" 40 "$build/decode" --device cuda --dtype f32 --kv f32 --context 512 1 64
 step "decode, int8, context 512" 40 "$build/decode" --device cuda --dtype int8 --context 512 1 64 256
+step "decode, fp8, context 512" 40 "$build/decode" --device cuda --dtype fp8 --kv fp8 --context 512 1 64 256
 step "train, bf16" 60 "$build/learn" train --device cuda --rows 16384
 step "train, f32" 60 "$build/learn" train --device cuda --rows 8192 --dtype f32
 step "encode, bf16" 60 "$build/learn" encode --device cuda --rows 65536
 step "encode, bf16, 32 texts" 60 "$build/learn" encode --device cuda --rows 4096
+step "graph networks, quotes, Q-learning" 60 "$build/networks" --device cuda
 if python3 -c 'import torch; torch.zeros(1).cuda()' >/dev/null 2>&1; then
     step "PyTorch beside it" 150 python3 bench/peers/gpu.py
 else
@@ -124,11 +129,12 @@ awk -v name="$name" -v date="$(date +%F)" -v failed="${failed#, }" '
         after("rows"), after("length"), after("compute"), before("us"), before("tokens/s"), before("TFLOP/s"), before("%") / 100) }
     /^encode / { e[++k] = sprintf("\n  {\"texts\": %s, \"length\": %s, \"weights\": \"%s\", \"us\": %s, \"texts_per_s\": %s}",
         after("texts"), after("length"), after("weights"), before("us"), before("texts/s")) }
+    /^(gnn|q|dqn) / { x[++y] = sprintf("\n  {\"what\": \"%s\", \"rate\": %s, \"unit\": \"%s\"}", $1, $(NF - 1), $NF) }
     /^torch / { p[++r] = sprintf("\n  {\"what\": \"%s\", \"us\": %s, \"rate\": %s, \"unit\": \"%s\"}", $2, before("us"), $(NF - 1), $NF) }
     function list(title, a, n,  i) { printf "],\n\"%s\": [", title; for (i = 1; i <= n; i++) printf "%s%s", a[i], i < n ? "," : "" }
-    END { list("decode", d, n); list("train", t, m); list("encode", e, k); list("peers", p, r); print "]}" }' "$log" >"$base.json"
+    END { list("decode", d, n); list("train", t, m); list("encode", e, k); list("networks", x, y); list("peers", p, r); print "]}" }' "$log" >"$base.json"
 
-say "" "$(grep -E '^(decode|train|encode|torch) ' "$log")" ""
+say "" "$(grep -E '^(decode|train|encode|gnn|q|dqn|torch) ' "$log")" ""
 if [ -n "$failed" ]; then say "failed: ${failed#, }"; else say "everything passed"; fi
 echo "written: $log $base.json $results/ptx.txt"
 [ -z "$failed" ]

@@ -44,7 +44,7 @@ static bool is_activation(mx_activation a)
 
 static bool is_cache(const mx_kv *kv)
 {
-    return kv && kv->k && kv->v && table_type(kv->dtype) && kv->pages > 0 && kv->page_tokens > 0 && kv->kv_heads > 0 &&
+    return kv && kv->k && kv->v && (table_type(kv->dtype) || kv->dtype == MX_F8) && kv->pages > 0 && kv->page_tokens > 0 && kv->kv_heads > 0 &&
            kv->head_dim > 0;
 }
 
@@ -59,7 +59,7 @@ mx_status mx_weight_open(mx_weight *w, mx_device *d, const mx_row_source *parts,
 {
     memset(w, 0, sizeof *w);
     if (n < 1) return mx_fail(err, MX_ERR_ARG, "weight: no parts");
-    if (as != MX_F32 && as != MX_BF16 && as != MX_I8)
+    if (as != MX_F32 && as != MX_BF16 && as != MX_I8 && as != MX_F8)
         return mx_fail(err, MX_ERR_ARG, "weight: cannot be stored as %s", mx_dtype_name(as));
     int64_t rows = 0;
     for (int i = 0; i < n; i++) {
@@ -97,6 +97,15 @@ void mx_embed(mx_stream *s, mx_tensor y, mx_tensor t, mx_tensor ids, bool add)
     if (y.rows) table(s)->embed(s, y, t, ids, add);
 }
 
+void mx_feed_ids(mx_stream *s, mx_tensor ids, mx_tensor given, mx_tensor from, mx_tensor fed)
+{
+    if (!need(s, shaped(ids, MX_I32, -1, 1) && shaped(from, MX_I32, ids.rows, 1) && shaped(fed, MX_I32, -1, 1), "feed_ids",
+              "ids[N,1], from[N,1], fed[F,1] i32") ||
+        !need(s, !given.data || shaped(given, MX_I32, ids.rows, 1), "feed_ids", "given[N,1] i32"))
+        return;
+    if (ids.rows) table(s)->feed_ids(s, ids, given, from, fed);
+}
+
 void mx_linear(mx_stream *s, mx_tensor y, mx_tensor x, const mx_weight *w, mx_tensor b, mx_activation act, bool add)
 {
     if (!need(s, w && w->impl && mx_device_shares(w->dev, s->dev), "linear", "a weight of this device")) return;
@@ -130,6 +139,15 @@ void mx_add(mx_stream *s, mx_tensor y, mx_tensor a, mx_tensor b)
     if (y.rows) table(s)->add(s, y, a, b);
 }
 
+void mx_add_norm(mx_stream *s, mx_tensor y, mx_tensor sum, mx_tensor a, mx_tensor b, mx_tensor gain, mx_tensor bias, float eps, bool rms)
+{
+    if (!need(s, same_shape(a, b) && same_shape(a, sum) && same_shape(a, y), "add_norm", "y, sum, a, b [N,C] f32")) return;
+    if (!need(s, shaped(gain, MX_F32, 1, a.cols) && (!bias.data || (!rms && shaped(bias, MX_F32, 1, a.cols))), "add_norm",
+              "gain[1,C] f32, bias[1,C] f32 unless rms"))
+        return;
+    if (a.rows) table(s)->add_norm(s, y, sum, a, b, gain, bias, eps, rms);
+}
+
 void mx_activate(mx_stream *s, mx_tensor y, mx_tensor x, mx_activation act)
 {
     if (!need(s, same_shape(y, x) && is_activation(act), "activate", "y[N,C], x[N,C] f32, a known activation")) return;
@@ -158,16 +176,28 @@ void mx_rope(mx_stream *s, mx_tensor x, mx_tensor positions, mx_tensor freq, flo
 
 void mx_kv_write(mx_stream *s, const mx_kv *kv, mx_tensor k, mx_tensor v, mx_tensor slots)
 {
-    if (!need(s, is_cache(kv), "kv_write", "a cache of f32, f16 or bf16")) return;
+    if (!need(s, is_cache(kv), "kv_write", "a cache of f32, f16, bf16 or fp8")) return;
     if (!need(s, same_shape(k, v) && k.cols == (int64_t)kv->kv_heads * kv->head_dim, "kv_write", "k[N,G*D], v[N,G*D] f32"))
         return;
     if (!need(s, shaped(slots, MX_I32, k.rows, 1), "kv_write", "slots[N,1] i32")) return;
     if (k.rows) table(s)->kv_write(s, kv, k, v, slots);
 }
 
+void mx_rope_kv_write(mx_stream *s, mx_tensor qkv, mx_tensor positions, mx_tensor freq, float magnitude, int heads, bool interleaved,
+                      const mx_kv *kv, mx_tensor slots)
+{
+    if (!need(s, is_cache(kv) && kv->head_dim % 2 == 0, "rope_kv_write", "a cache of f32, f16, bf16 or fp8, D even")) return;
+    if (!need(s, heads > 0 && shaped(qkv, MX_F32, -1, (heads + 2 * (int64_t)kv->kv_heads) * kv->head_dim), "rope_kv_write", "qkv[N,(H+2G)*D] f32"))
+        return;
+    if (!need(s, shaped(positions, MX_I32, qkv.rows, 1) && shaped(freq, MX_F32, 1, kv->head_dim / 2) && shaped(slots, MX_I32, qkv.rows, 1),
+              "rope_kv_write", "positions[N,1], slots[N,1] i32, freq[1,D/2] f32"))
+        return;
+    if (qkv.rows) table(s)->rope_kv_write(s, qkv, positions, freq, magnitude, heads, interleaved, kv, slots);
+}
+
 void mx_kv_copy(mx_stream *s, const mx_kv *kv, mx_tensor from_to)
 {
-    if (!need(s, is_cache(kv), "kv_copy", "a cache of f32, f16 or bf16")) return;
+    if (!need(s, is_cache(kv), "kv_copy", "a cache of f32, f16, bf16 or fp8")) return;
     if (!need(s, shaped(from_to, MX_I32, -1, 2), "kv_copy", "from_to[n,2] i32")) return;
     if (from_to.rows) table(s)->kv_copy(s, kv, from_to);
 }
@@ -175,7 +205,7 @@ void mx_kv_copy(mx_stream *s, const mx_kv *kv, mx_tensor from_to)
 void mx_attention_paged(mx_stream *s, mx_tensor y, mx_tensor q, const mx_kv *kv, mx_tensor pages, mx_tensor at,
                         int heads, float scale, int window)
 {
-    if (!need(s, is_cache(kv), "attention_paged", "a cache of f32, f16 or bf16")) return;
+    if (!need(s, is_cache(kv), "attention_paged", "a cache of f32, f16, bf16 or fp8")) return;
     if (!need(s, heads > 0 && heads % kv->kv_heads == 0, "attention_paged", "heads a multiple of the KV heads")) return;
     if (!need(s, same_shape(y, q) && q.cols == (int64_t)heads * kv->head_dim, "attention_paged", "y[N,H*D], q[N,H*D] f32"))
         return;

@@ -12,8 +12,8 @@
  * in the batch, however many threads run, and wherever its KV pages lie: every
  * sum has an order that depends on the row's own data alone.
  *
- * Activations and norms are f32.  Weights are f32, bf16 or int8 (mx_weight);
- * embedding tables and KV caches f32, f16 or bf16.
+ * Activations and norms are f32.  Weights are f32, bf16, int8 or fp8 (mx_weight);
+ * embedding tables f32, f16 or bf16, KV caches those or fp8.
  *
  * TO ADD AN OP: its prototype and its name in MX_OPS here, its shape check in
  * ops.c, one function in each backend, one loop in tests/reference.c, its
@@ -42,11 +42,14 @@ typedef struct mx_row_source {
  * f32 and bf16 are exact or rounded copies.  int8 is symmetric for every 64 inputs
  * of an output channel, w = q * scale, scale = max|w|/127; activations are then
  * quantised per row on the fly, symmetric, all but the row's largest, which stays
- * exact; products are summed exactly over the 64, and the groups in order. */
+ * exact; products are summed exactly over the 64, and the groups in order.
+ * fp8 (E4M3) has one scale for an output channel, max|w|/448; activations are rounded
+ * to bf16, products summed in f32, and the sum is scaled.  A GPU reads one byte of it
+ * a weight; the CPU keeps the same numbers as bf16, for the same answers, not for memory. */
 typedef struct mx_weight {
     mx_device *dev;
     int64_t    rows, cols;        /* O, C                           */
-    mx_dtype   dtype;             /* MX_F32, MX_BF16 or MX_I8       */
+    mx_dtype   dtype;             /* MX_F32, MX_BF16, MX_I8, MX_F8  */
     size_t     bytes;             /* device memory it takes         */
     void      *impl;
 } mx_weight;
@@ -67,6 +70,12 @@ typedef enum mx_activation {
 /* y[N,C] (+)= table[V,C] at ids[N,1] (i32); add: y += */
 void mx_embed(mx_stream *s, mx_tensor y, mx_tensor table, mx_tensor ids, bool add);
 
+/* ids[N,1] = given[N,1] (data NULL: -1) where from[N,1] < 0, else fed[from,1], at
+ * least 0 (all i32): what the turn before chose, which the host need not have seen.
+ * A choice of -1 ("nothing is possible") stands for 0, since its row will be thrown
+ * away and must not stop the others. */
+void mx_feed_ids(mx_stream *s, mx_tensor ids, mx_tensor given, mx_tensor from, mx_tensor fed);
+
 /* y[N,O] = act(x[N,C] w[O,C]^T + b[1,O]); add: y += (act must then be NONE);
  * b.data may be NULL */
 void mx_linear(mx_stream *s, mx_tensor y, mx_tensor x, const mx_weight *w, mx_tensor b, mx_activation act, bool add);
@@ -81,6 +90,11 @@ void mx_rms_norm(mx_stream *s, mx_tensor y, mx_tensor x, mx_tensor gain, float e
 
 /* y = a + b, all [N,C]; y may be a or b */
 void mx_add(mx_stream *s, mx_tensor y, mx_tensor a, mx_tensor b);
+
+/* sum = a + b, and y = the norm of sum: mx_norm()'s, or mx_rms_norm()'s when rms
+ * (bias.data NULL).  All [N,C]; sum may be a or b.  The bits of the two calls, with
+ * the sum read once less. */
+void mx_add_norm(mx_stream *s, mx_tensor y, mx_tensor sum, mx_tensor a, mx_tensor b, mx_tensor gain, mx_tensor bias, float eps, bool rms);
 
 /* y[N,C] = act(x[N,C]); y may be x */
 void mx_activate(mx_stream *s, mx_tensor y, mx_tensor x, mx_activation act);
@@ -101,13 +115,19 @@ void mx_rope(mx_stream *s, mx_tensor x, mx_tensor positions, mx_tensor freq, flo
  * [pages][G][page_tokens][D], so a head's part of a page is contiguous. */
 typedef struct mx_kv {
     void    *k, *v;
-    mx_dtype dtype;               /* MX_F32, MX_F16, MX_BF16 */
+    mx_dtype dtype;               /* MX_F32, MX_F16, MX_BF16; MX_F8: as they are, no scale */
     int32_t  pages, page_tokens, kv_heads, head_dim;
 } mx_kv;
 
 /* Store k[N,G*D] and v[N,G*D]: row i goes to slot[i] = page * page_tokens +
  * offset (slots[N,1] i32).  Slots of one call are distinct. */
 void mx_kv_write(mx_stream *s, const mx_kv *kv, mx_tensor k, mx_tensor v, mx_tensor slots);
+
+/* Of qkv[N,(H+2G)*D] = q, k and v side by side: q is turned in place as mx_rope()
+ * does, k likewise on its way to the cache, and v goes there as mx_kv_write() does;
+ * qkv's own k and v stay as they are.  The bits of the two calls. */
+void mx_rope_kv_write(mx_stream *s, mx_tensor qkv, mx_tensor positions, mx_tensor freq, float magnitude, int heads, bool interleaved,
+                      const mx_kv *kv, mx_tensor slots);
 
 /* Copy whole pages inside one layer's cache: from_to[n,2] i32 (copy-on-write). */
 void mx_kv_copy(mx_stream *s, const mx_kv *kv, mx_tensor from_to);
@@ -168,6 +188,8 @@ typedef struct mx_logit_lists {
     const int32_t *bias_begin, *bias_id;
     const float   *bias;
     const int32_t *ban_begin, *ban_id;                  /* logit becomes -inf */
+    const int32_t *last;                                /* [N], NULL: none.  >= 0: a further id of the output, which the
+                                                           lists of seen ids do not count yet (mx_feed_ids) */
 } mx_logit_lists;
 
 /* Apply biases, penalties and bans to logits[N,V] in place. */
@@ -375,6 +397,7 @@ void mx_logistic(mx_stream *s, mx_tensor loss, mx_tensor x, mx_tensor target, fl
 
 #define MX_OPS(X)                                                         \
     X(embed) X(linear) X(norm) X(rms_norm) X(add) X(activate) X(gated)    \
+    X(add_norm) X(rope_kv_write) X(feed_ids)                              \
     X(rope) X(kv_write) X(kv_copy) X(attention_paged) X(aggregate)        \
     X(logits_process) X(sample) X(logprobs)                               \
     X(product) X(product_back) X(cast) X(scale) X(embed_back)             \

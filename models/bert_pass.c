@@ -186,12 +186,13 @@ static void product_back(const bert_pass *p, mx_tensor dx, mx_tensor dy, mx_tens
     mx_product_back(p->s, dx, w->dw, w->db, dy, x, w->w, p->m->opt.compute, add);
 }
 
-/* out = x + dropped(h w^T + b) */
-static void add_branch(const bert_pass *p, mx_tensor out, mx_tensor x, mx_tensor h, const bert_product *w, int place)
+/* sum = x + dropped(h w^T + b), and y is its norm when y is wanted */
+static void add_branch(const bert_pass *p, mx_tensor y, mx_tensor sum, mx_tensor x, mx_tensor h, const bert_product *w, const bert_gain *g, int place)
 {
-    product(p, out, h, w);
-    if (p->dropout > 0) mx_dropout(p->s, out, out, p->dropout, seed_of(p, place));
-    mx_add(p->s, out, out, x);
+    product(p, sum, h, w);
+    if (p->dropout > 0) mx_dropout(p->s, sum, sum, p->dropout, seed_of(p, place));
+    if (y.data) mx_add_norm(p->s, y, sum, sum, x, g->g, g->b, p->m->config.norm_eps, false);
+    else mx_add(p->s, sum, sum, x);
 }
 
 /* The gradient of what the branch was before it was dropped. */
@@ -217,12 +218,10 @@ static void block(const bert_pass *p, const bert_layer *w, const bert_kept *k, m
     product(p, k->qkv, k->in, &w->qkv);
     mx_attention(p->s, k->y, k->lse, mx_tensor_cols(k->qkv, 0, C), mx_tensor_cols(k->qkv, C, C), mx_tensor_cols(k->qkv, 2 * C, C),
                  p->w.begin, attention_of(c, p->m->opt.compute));
-    add_branch(p, k->sum1, k->in, k->y, &w->out, DROP_ATTENTION);
-    norm(p, k->mid, k->sum1, &w->norm1);
+    add_branch(p, k->mid, k->sum1, k->in, k->y, &w->out, &w->norm1, DROP_ATTENTION);
     product(p, k->up, k->mid, &w->up);
     mx_activate(p->s, k->act, k->up, c->act);
-    add_branch(p, k->sum2, k->mid, k->act, &w->down, DROP_MLP);
-    if (out.data) norm(p, out, k->sum2, &w->norm2);
+    add_branch(p, out, k->sum2, k->mid, k->act, &w->down, &w->norm2, DROP_MLP);
 }
 
 /* dx: of the layer's output before, of its input after. */

@@ -72,7 +72,7 @@ static bool ban_ngrams(gen_pack *p, const gen_seq *q, int32_t n)
 
 static bool ban_ends(gen_pack *p, const mx_generation *r, const gen_seq *q)
 {
-    if (q->n_ids - r->n_prompt >= r->p.min_tokens) return true;
+    if (q->n_ids + q->ahead - r->n_prompt >= r->p.min_tokens) return true;
     const mx_decoder_config *c = &r->g->model.config;
     for (int32_t i = 0; !r->p.ignore_eos && i < c->n_eos; i++)
         if (c->eos[i] >= 0 && c->eos[i] < c->vocab && !gen_ban(p, c->eos[i])) return false;
@@ -100,7 +100,7 @@ static bool fill_lists(mx_generator *g)
             const gen_seq *q = source_of(w);
             p->row[i] = (mx_sample_row){sp->temperature, sp->top_k, sp->top_p, sp->min_p, sp->typical_p, sp->repetition_penalty,
                                         sp->presence_penalty, sp->frequency_penalty,
-                                        gen_uniform(w->gen->seed, (uint32_t)w->seq, (uint32_t)(q->n_ids - w->gen->n_prompt)), 0};
+                                        gen_uniform(w->gen->seed, (uint32_t)w->seq, (uint32_t)(q->n_ids + q->ahead - w->gen->n_prompt)), 0};
             if ((w->gen->penalties && !push_seen(p, &q->seen)) || !push_bias(p, w->gen) ||
                 !ban_ngrams(p, q, sp->no_repeat_ngram) || !gen_ban_texts(p, w->gen, q) || !ban_ends(p, w->gen, q))
                 return false;
@@ -167,31 +167,36 @@ static mx_status take_row(mx_generation *r, int32_t seq, const gen_pack *p, int3
     return gen_accept(r, seq, p->chosen[i], err);
 }
 
-void gen_choice_take(mx_generator *g, const gen_choice *c)
+static mx_status take(mx_generation *r, const gen_pack *p, int32_t first, mx_error *err)
 {
-    gen_pack *p = &g->pack;
-    int32_t k = c->k;
+    int32_t k = p->choice.k;
+    if (r->p.beams <= 1) return take_row(r, p->want[first].seq, p, first, k, err);
+    return gen_beam_step(r, p->top_id + (size_t)first * (size_t)k, p->top_lp + (size_t)first * (size_t)k, k, err);
+}
+
+void gen_choice_take(mx_generator *g, gen_pack *p)
+{
+    mx_generation *told = NULL;              /* whose last row of the turn has not been seen yet */
     for (int32_t i = 0; i < p->n_logits; i++) {
         mx_generation *r = p->want[i].gen;
+        if (!r) continue;                    /* it left while the turn ran */
         if (p->want[i].prompt_position >= 0) {
-            keep_prompt_logprob(r, p->want[i].prompt_position, p, i, k);
+            keep_prompt_logprob(r, p->want[i].prompt_position, p, i, p->choice.k);
             continue;
         }
-        if (r->job.error.code) continue;
+        gen_seq *q = &r->seq[p->want[i].seq];
+        if (p->left) q->ahead--;
+        if (r->failed.code || (r->forked && !q->active)) continue;     /* it ended with the token before */
         int32_t first = i, before = r->output_tokens;
+        while (r->p.beams > 1 && i + 1 < p->n_logits && p->want[i + 1].gen == r) i++;
         mx_error err = {0};
-        mx_status st = MX_OK;
-        if (r->p.beams > 1) {
-            while (i + 1 < p->n_logits && p->want[i + 1].gen == r) i++;
-            st = gen_beam_step(r, p->top_id + (size_t)first * (size_t)k, p->top_lp + (size_t)first * (size_t)k, k, &err);
-        } else {
-            st = take_row(r, p->want[i].seq, p, i, k, &err);
-        }
-        if (st) r->job.error = err;
-        if (i + 1 == p->n_logits || p->want[i + 1].gen != r) note_first_token(r);
+        if (take(r, p, first, &err)) r->failed = err;
+        if (told && told != r) note_first_token(told);
+        told = r;
         atomic_fetch_add(&g->output_tokens, (unsigned long long)(r->output_tokens - before));
         mx_metric_inc(g->metric.output_tokens, (uint64_t)(r->output_tokens - before));
     }
+    if (told) note_first_token(told);
 }
 
 /* ---- a turn's choices: prepared, made, taken ----------------------------------------------------- */
@@ -209,7 +214,7 @@ static const void *place_list(mx_stream *s, mx_dtype type, int32_t n, const void
 /* The lists where the device reads them; they are host memory already when that is the CPU. */
 static mx_logit_lists place_lists(mx_stream *s, const gen_pack *p, int32_t n)
 {
-    mx_logit_lists l = {p->list_begin, p->list_id, p->list_count, p->bias_begin, p->bias_id, p->bias, p->ban_begin, p->ban_id};
+    mx_logit_lists l = {p->list_begin, p->list_id, p->list_count, p->bias_begin, p->bias_id, p->bias, p->ban_begin, p->ban_id, NULL};
     if (s->dev->kind == MX_CPU) return l;
     l.seen_begin = place_list(s, MX_I32, n + 1, p->list_begin);
     l.bias_begin = place_list(s, MX_I32, n + 1, p->bias_begin);
@@ -220,6 +225,22 @@ static mx_logit_lists place_lists(mx_stream *s, const gen_pack *p, int32_t n)
     l.bias = place_list(s, MX_F32, p->n_bias, p->bias);
     l.ban_id = place_list(s, MX_I32, p->n_ban, p->ban_id);
     return l;
+}
+
+/* Ids that the lists of penalties lack, because the turn that chose them has not been read: they are looked up there. */
+static void add_unread(mx_generator *g, mx_stream *s, gen_choice *c)
+{
+    gen_pack *p = &g->pack;
+    int32_t n = p->n_logits;
+    for (int32_t i = 0; i < n; i++) {
+        const gen_want *w = &p->want[i];
+        bool unread = w->prompt_position < 0 && w->gen->penalties && source_of(w)->ahead;
+        p->chosen[i] = unread ? source_of(w)->fed : -1;
+    }
+    c->fed = mx_tensor_of(g->fed.base, MX_I32, p->max_logits, 1);
+    c->last_from = mx_stream_upload(s, MX_I32, n, 1, p->chosen);
+    c->last = mx_stream_tensor(s, MX_I32, n, 1);
+    c->lists.last = c->last.data;
 }
 
 mx_status gen_choice_begin(mx_generator *g, mx_stream *s, mx_tensor logits, gen_choice *c, mx_error *err)
@@ -239,7 +260,7 @@ mx_status gen_choice_begin(mx_generator *g, mx_stream *s, mx_tensor logits, gen_
     }
     c->process |= p->n_bias || p->n_ban;
     c->raw = logits;
-    c->ids = mx_stream_tensor(s, MX_I32, n, 1);
+    c->ids = g->ahead ? mx_tensor_of(g->fed.base, MX_I32, n, 1) : mx_stream_tensor(s, MX_I32, n, 1);
     c->row = mx_sample_rows(s, p->row, n);
     if (c->logprobs && c->process) {          /* log-probabilities are the model's own, before penalties */
         for (int32_t i = 0; i < n; i++) p->chosen[i] = i;
@@ -252,6 +273,7 @@ mx_status gen_choice_begin(mx_generator *g, mx_stream *s, mx_tensor logits, gen_
         c->top_lp = mx_stream_tensor(s, MX_F32, n, c->k);
     }
     if (c->process) c->lists = place_lists(s, p, n);
+    if (c->process && g->ahead) add_unread(g, s, c);
     return MX_OK;
 }
 
@@ -259,6 +281,7 @@ void gen_choice_run(mx_stream *s, mx_tensor logits, const gen_choice *c)
 {
     if (!c->ids.rows) return;
     if (c->every.data) mx_embed(s, c->raw, logits, c->every, false);
+    if (c->last.data) mx_feed_ids(s, c->last, (mx_tensor){0}, c->last_from, c->fed);
     if (c->process) mx_logits_process(s, logits, c->row, &c->lists);
     mx_sample(s, c->ids, logits, c->row);
     if (c->logprobs) mx_logprobs(s, c->lp, c->ids, c->top_id, c->top_lp, c->raw);

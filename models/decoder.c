@@ -297,15 +297,12 @@ static void block(const mx_decoder *m, mx_stream *s, const mx_decoder_layer *w, 
 {
     const mx_decoder_config *c = &m->config;
     int64_t q = (int64_t)c->heads * c->head_dim, g = (int64_t)c->kv_heads * c->head_dim;
-    mx_tensor k = mx_tensor_cols(t->qkv, q, g), v = mx_tensor_cols(t->qkv, q + g, g);
 
     norm(m, s, t->h, t->x, w->norm1_gain, w->norm1_bias);
     mx_linear(s, t->qkv, t->h, &w->qkv, w->qkv_bias, MX_ACT_NONE, false);
     adapt(m, s, t, MX_PLACE_QKV, t->qkv, t->h);
-    if (!c->learned_positions)           /* q and k stand side by side: one call turns both */
-        mx_rope(s, mx_tensor_cols(t->qkv, 0, q + g), t->positions, m->rope_freq, c->rope_magnitude, c->heads + c->kv_heads,
-                c->rope_interleaved);
-    mx_kv_write(s, kv, k, v, t->slots);
+    if (c->learned_positions) mx_kv_write(s, kv, mx_tensor_cols(t->qkv, q, g), mx_tensor_cols(t->qkv, q + g, g), t->slots);
+    else mx_rope_kv_write(s, t->qkv, t->positions, m->rope_freq, c->rope_magnitude, c->heads, c->rope_interleaved, kv, t->slots);
     mx_attention_paged(s, t->y, mx_tensor_cols(t->qkv, 0, q), kv, t->pages, t->at, c->heads, c->attention_scale, c->window);
     mx_linear(s, t->x, t->y, &w->out, w->out_bias, MX_ACT_NONE, true);
     adapt(m, s, t, MX_PLACE_OUT, t->x, t->y);
@@ -327,8 +324,10 @@ void mx_decoder_begin(const mx_decoder *m, mx_stream *s, const mx_kv_cache *kv, 
 {
     const mx_decoder_config *c = &m->config;
     int64_t N = b->n_rows, C = c->d_model, q = (int64_t)c->heads * c->head_dim;
+    mx_tensor given = mx_stream_upload(s, MX_I32, N, 1, b->ids);
     *t = (turn){
-        .ids = mx_stream_upload(s, MX_I32, N, 1, b->ids),
+        .ids = b->feed ? mx_stream_tensor(s, MX_I32, N, 1) : given,
+        .given = given,
         .positions = mx_stream_upload(s, MX_I32, N, 1, b->positions),
         .slots = mx_stream_upload(s, MX_I32, N, 1, b->slots),
         .at = mx_stream_upload(s, MX_I32, N, 2, b->at),
@@ -340,6 +339,7 @@ void mx_decoder_begin(const mx_decoder *m, mx_stream *s, const mx_kv_cache *kv, 
         .act = mx_stream_tensor(s, MX_F32, N, c->d_ff),
         .batch = b,
     };
+    if (b->feed) t->from = mx_stream_upload(s, MX_I32, N, 1, b->feed);
     if (c->gated) t->up = mx_stream_tensor(s, MX_F32, N, 2 * (int64_t)c->d_ff);
     if (m->adapter_rank) t->low = mx_stream_tensor(s, MX_F32, N, m->adapter_rank);
     if (b->n_logits) {
@@ -355,6 +355,7 @@ void mx_decoder_begin(const mx_decoder *m, mx_stream *s, const mx_kv_cache *kv, 
 void mx_decoder_run(const mx_decoder *m, mx_stream *s, const mx_kv_cache *kv, mx_decoder_turn *t)
 {
     const mx_decoder_config *c = &m->config;
+    if (t->batch->feed) mx_feed_ids(s, t->ids, t->given, t->from, t->batch->fed);
     mx_embed(s, t->x, m->tokens, t->ids, false);
     if (c->learned_positions) mx_embed(s, t->x, m->positions, t->positions, true);
     for (t->layer = 0; t->layer < c->layers; t->layer++) block(m, s, &m->layer[t->layer], &kv->layer[t->layer], t);
@@ -377,7 +378,7 @@ size_t mx_decoder_scratch(const mx_decoder *m, int32_t rows, int32_t seqs, int32
     const mx_decoder_config *c = &m->config;
     int64_t C = c->d_model, q = (int64_t)c->heads * c->head_dim;
     size_t parts[] = {
-        6 * mx_stream_tensor_bytes(MX_I32, rows, 2),
+        7 * mx_stream_tensor_bytes(MX_I32, rows, 2),
         mx_stream_tensor_bytes(MX_I32, rows, 2),                          /* copies */
         mx_stream_tensor_bytes(MX_I32, seqs, table_cols),
         2 * mx_stream_tensor_bytes(MX_F32, rows, C),

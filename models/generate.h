@@ -31,6 +31,8 @@ typedef struct mx_generator_options {
     int32_t  page_tokens;         /* tokens of one KV page                                 */
     size_t   kv_bytes;            /* memory of the KV cache; 0: fits the two limits above, at most a quarter of memory */
     bool     prefix_caching;
+    int      ahead;               /* 1: a turn is issued before the tokens of the one before are read, -1: never,
+                                     0: on a GPU.  Texts do not depend on it. */
     const char *const *adapters;  /* [n_adapters] "name=folder" of PEFT's LoRA; may be NULL */
     int32_t  n_adapters;
 } mx_generator_options;
@@ -49,6 +51,7 @@ typedef struct mx_generator_info {
     int32_t  replicas;            /* devices that serve it                                 */
     double   load_seconds;
     uint64_t prefix_hit_tokens, prompt_tokens, output_tokens, preemptions;
+    uint64_t turns, turns_ahead;  /* turns issued; those of them before the tokens of the one before were read */
 } mx_generator_info;
 
 /* Load path (HF folder or .gguf) to device `device` of the scheduler and add the

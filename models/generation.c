@@ -178,7 +178,7 @@ static void job_done(mx_job *job)
 {
     mx_generation *r = (mx_generation *)job;
     mx_generator *g = r->g;
-    gen_release_pages(r);
+    gen_forget(r);
     if (r->listed) {
         if (r->prev) r->prev->next = r->next;
         else g->first = r->next;

@@ -24,6 +24,8 @@ struct gen_seq {                       /* one candidate, or one beam            
     mx_kv_seq      kv;
     int32_t       *ids;                /* prompt, then output; room for both         */
     int32_t        n_ids;
+    int32_t        ahead;              /* further ids that the device has chosen and nobody has read; between turns 0 or 1 */
+    int32_t        fed;                /* where the last of them stands among that turn's choices */
     bool           active;
     gen_seen       seen;               /* only when a penalty is asked for           */
     mx_detokenizer detok;
@@ -73,6 +75,7 @@ struct mx_generation {
     uint64_t       first_token_ns, last_token_ns, prefill_done_ns;
     int32_t        output_tokens, cached_tokens, preemptions;
     bool           matched;            /* the first look into the prefix index was made */
+    mx_error       failed;             /* what ends it at its next turn              */
 };
 
 /* A row of logits that the turn makes: whose, and what for. */
@@ -82,11 +85,22 @@ typedef struct gen_want {
     int32_t        prompt_position;    /* >= 0: only the logprob of the next prompt id */
 } gen_want;
 
-/* What a turn is packed into; host memory, made once. */
+typedef struct gen_choice {
+    mx_tensor      ids, every, raw, lp, top_id, top_lp;      /* every: all rows, to copy logits by    */
+    mx_tensor      fed, last_from, last;   /* of the choices before: ids of the output that the lists lack */
+    const mx_sample_row *row;
+    mx_logit_lists lists;
+    int32_t        k;                  /* alternatives of a row                      */
+    bool           logprobs, process;
+} gen_choice;
+
+/* A turn: what it is packed into, and, when it was issued, what its tokens are for.  Host memory, made once. */
 typedef struct gen_pack {
     int32_t  *ids, *positions, *slots, *at, *pages, *logit_rows;
     int32_t   max_rows, max_seqs, max_logits, table_room;   /* table_room: ints in pages */
-    gen_seq **seq;                     /* the sequences of the turn, row order       */
+    int32_t  *feed;                    /* [rows]: >= 0: the id is that choice of the turn before */
+    gen_seq **seq;                     /* the sequences of the turn, row order; NULL: gave its pages back since */
+    int32_t  *done;                    /* how many of its ids stand in the cache after the turn */
     mx_generation **owner;
     gen_want *want;
     mx_generation **order;             /* this turn's requests, oldest first         */
@@ -101,6 +115,11 @@ typedef struct gen_pack {
     int32_t   list_room, bias_room, ban_room;
     mx_sample_row *row;
     int32_t   n_seen, n_bias, n_ban;
+    /* issued: */
+    gen_choice choice;
+    unsigned  mark;
+    bool      issued;
+    bool      left;                    /* its sequences are ahead: it is read after the next is issued */
 } gen_pack;
 
 struct mx_generator {
@@ -115,12 +134,14 @@ struct mx_generator {
     mx_device        *dev;
     mx_scheduler     *sched;
     const mx_clock   *clock;
-    gen_pack          pack;
+    gen_pack          pack, flying;    /* flying: issued and perhaps not read        */
+    bool              ahead;           /* turns are issued before the one before is read */
+    mx_buffer         fed;             /* with that: [max_logits] i32, a turn's choices */
     mx_generation    *first, *last;    /* running: they hold, or have held, pages    */
     uint64_t          arrivals;
     size_t            scratch_bytes;
     double            load_seconds;
-    atomic_ullong     prefix_hit_tokens, prompt_tokens, output_tokens, preemptions;
+    atomic_ullong     prefix_hit_tokens, prompt_tokens, output_tokens, preemptions, turns, turns_ahead;
     struct {
         mx_metric *prompt_tokens, *output_tokens, *preemptions, *prefix_hits, *running, *waiting, *kv_usage;
         mx_metric *ttft, *itl, *queue, *e2e, *success;
@@ -131,6 +152,10 @@ double gen_kv_usage(const mx_generator *g);        /* of all its replicas, 0 to 
 
 /* turn.c: the lane's run(). */
 void gen_run(void *generator, mx_stream *s, mx_job **jobs, int n);
+/* Read the turn that is still out; the lane's settle(). */
+void gen_settle(void *generator, mx_stream *s);
+/* r goes: nothing of it is wanted any more. */
+void gen_forget(mx_generation *r);
 /* Rows a request still needs before every sequence can choose a token. */
 void gen_plan_rows(mx_generation *r);
 /* Give back every page (preemption, end, cancel). */
@@ -139,17 +164,10 @@ void gen_release_pages(mx_generation *r);
 /* choose.c: tokens for the rows of g->pack.want from logits[n_logits,V].  All of it is known before the
  * logits are, so that a turn waits for its device once: begin() uploads, run() is the ops (it may stand in a
  * section), and when the stream was waited for after download(), take() gives the tokens to their requests. */
-typedef struct gen_choice {
-    mx_tensor      ids, every, raw, lp, top_id, top_lp;      /* every: all rows, to copy logits by    */
-    const mx_sample_row *row;
-    mx_logit_lists lists;
-    int32_t        k;                  /* alternatives of a row                      */
-    bool           logprobs, process;
-} gen_choice;
 mx_status gen_choice_begin(mx_generator *g, mx_stream *s, mx_tensor logits, gen_choice *c, mx_error *err);
 void      gen_choice_run(mx_stream *s, mx_tensor logits, const gen_choice *c);
 void      gen_choice_download(mx_generator *g, mx_stream *s, const gen_choice *c);
-void      gen_choice_take(mx_generator *g, const gen_choice *c);
+void      gen_choice_take(mx_generator *g, gen_pack *p);
 /* A uniform number in [0,1) that depends on seed, candidate and position only. */
 double    gen_uniform(uint64_t seed, uint32_t candidate, uint32_t position);
 

@@ -41,6 +41,8 @@ static mx_status pack_open(gen_pack *p, const mx_generator *g, mx_error *err)
     p->at = calloc(2 * n, sizeof *p->at);
     p->pages = calloc(n * cols, sizeof *p->pages);
     p->logit_rows = calloc(l, sizeof *p->logit_rows);
+    p->feed = calloc(n, sizeof *p->feed);
+    p->done = calloc(n, sizeof *p->done);
     p->seq = calloc(n, sizeof *p->seq);
     p->owner = calloc(n, sizeof *p->owner);
     p->want = calloc(l, sizeof *p->want);
@@ -55,14 +57,14 @@ static mx_status pack_open(gen_pack *p, const mx_generator *g, mx_error *err)
     p->lp = calloc(l, sizeof *p->lp);
     p->top_id = calloc(l * best, sizeof *p->top_id);
     p->top_lp = calloc(l * best, sizeof *p->top_lp);
-    bool ok = p->ids && p->positions && p->slots && p->at && p->pages && p->logit_rows && p->seq && p->owner && p->want && p->order && p->spans &&
+    bool ok = p->ids && p->feed && p->done && p->positions && p->slots && p->at && p->pages && p->logit_rows && p->seq && p->owner && p->want && p->order && p->spans &&
               p->copies.from_to && p->chosen && p->list_begin && p->bias_begin && p->ban_begin && p->row && p->lp && p->top_id && p->top_lp;
     return ok ? MX_OK : mx_fail(err, MX_ERR_NO_MEMORY, "host memory of a turn of %d rows", rows);
 }
 
 static void pack_close(gen_pack *p)
 {
-    void *all[] = {p->ids, p->positions, p->slots, p->at, p->pages, p->logit_rows, p->seq, p->owner, p->want, p->order, p->spans,
+    void *all[] = {p->ids, p->feed, p->done, p->positions, p->slots, p->at, p->pages, p->logit_rows, p->seq, p->owner, p->want, p->order, p->spans,
                    p->copies.from_to, p->chosen, p->list_begin, p->bias_begin, p->ban_begin, p->row, p->lp, p->top_id, p->top_lp,
                    p->list_id, p->list_count, p->bias_id, p->bias, p->ban_id};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
@@ -146,7 +148,7 @@ static size_t turn_scratch(const mx_generator *g)
     size_t  forward = mx_decoder_scratch(&g->model, p->max_rows, p->max_seqs, cols, p->max_logits);
     size_t  choose = mx_stream_tensor_bytes(MX_F32, p->max_logits, g->model.config.vocab) +
                      2 * mx_stream_tensor_bytes(MX_F32, p->max_logits, (1 + MX_DECODER_MAX_EOS) * 16) +
-                     12 * mx_stream_tensor_bytes(MX_I32, p->max_logits, 1);
+                     14 * mx_stream_tensor_bytes(MX_I32, p->max_logits, 1);
     size_t total;
     if (g->dev->kind != MX_CPU) {        /* the lists of choosing: seen ids and counts, biases, bans */
         int32_t ids = g->opt.max_model_len < g->model.config.vocab ? g->opt.max_model_len : g->model.config.vocab;
@@ -160,13 +162,16 @@ static size_t turn_scratch(const mx_generator *g)
 /* With its weights there: host memory of a turn, KV cache, lane. */
 static mx_status get_ready(mx_generator *g, int device, mx_error *err)
 {
+    g->ahead = g->opt.ahead > 0 || (g->opt.ahead == 0 && g->dev->kind != MX_CPU);
     MX_TRY(pack_open(&g->pack, g, err));
+    MX_TRY(pack_open(&g->flying, g, err));
+    if (g->ahead) MX_TRY(mx_buffer_open(&g->fed, g->dev, (size_t)g->pack.max_logits * sizeof(int32_t), err));
     MX_TRY(open_cache(g, err));
     g->scratch_bytes = turn_scratch(g);
     if (!g->scratch_bytes) return mx_fail(err, MX_ERR_ARG, "model %s: scratch of a turn overflows", g->name);
     mx_lane_config lane = {.name = g->lane, .device = device, .priority = 2, .max_jobs = (uint32_t)g->opt.max_num_seqs,
                            .max_rows = (uint32_t)g->opt.max_batched_tokens, .queue_limit = (uint32_t)g->opt.max_queued,
-                           .run = gen_run, .model = g, .scratch_bytes = g->scratch_bytes};
+                           .run = gen_run, .settle = g->ahead ? gen_settle : NULL, .model = g, .scratch_bytes = g->scratch_bytes};
     return mx_scheduler_lane(g->sched, &lane, err);
 }
 
@@ -248,7 +253,9 @@ void mx_generator_close(mx_generator *g)
         mx_generator_close(r);
     }
     mx_kv_close(&g->kv);
+    mx_buffer_close(&g->fed);
     pack_close(&g->pack);
+    pack_close(&g->flying);
     if (!g->borrows) {
         free(g->piece);
         if (g->model.file) mx_decoder_close(&g->model);
@@ -320,5 +327,7 @@ void mx_generator_info_get(const mx_generator *g, mx_generator_info *out)
         out->prompt_tokens += atomic_load(&r->prompt_tokens);
         out->output_tokens += atomic_load(&r->output_tokens);
         out->preemptions += atomic_load(&r->preemptions);
+        out->turns += atomic_load(&r->turns);
+        out->turns_ahead += atomic_load(&r->turns_ahead);
     }
 }

@@ -204,10 +204,11 @@ bool mx_kv_reserve(mx_kv_cache *c, mx_kv_seq *s, int32_t n_tokens, mx_kv_copies 
     return true;
 }
 
-void mx_kv_commit(mx_kv_cache *c, mx_kv_seq *s, const int32_t *ids)
+void mx_kv_commit(mx_kv_cache *c, mx_kv_seq *s, const int32_t *ids, int32_t n)
 {
     if (!c->share) return;
-    for (; (s->n_indexed + 1) * c->page_tokens <= s->n_tokens; s->n_indexed++) {
+    if (n > s->n_tokens) n = s->n_tokens;
+    for (; (s->n_indexed + 1) * c->page_tokens <= n; s->n_indexed++) {
         int32_t p = s->page[s->n_indexed];
         const int32_t *own = ids + s->n_indexed * c->page_tokens;
         mx_kv_page *g = &c->page[p];

@@ -64,8 +64,8 @@ int32_t   mx_kv_match(mx_kv_cache *c, mx_kv_seq *s, const int32_t *ids, int32_t 
  * pages (or host memory) are out. */
 bool      mx_kv_reserve(mx_kv_cache *c, mx_kv_seq *s, int32_t n_tokens, mx_kv_copies *copies);
 
-/* The pages up to n_tokens are computed and hold ids: index the full ones. */
-void      mx_kv_commit(mx_kv_cache *c, mx_kv_seq *s, const int32_t *ids);
+/* The first n of its tokens are computed and are ids: index the pages that are full of them. */
+void      mx_kv_commit(mx_kv_cache *c, mx_kv_seq *s, const int32_t *ids, int32_t n);
 
 /* dst (empty) holds the same pages as src; who writes first copies. */
 bool      mx_kv_fork(mx_kv_cache *c, mx_kv_seq *dst, const mx_kv_seq *src);

@@ -176,27 +176,22 @@ static void product_back(const pass *p, mx_tensor dx, mx_tensor dy, mx_tensor x,
     }
 }
 
-/* out = x + branch, where the branch is a product of h. */
-static void add_branch(const pass *p, mx_tensor out, mx_tensor x, mx_tensor h, const lm_product *w, mx_tensor lora, int place)
+/* sum += x, and y is its norm. */
+static void add_norm(const pass *p, mx_tensor y, mx_tensor sum, mx_tensor x, const lm_gain *g)
 {
-    float rate = p->learn ? p->m->opt.dropout : 0;
-    if (rate <= 0 && out.data == x.data) {
-        product(p, out, h, w, lora, true);
-        return;
-    }
-    if (out.data != x.data && rate <= 0) {
-        product(p, out, h, w, lora, false);
-        mx_add(p->s, out, out, x);
-        return;
-    }
-    mx_tensor t = mx_tensor_of(p->w.branch.data, MX_F32, x.rows, x.cols);
-    product(p, t, h, w, lora, false);
-    mx_dropout(p->s, t, t, rate, seed_of(p, place));
-    mx_add(p->s, out, t, x);
+    const mx_decoder_config *c = &p->m->config;
+    mx_add_norm(p->s, y, sum, sum, x, g->g, c->rms_norm ? (mx_tensor){0} : g->b, c->norm_eps, c->rms_norm);
 }
 
-/* Of add_branch: dh from dout; dout itself is also x's gradient. */
-static void add_branch_back(const pass *p, mx_tensor dh, mx_tensor dout, mx_tensor h, const lm_product *w, mx_tensor lora, int place)
+/* What a branch adds to the stream: a product of h. */
+static void branch(const pass *p, mx_tensor out, mx_tensor h, const lm_product *w, mx_tensor lora, int place)
+{
+    product(p, out, h, w, lora, false);
+    if (p->learn && p->m->opt.dropout > 0) mx_dropout(p->s, out, out, p->m->opt.dropout, seed_of(p, place));
+}
+
+/* Of a branch: dh from dout, which is also the gradient of what it was added to. */
+static void branch_back(const pass *p, mx_tensor dh, mx_tensor dout, mx_tensor h, const lm_product *w, mx_tensor lora, int place)
 {
     if (p->m->opt.dropout <= 0) {
         product_back(p, dh, dout, h, w, lora);
@@ -214,23 +209,27 @@ static mx_attention_shape attention_of(const mx_decoder_config *c, mx_dtype as)
     return (mx_attention_shape){c->heads, c->kv_heads, c->attention_scale, true, c->window, as};
 }
 
-/* out.data NULL: only what the backward pass reads is computed. */
-static void block(const pass *p, const lm_layer *w, const kept *k, mx_tensor out)
+/* From k->h1, the norm of the input.  out.data NULL: only what the backward pass reads is computed.  next: the layer
+ * that follows, whose h1 is made with its input. */
+static void block(const pass *p, const lm_layer *w, const kept *k, mx_tensor out, const lm_layer *next, mx_tensor next_h1)
 {
     const mx_decoder_config *c = &p->m->config;
     int64_t q = (int64_t)c->heads * c->head_dim, g = (int64_t)c->kv_heads * c->head_dim;
-    norm(p, k->h1, k->in, &w->norm1);
     product(p, k->qkv, k->h1, &w->qkv, k->lora, false);
     if (!c->learned_positions)
         mx_rope(p->s, mx_tensor_cols(k->qkv, 0, q + g), p->w.positions, p->m->rope_freq, c->rope_magnitude, c->heads + c->kv_heads, false);
     mx_attention(p->s, k->y, k->lse, mx_tensor_cols(k->qkv, 0, q), mx_tensor_cols(k->qkv, q, g), mx_tensor_cols(k->qkv, q + g, g),
                  p->w.begin, attention_of(c, p->m->opt.compute));
-    add_branch(p, k->mid, k->in, k->y, &w->out, k->lora, DROP_ATTENTION);
-    norm(p, k->h2, k->mid, &w->norm2);
+    branch(p, k->mid, k->y, &w->out, k->lora, DROP_ATTENTION);
+    add_norm(p, k->h2, k->mid, k->in, &w->norm2);
     product(p, k->up, k->h2, &w->up, k->lora, false);
     if (c->gated) mx_gated(p->s, k->act, k->up, c->act);
     else mx_activate(p->s, k->act, k->up, c->act);
-    if (out.data || w->down.n_lora) add_branch(p, out.data ? out : p->w.x, k->mid, k->act, &w->down, k->lora, DROP_MLP);
+    if (!out.data && !w->down.n_lora) return;
+    if (!out.data) out = p->w.x;
+    branch(p, out, k->act, &w->down, k->lora, DROP_MLP);
+    if (next) add_norm(p, next_h1, out, k->mid, &next->norm1);
+    else mx_add(p->s, out, out, k->mid);
 }
 
 /* dx: of the layer's output before, of its input after. */
@@ -241,13 +240,13 @@ static void block_back(const pass *p, const lm_layer *w, const kept *k)
     int64_t q = (int64_t)c->heads * c->head_dim, g = (int64_t)c->kv_heads * c->head_dim;
     mx_tensor dq = mx_tensor_cols(b->dqkv, 0, q), dk = mx_tensor_cols(b->dqkv, q, g), dv = mx_tensor_cols(b->dqkv, q + g, g);
 
-    add_branch_back(p, b->dact, b->dx, k->act, &w->down, k->lora, DROP_MLP);
+    branch_back(p, b->dact, b->dx, k->act, &w->down, k->lora, DROP_MLP);
     if (c->gated) mx_gated_back(p->s, b->dup, b->dact, k->up, c->act);
     else mx_activate_back(p->s, b->dup, b->dact, k->up, c->act);
     product_back(p, b->dh, b->dup, k->h2, &w->up, k->lora);
     norm_back(p, b->dx, b->dh, k->mid, &w->norm2, true);
 
-    add_branch_back(p, b->dy, b->dx, k->y, &w->out, k->lora, DROP_ATTENTION);
+    branch_back(p, b->dy, b->dx, k->y, &w->out, k->lora, DROP_ATTENTION);
     mx_attention_back(p->s, dq, dk, dv, b->dy, mx_tensor_cols(k->qkv, 0, q), mx_tensor_cols(k->qkv, q, g),
                       mx_tensor_cols(k->qkv, q + g, g), k->y, k->lse, b->begin, attention_of(c, p->m->opt.compute));
     if (!c->learned_positions)
@@ -316,11 +315,12 @@ static void forward(pass *p)
 {
     const mx_lm *m = p->m;
     p->layer = 0;
-    embed(p, p->w.layer[0].in);
-    for (int32_t l = 0; l < m->config.layers; l++) {
-        p->layer = l;
-        block(p, &m->layer[l], &p->w.layer[l], l + 1 < m->config.layers ? p->w.layer[l + 1].in : p->w.x);
-    }
+    const kept *k = p->w.layer;
+    int32_t last = m->config.layers - 1;
+    embed(p, k[0].in);
+    norm(p, k[0].h1, k[0].in, &m->layer[0].norm1);
+    for (int32_t l = 0; l < last; l++, p->layer = l) block(p, &m->layer[l], &k[l], k[l + 1].in, &m->layer[l + 1], k[l + 1].h1);
+    block(p, &m->layer[last], &k[last], p->w.x, NULL, (mx_tensor){0});
 }
 
 /* A layer's gradients are final when its backward pass is through. */
@@ -353,7 +353,10 @@ static void backward(pass *p, const mx_pass *q)
     const mx_lm *m = p->m;
     for (int32_t l = m->config.layers - 1; l >= 0; l--) {
         p->layer = l;
-        if (m->opt.recompute) block(p, &m->layer[l], &p->w.layer[l], (mx_tensor){0});
+        if (m->opt.recompute) {
+            norm(p, p->w.layer[l].h1, p->w.layer[l].in, &m->layer[l].norm1);
+            block(p, &m->layer[l], &p->w.layer[l], (mx_tensor){0}, NULL, (mx_tensor){0});
+        }
         block_back(p, &m->layer[l], &p->w.layer[l]);
         tell_ready(p, q, l);
     }

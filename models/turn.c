@@ -1,4 +1,11 @@
-/* turn.c - one turn of the lane: pack rows, run them, choose tokens. */
+/* turn.c - one turn of the lane: pack rows, run them, choose tokens.
+ *
+ * On a GPU the host is a turn ahead: while turn k runs, turn k+1 is packed and
+ * issued, and its rows take turn k's choices where the device left them
+ * (mx_feed_ids); only then are the tokens of turn k read and told.  Whatever is
+ * learned one turn late (a stop, an end, a cancelled request) throws away what the
+ * turn after computed for it, so outputs do not depend on it.  Pages may be given
+ * back and taken again at once: the device works in the order of issue. */
 #include "models/generation.h"
 
 #include <stdlib.h>
@@ -12,7 +19,8 @@ void gen_plan_rows(mx_generation *r)
     for (int32_t i = 0; i < r->n_seqs; i++) {
         const gen_seq *q = &r->seq[i];
         if (!q->active) continue;
-        int32_t missing = q->n_ids - q->kv.n_tokens;
+        int32_t missing = q->n_ids + q->ahead - q->kv.n_tokens;
+        if (q->n_ids + q->ahead >= r->limit) continue;        /* its last id is chosen, and only waits to be read */
         rows += (uint32_t)missing;
         splits |= missing > 1;
     }
@@ -22,7 +30,20 @@ void gen_plan_rows(mx_generation *r)
 
 void gen_release_pages(mx_generation *r)
 {
+    gen_pack *out = &r->g->flying;
+    for (int32_t i = 0; out->issued && i < out->n_seqs; i++)
+        if (out->owner[i] == r) out->seq[i] = NULL;
     for (int32_t i = 0; i < r->width; i++) mx_kv_release(&r->g->kv, &r->seq[i].kv);
+}
+
+void gen_forget(mx_generation *r)
+{
+    gen_pack *out = &r->g->flying;
+    gen_release_pages(r);
+    for (int32_t i = 0; out->issued && i < out->n_seqs; i++)
+        if (out->owner[i] == r) out->owner[i] = NULL;
+    for (int32_t i = 0; out->issued && i < out->n_logits; i++)
+        if (out->want[i].gen == r) out->want[i].gen = NULL;
 }
 
 static bool holds_pages(const mx_generation *r)
@@ -77,11 +98,12 @@ static int32_t pack_seq(mx_generation *r, int32_t index, int32_t budget)
     mx_generator *g = r->g;
     gen_pack *p = &g->pack;
     gen_seq *q = &r->seq[index];
+    if (q->n_ids + q->ahead >= r->limit) return 0;
     match_prefix(r, q);
-    int32_t done = q->kv.n_tokens, n = q->n_ids - done, most = p->max_logits - p->n_logits;
+    int32_t all = q->n_ids + q->ahead, done = q->kv.n_tokens, n = all - done, most = p->max_logits - p->n_logits;
     if (n > budget) n = budget;
     if (!r->scored && n > most) n = most;
-    bool complete = done + n == q->n_ids;
+    bool complete = done + n == all;
     int32_t choices = !complete ? 0 : r->forked || r->p.beams > 1 ? 1 : r->width;
     if (complete && choices + (r->scored ? 0 : n - 1) > most) {        /* no room for its logits: all but the last row */
         n--;
@@ -93,7 +115,8 @@ static int32_t pack_seq(mx_generation *r, int32_t index, int32_t budget)
 
     for (int32_t i = 0; i < n; i++) {
         int32_t row = p->n_rows + i, at = done + i;
-        p->ids[row] = q->ids[at];
+        p->ids[row] = at < q->n_ids ? q->ids[at] : 0;
+        p->feed[row] = at < q->n_ids ? -1 : q->fed;
         p->positions[row] = at;
         p->slots[row] = mx_kv_slot(&g->kv, &q->kv, at);
         p->at[2 * row] = p->n_seqs;
@@ -106,6 +129,7 @@ static int32_t pack_seq(mx_generation *r, int32_t index, int32_t budget)
         else p->spans[p->n_spans++] = (mx_adapter_span){r->p.adapter - 1, p->n_rows, n};
     }
     p->n_rows += n;
+    p->done[p->n_seqs] = done + n;
     p->seq[p->n_seqs] = q;
     p->owner[p->n_seqs++] = r;
     for (int32_t i = 0; complete && i < choices; i++) want_logits(p, r, r->forked || r->p.beams > 1 ? index : i, -1, p->n_rows - 1);
@@ -123,6 +147,7 @@ static bool beams_ready(const mx_generation *r, int32_t budget)
 static void pack_request(mx_generation *r)
 {
     gen_pack *p = &r->g->pack;
+    if (r->failed.code) return;
     int32_t budget = (int32_t)r->job.granted, left = p->max_rows - p->n_rows;
     if (budget > left) budget = left;
     int32_t start_logits = p->n_logits;
@@ -200,7 +225,8 @@ static void settle(mx_generator *g, mx_job **jobs, int n)
         mx_generation *r = (mx_generation *)jobs[i];
         bool active = false;
         for (int32_t k = 0; k < r->n_seqs; k++) active |= r->seq[k].active;
-        r->job.verdict = active && !r->job.error.code ? MX_AGAIN : MX_DONE;
+        r->job.error = r->failed;
+        r->job.verdict = active && !r->failed.code ? MX_AGAIN : MX_DONE;
         gen_plan_rows(r);
     }
     mx_metric_set(g->metric.kv_usage, gen_kv_usage(g));
@@ -237,34 +263,96 @@ static void compute(mx_generator *g, mx_stream *s, mx_decoder_turn *t, const gen
     if (repeats) mx_stream_section_end(s);
 }
 
+/* Everybody in the turn is told why it failed. */
+static void fail_turn(gen_pack *p, const mx_error *err)
+{
+    for (int32_t i = 0; i < p->n_seqs; i++)
+        if (p->owner[i] && !p->owner[i]->failed.code) p->owner[i]->failed = *err;
+}
+
+/* What has been packed goes to the device; nothing is waited for. */
+static void issue(mx_generator *g, mx_stream *s)
+{
+    gen_pack *p = &g->pack;
+    gen_choice *c = &p->choice;
+    mx_decoder_batch b = {.n_rows = p->n_rows, .n_seqs = p->n_seqs, .n_logits = p->n_logits, .table_cols = p->table_cols,
+                          .ids = p->ids, .positions = p->positions, .slots = p->slots, .at = p->at, .pages = p->pages,
+                          .logit_rows = p->logit_rows, .copies = &p->copies, .spans = p->spans, .n_spans = p->n_spans};
+    if (g->ahead) b.feed = p->feed, b.fed = mx_tensor_of(g->fed.base, MX_I32, p->max_logits, 1);
+    mx_decoder_turn t;
+    mx_error err = {0};
+    mx_decoder_begin(&g->model, s, &g->kv, &b, &t);
+    if (gen_choice_begin(g, s, t.logits, c, &err)) mx_stream_fail(s, err.code, "%s", err.text);
+    compute(g, s, &t, c);
+    gen_choice_download(g, s, c);
+    p->mark = mx_stream_mark(s);
+    p->issued = !s->error.code;
+    atomic_fetch_add(&g->turns, 1);
+}
+
+/* Wait for an issued turn, index its pages, and give its tokens to their requests. */
+static void land(mx_generator *g, mx_stream *s, gen_pack *p)
+{
+    mx_error err = {0};
+    p->issued = false;
+    if (mx_stream_wait(s, p->mark, &err)) {
+        fail_turn(p, &err);
+        return;
+    }
+    for (int32_t i = 0; i < p->n_seqs; i++)
+        if (p->seq[i]) mx_kv_commit(&g->kv, &p->seq[i]->kv, p->seq[i]->ids, p->done[i]);
+    gen_choice_take(g, p);
+}
+
+/* What a request's next token depends on beside the last one is only known when that has been read. */
+static bool must_be_read(const mx_generation *r)
+{
+    return r->p.beams > 1 || !r->forked || r->p.no_repeat_ngram > 0 || r->p.n_banned > 0;
+}
+
+/* The turn that was issued may stay out: its sequences go on without their last id being known. */
+static bool leave_out(mx_generator *g, gen_pack *p)
+{
+    for (int32_t i = 0; i < p->n_logits; i++)
+        if (!g->ahead || (p->want[i].prompt_position < 0 && must_be_read(p->want[i].gen))) return false;
+    for (int32_t i = 0; i < p->n_logits; i++) {
+        if (p->want[i].prompt_position >= 0) continue;
+        gen_seq *q = &p->want[i].gen->seq[p->want[i].seq];
+        q->ahead++;
+        q->fed = i;
+    }
+    return g->ahead;
+}
+
+void gen_settle(void *generator, mx_stream *s)
+{
+    mx_generator *g = generator;
+    if (g->flying.issued) land(g, s, &g->flying);
+}
+
 void gen_run(void *generator, mx_stream *s, mx_job **jobs, int n)
 {
     mx_generator *g = generator;
-    gen_pack *p = &g->pack;
+    gen_pack *p = &g->pack, issued;
     mx_error err = {0};
-    mx_status st = MX_OK;
 
     pack_turn(g, jobs, n);
     pack_pages(g);
-    if (p->n_rows) {
-        mx_decoder_batch b = {.n_rows = p->n_rows, .n_seqs = p->n_seqs, .n_logits = p->n_logits, .table_cols = p->table_cols,
-                              .ids = p->ids, .positions = p->positions, .slots = p->slots, .at = p->at, .pages = p->pages,
-                              .logit_rows = p->logit_rows, .copies = &p->copies, .spans = p->spans, .n_spans = p->n_spans};
-        mx_decoder_turn t;
-        gen_choice c;
-        mx_decoder_begin(&g->model, s, &g->kv, &b, &t);
-        st = gen_choice_begin(g, s, t.logits, &c, &err);
-        if (!st) {
-            compute(g, s, &t, &c);
-            gen_choice_download(g, s, &c);
-        }
-        mx_status done = mx_stream_sync(s, st ? NULL : &err);
-        if (!st) st = done;
-        for (int32_t i = 0; !st && i < p->n_seqs; i++) mx_kv_commit(&g->kv, &p->seq[i]->kv, p->seq[i]->ids);
-        if (!st) gen_choice_take(g, &c);
+    if (p->n_rows) issue(g, s);
+    bool broken = s->error.code != MX_OK;
+    p->left = p->issued && leave_out(g, p);
+    if (g->flying.issued) {
+        if (p->issued) atomic_fetch_add(&g->turns_ahead, 1);
+        land(g, s, &g->flying);
     }
-    if (st)                              /* the device failed: everybody in this turn is told */
-        for (int i = 0; i < n; i++) jobs[i]->error = err;
+    if (broken) {                        /* it could not be issued whole */
+        mx_stream_sync(s, &err);
+        fail_turn(p, &err);
+    }
+    issued = g->pack;
+    g->pack = g->flying;
+    g->flying = issued;
+    if (issued.issued && !issued.left) land(g, s, &g->flying);
     settle(g, jobs, n);
     mx_stream_rewind(s);
 }

@@ -301,6 +301,16 @@ void mx_stream_section_end(mx_stream *s)
     s->dev->ops->section_end(s);
 }
 
+unsigned mx_stream_mark(mx_stream *s)
+{
+    return s->dev->ops->mark(s);
+}
+
+mx_status mx_stream_wait(mx_stream *s, unsigned mark, mx_error *err)
+{
+    return s->dev->ops->wait(s, mark, err);
+}
+
 void mx_stream_fail(mx_stream *s, mx_status st, const char *fmt, ...)
 {
     if (s->error.code || !st) return;
@@ -315,7 +325,7 @@ mx_status mx_stream_sync(mx_stream *s, mx_error *err)
 {
     mx_error late = {0};
     mx_status st = s->dev->ops->sync(s, &late);
-    mx_error first = s->error.code ? s->error : late;
+    mx_error first = s->error.code && st != MX_ERR_UNAVAILABLE ? s->error : late;       /* a lost device is why all failed */
     s->error = (mx_error){0};
     if (first.code) {
         if (err) *err = first;

@@ -45,6 +45,9 @@ typedef struct mx_device_ops {
     bool      (*section)(mx_stream *s, const void *key, size_t n);
     void      (*section_end)(mx_stream *s);
     mx_status (*sync)(mx_stream *s, mx_error *err);
+    unsigned  (*mark)(mx_stream *s);
+    mx_status (*wait)(mx_stream *s, unsigned mark, mx_error *err);
+    bool      (*lost)(mx_device *d);      /* nothing will work on it again: an error that stays was seen */
     void      (*enter)(mx_device *d);     /* a worker thread starts to serve d: bind it */
     void      (*close)(mx_device *d);
 } mx_device_ops;
@@ -138,6 +141,13 @@ size_t    mx_stream_tensor_bytes(mx_dtype t, int64_t rows, int64_t cols);
 #define MX_SECTION_KEY 256
 bool      mx_stream_section(mx_stream *s, const void *key, size_t n);
 void      mx_stream_section_end(mx_stream *s);
+
+/* The downloads before a mark can be had while what was issued after it still runs.
+ * wait() hands them over and says what went wrong on the device up to there, at the
+ * latest; a stream's own sticky error is left to sync().  One mark stands open at a
+ * time beside the newest; a sync() reaches them all.  */
+unsigned  mx_stream_mark(mx_stream *s);
+mx_status mx_stream_wait(mx_stream *s, unsigned mark, mx_error *err);
 
 void      mx_stream_fail(mx_stream *s, mx_status st, const char *fmt, ...)
 #ifdef __GNUC__

@@ -103,6 +103,24 @@ static mx_status cpu_sync(mx_stream *s, mx_error *err)
     return MX_OK;                       /* every op has returned before the next is called */
 }
 
+static unsigned cpu_mark(mx_stream *s)
+{
+    (void)s;
+    return 0;
+}
+
+static mx_status cpu_wait(mx_stream *s, unsigned mark, mx_error *err)
+{
+    (void)mark;
+    return cpu_sync(s, err);
+}
+
+static bool cpu_lost(mx_device *d)
+{
+    (void)d;
+    return false;
+}
+
 static void cpu_enter(mx_device *d)
 {
     mx_pool_bind_caller(d->pool);
@@ -118,7 +136,7 @@ static const mx_device_ops cpu_ops = {
     .alloc = cpu_alloc, .release = cpu_release,
     .stream_open = cpu_stream_open, .stream_close = cpu_stream_close,
     .upload = cpu_copy_in, .download = cpu_copy_out, .clear = cpu_clear,
-    .section = cpu_section, .section_end = cpu_section_end, .sync = cpu_sync, .enter = cpu_enter, .close = cpu_close,
+    .section = cpu_section, .section_end = cpu_section_end, .sync = cpu_sync, .mark = cpu_mark, .wait = cpu_wait, .lost = cpu_lost, .enter = cpu_enter, .close = cpu_close,
 };
 
 /* "model name : ..." on x86; what other architectures say instead is less

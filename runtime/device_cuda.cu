@@ -8,8 +8,9 @@
 
 #define SEGMENTS 4
 #define SEGMENT  ((size_t)1 << 20)      /* bytes of pinned memory an upload fills before the next is taken */
-#define BACK     ((size_t)1 << 20)      /* bytes that downloads may use between two syncs                  */
-#define PENDING  64                     /* downloads between two syncs, before one waits                   */
+#define BATCHES  3                      /* of downloads: two that were marked, and what came since            */
+#define BACK     ((size_t)1 << 20)      /* bytes that the downloads of a batch may use                     */
+#define PENDING  64                     /* downloads of a batch, before one waits                          */
 #define SECTIONS 128                    /* that a stream remembers; the one that was used longest ago goes  */
 
 typedef struct cuda_device {
@@ -18,6 +19,7 @@ typedef struct cuda_device {
     pthread_mutex_t loading;
     mx_stream       loader;
     mx_cuda_library library;
+    unsigned long   lost;               /* (atomic) an error that stays: its context is gone */
     unsigned long   released;           /* times that memory was given back: graphs may hold its address (atomic) */
 } cuda_device;
 
@@ -29,15 +31,25 @@ typedef struct cuda_section {
     unsigned long   released, used;     /* the device's count; when it last came */
 } cuda_section;
 
+/* Downloads between two marks, on their way to the caller. */
+typedef struct cuda_batch {
+    struct { void *host; const char *from; size_t n; } pending[PENDING];
+    int            n;
+    size_t         at;                  /* bytes of its pinned memory in use */
+    cudaEvent_t    passed;
+    unsigned       mark;                /* that ends it; 0: none yet         */
+} cuda_batch;
+
 typedef struct cuda_stream {
     cudaStream_t   q;
     char          *ring, *back;         /* pinned */
-    size_t         at, back_at;
+    size_t         at;
     int            segment;
     cudaEvent_t    passed[SEGMENTS];    /* the copies out of a segment are done */
     bool           busy[SEGMENTS];
-    struct { void *host; const char *from; size_t n; } pending[PENDING];
-    int            n_pending;
+    cuda_batch     batch[BATCHES];
+    int            now;                 /* the batch that downloads join */
+    unsigned       marks;
     void          *work;
     size_t         work_size;
     mx_cuda_fault *fault;               /* pinned */
@@ -49,9 +61,20 @@ typedef struct cuda_stream {
 static cuda_device *device_of(const mx_device *d) { return (cuda_device *)d->impl; }
 static cuda_stream *stream_of(const mx_stream *s) { return (cuda_stream *)s->impl; }
 
+/* Whether what went wrong stays: then every call fails from now on, on any stream. */
+static bool is_lost(cuda_device *c)
+{
+    if (c->memory && !__atomic_load_n(&c->lost, __ATOMIC_ACQUIRE)) {
+        cudaError_t e = cudaStreamQuery(c->memory);
+        if (e != cudaSuccess && e != cudaErrorNotReady) __atomic_fetch_add(&c->lost, 1, __ATOMIC_RELEASE);
+    }
+    return __atomic_load_n(&c->lost, __ATOMIC_ACQUIRE);
+}
+
 static mx_status fail(mx_error *err, const mx_device *d, const char *what, cudaError_t e)
 {
     cudaGetLastError();                 /* what is not sticky is forgotten */
+    if (is_lost(device_of(d))) return mx_fail(err, MX_ERR_UNAVAILABLE, "%s is lost: %s: %s", d->name, what, cudaGetErrorString(e));
     return mx_fail(err, e == cudaErrorMemoryAllocation ? MX_ERR_NO_MEMORY : MX_ERR_DEVICE, "%s: %s: %s", d->name, what,
                    cudaGetErrorString(e));
 }
@@ -173,6 +196,8 @@ static void cuda_stream_close(mx_stream *s)
     if (t->work) cudaFreeAsync(t->work, t->q);
     for (int i = 0; i < SEGMENTS; i++)
         if (t->passed[i]) cudaEventDestroy(t->passed[i]);
+    for (int i = 0; i < BATCHES; i++)
+        if (t->batch[i].passed) cudaEventDestroy(t->batch[i].passed);
     if (t->q) {
         cudaStreamSynchronize(t->q);
         cudaStreamDestroy(t->q);
@@ -198,9 +223,10 @@ static mx_status cuda_stream_open(mx_device *d, mx_stream *s, mx_error *err)
     cudaError_t e = cudaSetDevice(device_of(d)->ordinal);
     if (e == cudaSuccess) e = cudaStreamCreateWithFlags(&t->q, cudaStreamNonBlocking);
     if (e == cudaSuccess) e = cudaHostAlloc((void **)&t->ring, SEGMENTS * SEGMENT, cudaHostAllocDefault);
-    if (e == cudaSuccess) e = cudaHostAlloc((void **)&t->back, BACK, cudaHostAllocDefault);
+    if (e == cudaSuccess) e = cudaHostAlloc((void **)&t->back, BATCHES * BACK, cudaHostAllocDefault);
     if (e == cudaSuccess) e = cudaHostAlloc((void **)&t->fault, sizeof *t->fault, cudaHostAllocMapped);
     for (int i = 0; i < SEGMENTS && e == cudaSuccess; i++) e = cudaEventCreateWithFlags(&t->passed[i], cudaEventDisableTiming);
+    for (int i = 0; i < BATCHES && e == cudaSuccess; i++) e = cudaEventCreateWithFlags(&t->batch[i].passed, cudaEventDisableTiming);
     if (e == cudaSuccess) {
         *t->fault = (mx_cuda_fault){0, 0, 0};
         return MX_OK;
@@ -293,14 +319,34 @@ static void cuda_upload(mx_stream *s, void *dst, const void *host, size_t n)
     mx_cuda_ok(s, e, "upload");
 }
 
-/* ---- downloads: to pinned memory, handed over at the sync -------------------------------------- */
+/* ---- downloads: to pinned memory, handed over at the wait or the sync ----------------------------- */
+
+static void batch_forget(cuda_batch *b)
+{
+    b->n = 0;
+    b->at = 0;
+    b->mark = 0;
+}
+
+static void batches_forget(cuda_stream *t)
+{
+    for (int i = 0; i < BATCHES; i++) batch_forget(&t->batch[i]);
+}
+
+static void hand_over(cuda_batch *b)
+{
+    for (int i = 0; i < b->n; i++) memcpy(b->pending[i].host, b->pending[i].from, b->pending[i].n);
+    batch_forget(b);
+}
 
 static cudaError_t deliver(cuda_stream *t)
 {
     cudaError_t e = cudaStreamSynchronize(t->q);
-    for (int i = 0; i < t->n_pending && e == cudaSuccess; i++) memcpy(t->pending[i].host, t->pending[i].from, t->pending[i].n);
-    t->n_pending = 0;
-    t->back_at = 0;
+    if (e != cudaSuccess) {
+        batches_forget(t);
+        return e;
+    }
+    for (int i = 1; i <= BATCHES; i++) hand_over(&t->batch[(t->now + i) % BATCHES]);       /* the oldest first */
     return e;
 }
 
@@ -310,17 +356,18 @@ static void cuda_download(mx_stream *s, void *host, const void *src, size_t n)
     cuda_stream *t = stream_of(s);
     cudaError_t e = cudaSetDevice(device_of(s->dev)->ordinal);
     for (size_t done = 0; done < n && e == cudaSuccess;) {
-        size_t room = BACK - t->back_at, part = n - done < room ? n - done : room;
-        if (!room || t->n_pending == PENDING) {
+        cuda_batch *b = &t->batch[t->now];
+        size_t room = BACK - b->at, part = n - done < room ? n - done : room;
+        if (!room || b->n == PENDING) {
             e = deliver(t);
             continue;
         }
-        char *to = t->back + t->back_at;
+        char *to = t->back + (size_t)t->now * BACK + b->at;
         e = cudaMemcpyAsync(to, (const char *)src + done, part, cudaMemcpyDeviceToHost, t->q);
-        t->pending[t->n_pending].host = (char *)host + done;
-        t->pending[t->n_pending].from = to;
-        t->pending[t->n_pending++].n = part;
-        t->back_at += (part + 15) & ~(size_t)15;
+        b->pending[b->n].host = (char *)host + done;
+        b->pending[b->n].from = to;
+        b->pending[b->n++].n = part;
+        b->at += (part + 15) & ~(size_t)15;
         done += part;
     }
     mx_cuda_ok(s, e, "download");
@@ -342,7 +389,7 @@ static mx_status fault_text(const mx_cuda_fault *f, mx_error *err)
         "logits_process: id %d of row %lld is outside the vocabulary", "cross_entropy: target %d of row %lld is outside the classes",
         "begin %d of span %lld is out of order", "id %d of edge %lld is outside the table",
         "action %d of row %lld is outside the actions", "priority_set: id %d of row %lld is outside the transitions",
-        "priority_sample: the tree is empty",
+        "priority_sample: the tree is empty", "feed_ids: %d of row %lld is not one of those that were chosen",
     };
     if (f->kind <= MX_CUDA_FINE || f->kind >= MX_CUDA_FAULTS) return mx_fail(err, MX_ERR_DEVICE, "fault record overwritten");
     char text[160];
@@ -363,17 +410,62 @@ static mx_status cuda_sync(mx_stream *s, mx_error *err)
     if (e == cudaSuccess && t->fault->kind) {
         st = fault_text(t->fault, err);
         *t->fault = (mx_cuda_fault){0, 0, 0};
-        t->n_pending = 0;                       /* results of a turn that failed */
-        t->back_at = 0;
+        batches_forget(t);                      /* results of a turn that failed */
     } else if (e == cudaSuccess) {
         e = deliver(t);
     }
     for (int i = 0; i < SEGMENTS; i++) t->busy[i] = false;
     t->at = 0;
     if (e == cudaSuccess) return st;
-    t->n_pending = 0;
-    t->back_at = 0;
+    batches_forget(t);
     return fail(err, s->dev, "waiting for the device", e);
+}
+
+/* ---- marks: the downloads of a turn while the next one runs ------------------------------------------- */
+
+static unsigned cuda_mark(mx_stream *s)
+{
+    cuda_stream *t = stream_of(s);
+    if (s->error.code) return 0;
+    cuda_batch *b = &t->batch[t->now];
+    cudaError_t e = cudaSetDevice(device_of(s->dev)->ordinal);
+    if (e == cudaSuccess) e = cudaEventRecord(b->passed, t->q);
+    if (!mx_cuda_ok(s, e, "a mark")) return 0;
+    b->mark = ++t->marks ? t->marks : ++t->marks;
+    unsigned mark = b->mark;
+    t->now = (t->now + 1) % BATCHES;
+    b = &t->batch[t->now];
+    if (b->mark || b->n) mx_cuda_ok(s, deliver(t), "a mark");       /* nobody waited for the one before */
+    return mark;
+}
+
+static mx_status cuda_wait(mx_stream *s, unsigned mark, mx_error *err)
+{
+    cuda_stream *t = stream_of(s);
+    cuda_batch *b = NULL;
+    for (int i = 0; i < BATCHES; i++)
+        if (mark && t->batch[i].mark == mark) b = &t->batch[i];
+    if (!b) return MX_OK;                       /* a sync came before */
+    cudaError_t e = cudaSetDevice(device_of(s->dev)->ordinal);
+    if (e == cudaSuccess) e = cudaEventSynchronize(b->passed);
+    if (e != cudaSuccess) {
+        batches_forget(t);
+        return fail(err, s->dev, "waiting for a turn", e);
+    }
+    if (!*(volatile int *)&t->fault->kind) {     /* kernels of the next turn may be at work */
+        hand_over(b);
+        return MX_OK;
+    }
+    cudaStreamSynchronize(t->q);                /* it may be the next turn's: then both fail, and nobody writes the record any more */
+    mx_status st = fault_text(t->fault, err);
+    *t->fault = (mx_cuda_fault){0, 0, 0};
+    batches_forget(t);
+    return st;
+}
+
+static bool cuda_lost(mx_device *d)
+{
+    return __atomic_load_n(&device_of(d)->lost, __ATOMIC_ACQUIRE) != 0;
 }
 
 static void cuda_enter(mx_device *d)
@@ -416,7 +508,7 @@ static void cuda_close(mx_device *d)
 
 static const mx_device_ops cuda_ops = {
     cuda_alloc, cuda_release, cuda_stream_open, cuda_stream_close, cuda_upload, cuda_download, cuda_clear,
-    cuda_section_begin, cuda_section_end, cuda_sync,
+    cuda_section_begin, cuda_section_end, cuda_sync, cuda_mark, cuda_wait, cuda_lost,
     cuda_enter, cuda_close,
 };
 

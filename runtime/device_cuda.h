@@ -4,7 +4,7 @@
  *
  * ORDER: all work of an mx_stream goes to one CUDA stream.  Uploads pass through a
  * ring of pinned memory and do not wait; downloads land in pinned memory and reach
- * the caller at mx_stream_sync().
+ * the caller at mx_stream_sync(), or at mx_stream_wait() for a mark behind them.
  *
  * ERRORS: a failed CUDA call marks the stream.  What only a kernel can see, such
  * as an id outside a table, it writes into the stream's fault record (pinned
@@ -29,7 +29,7 @@ mx_status mx_device_cuda_open(mx_device *d, int index, mx_error *err);
 
 typedef enum mx_cuda_fault_kind {
     MX_CUDA_FINE, MX_CUDA_EMBED_ID, MX_CUDA_KV_SLOT, MX_CUDA_KV_PAGE, MX_CUDA_AT, MX_CUDA_LIST_ID, MX_CUDA_TARGET,
-    MX_CUDA_SPAN, MX_CUDA_NEIGHBOUR, MX_CUDA_ACTION, MX_CUDA_TRANSITION, MX_CUDA_EMPTY_TREE,
+    MX_CUDA_SPAN, MX_CUDA_NEIGHBOUR, MX_CUDA_ACTION, MX_CUDA_TRANSITION, MX_CUDA_EMPTY_TREE, MX_CUDA_FED,
     MX_CUDA_FAULTS
 } mx_cuda_fault_kind;
 

@@ -394,7 +394,7 @@ bool mx_scheduler_lane_close(mx_scheduler *s, const char *name)
     for (int i = 0; found && i < s->n_workers; i++) {
         mx_worker *w = &s->workers[i];
         mx_lane *l = w->open ? find_closing(w, name) : NULL;
-        while (l && (l->running.n || l->waiting.n || w->giving)) {
+        while (l && (l->running.n || l->waiting.n || w->giving || w->unsettled == l)) {
             if (s->threads) pthread_cond_wait(&s->empty, &s->lock);
             else step_all(s);
         }
@@ -446,11 +446,11 @@ static mx_lane *least_loaded(mx_scheduler *s, const char *name, mx_lane **full, 
     *paced = true;
     for (int i = 0; i < s->n_workers; i++) {
         mx_lane *l = find_lane(&s->workers[i], name);
-        if (l && !l->job_ns) *paced = false;
+        if (l && !l->job_ns && !s->workers[i].lost) *paced = false;
     }
     for (int i = 0; i < s->n_workers; i++) {
         mx_lane *l = find_lane(&s->workers[i], name);
-        if (!l) continue;
+        if (!l || s->workers[i].lost) continue;
         if (l->waiting.n >= l->c.queue_limit) *full = l;
         else if (!best || load_of(l, *paced) < load_of(best, *paced)) best = l;
     }
@@ -463,7 +463,7 @@ static mx_lane *near_kv(mx_lane *best, const mx_job *j, bool paced)
     mx_lane_group *g = best->group;
     if (!j->affinity || g->replicas < 2) return best;
     mx_lane *was = g->near[j->affinity % MX_AFFINITIES].where;
-    if (g->near[j->affinity % MX_AFFINITIES].key == j->affinity && was && !was->closing && was->waiting.n < was->c.queue_limit) {
+    if (g->near[j->affinity % MX_AFFINITIES].key == j->affinity && was && !was->closing && !was->worker->lost && was->waiting.n < was->c.queue_limit) {
         uint64_t slack = (was->c.max_jobs + 3) / 4 * (paced ? was->job_ns : 1);
         if (load_of(was, paced) <= load_of(best, paced) + slack) return was;
     }
@@ -496,7 +496,8 @@ mx_status mx_scheduler_submit(mx_scheduler *s, const char *name, mx_job *job, mx
     pthread_mutex_lock(&s->lock);
     uint64_t now = mx_now_ns(&s->clock);
     mx_lane *best = least_loaded(s, name, &full, &paced), *counts = best ? best : full;
-    if (!counts) st = mx_fail(err, MX_ERR_NOT_FOUND, "no lane \"%s\"", name);
+    if (!counts && group_of(s, name)) st = mx_fail(err, MX_ERR_UNAVAILABLE, "%s: its device is lost", name);
+    else if (!counts) st = mx_fail(err, MX_ERR_NOT_FOUND, "no lane \"%s\"", name);
     else if (s->draining) st = mx_fail(err, MX_ERR_UNAVAILABLE, "%s: the server is shutting down", name);
     else if (best) {
         best = near_kv(best, job, paced);
@@ -510,6 +511,22 @@ mx_status mx_scheduler_submit(mx_scheduler *s, const char *name, mx_job *job, mx
     if (st && counts) counts->refused++;
     pthread_mutex_unlock(&s->lock);
     return st;
+}
+
+bool mx_scheduler_serves(mx_scheduler *s, const char *ending)
+{
+    size_t n = strlen(ending);
+    int lanes = 0, lost = 0;
+    pthread_mutex_lock(&s->lock);
+    for (int i = 0; i < s->n_workers; i++)
+        for (const mx_lane *l = s->workers[i].lanes; l; l = l->next) {
+            size_t len = strlen(l->c.name);
+            if (l->closing || len < n || strcmp(l->c.name + len - n, ending) != 0) continue;
+            lanes++;
+            lost += s->workers[i].lost;
+        }
+    pthread_mutex_unlock(&s->lock);
+    return !lost || lost < lanes;
 }
 
 void mx_scheduler_wake(mx_scheduler *s)
@@ -537,6 +554,7 @@ bool mx_scheduler_stats(mx_scheduler *s, const char *name, mx_lane_stats *out)
         out->refused += l->refused;
         out->busy_ns += l->busy_ns;
         out->replicas++;
+        out->lost += s->workers[i].lost;
         out->budget += l->budget;
         if (l->last_turn_ns > out->last_turn_ns) out->last_turn_ns = l->last_turn_ns;
     }

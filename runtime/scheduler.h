@@ -63,6 +63,10 @@ typedef struct mx_lane_config {
      * stream's scratch is rewound before; an error that is left on the stream
      * fails every job of the turn. */
     void      (*run)(void *model, mx_stream *s, mx_job **jobs, int n);
+    /* NULL, or: run() may leave work on the stream that it has not waited for.  Called
+     * when the lane's next turn does not come at once: before another lane has the
+     * stream, before the worker sleeps, and before the lane goes. */
+    void      (*settle)(void *model, mx_stream *s);
     void       *model;
     size_t      scratch_bytes;  /* stream scratch that a turn of max_rows needs */
     bool        express;        /* short turns that must not wait for the device's other lanes:
@@ -123,11 +127,17 @@ typedef struct mx_lane_stats {
     uint64_t turns, rows;               /* run() calls, rows granted             */
     uint64_t done, refused;             /* given back for any reason; not taken  */
     uint64_t busy_ns;                   /* time spent in run()                   */
+    uint32_t lost;                      /* of the lanes: their device is lost    */
     uint32_t replicas, budget;          /* lanes; rows that a turn of theirs may have now */
     uint64_t last_turn_ns;              /* when the last turn ended (the clock's) */
 } mx_lane_stats;
 /* Sums over replicas.  False when there is no such lane. */
 bool      mx_scheduler_stats(mx_scheduler *s, const char *lane, mx_lane_stats *out);
+
+/* LOST DEVICES.  When a turn leaves a device lost (device.h), all jobs of its lanes end
+ * with MX_ERR_UNAVAILABLE; submit chooses among the other devices, and says the same when
+ * there is none.  False when there are lanes whose name ends so and none of them is left. */
+bool      mx_scheduler_serves(mx_scheduler *s, const char *ending);
 
 /* Stop taking jobs (submit says MX_ERR_UNAVAILABLE) and return at once. */
 void      mx_scheduler_drain(mx_scheduler *s);

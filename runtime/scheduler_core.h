@@ -75,7 +75,9 @@ struct mx_worker {
     pthread_t      thread;
     pthread_cond_t wake;
     bool           open, started, asleep;
+    bool           lost;             /* its device is: jobs hear so, and no more come       */
     bool           giving;           /* done() of some job runs                                */
+    mx_lane       *unsettled;        /* had the last turn, and may have left work on the stream */
     bool           sweep;            /* look at every waiting job: somebody was cancelled   */
 };
 

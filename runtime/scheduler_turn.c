@@ -14,9 +14,11 @@ static bool is_cancelled(mx_job *j)
 /* ---- giving back between turns ---------------------------------------------- */
 
 /* True, and the reason in j->error, when the job must not have another turn. */
-static bool must_leave(mx_scheduler *s, mx_job *j, uint64_t now)
+static bool must_leave(const mx_worker *w, mx_job *j, uint64_t now)
 {
-    if (is_cancelled(j)) mx_fail(&j->error, MX_ERR_CANCELLED, "cancelled by the client");
+    const mx_scheduler *s = w->s;
+    if (w->lost) mx_fail(&j->error, MX_ERR_UNAVAILABLE, "%s is lost", w->dev->name);
+    else if (is_cancelled(j)) mx_fail(&j->error, MX_ERR_CANCELLED, "cancelled by the client");
     else if (s->cancel_all) mx_fail(&j->error, MX_ERR_CANCELLED, "cancelled: the server stops");
     else if (j->deadline_ns && j->deadline_ns <= now)
         mx_fail(&j->error, MX_ERR_DEADLINE, "deadline passed %s", j->running ? "while it ran" : "while it waited");
@@ -38,7 +40,7 @@ static void sweep_waiting(mx_lane *l, uint64_t now, mx_queue *out)
     for (int p = 0, t = 0; mx_waiting_next(w, &p, &t); t++)
         for (uint32_t i = 0, n = w->q[p][t].n; i < n; i++) {        /* once round */
             mx_job *j = mx_waiting_take(w, p, t);
-            if (must_leave(l->worker->s, j, now)) {
+            if (must_leave(l->worker, j, now)) {
                 leave(l, j, out);
                 continue;
             }
@@ -51,7 +53,7 @@ static void sweep_lane(mx_lane *l, uint64_t now, mx_queue *out)
 {
     mx_scheduler *s = l->worker->s;
     for (mx_job *before = NULL, *j = l->running.head; j; j = before ? before->next : l->running.head) {
-        if (must_leave(s, j, now)) leave(l, mx_queue_take_after(&l->running, before), out);
+        if (must_leave(l->worker, j, now)) leave(l, mx_queue_take_after(&l->running, before), out);
         else before = j;
     }
     if (l->waiting.n && (l->worker->sweep || s->cancel_all || now >= l->next_deadline)) sweep_waiting(l, now, out);
@@ -275,15 +277,34 @@ static void take_turn(mx_worker *w, mx_lane *l, uint64_t now)
         l->turn_ns = average(l->turn_ns, took);
         l->last_turn_ns = l->ready_ns = w->last_end_ns = end;
         w->last = l;
+        w->unsettled = l->c.settle ? l : NULL;
         collect(l, &out);
     }
     give_back(w, &out);
+}
+
+/* Before anybody else has the stream, and before the worker sleeps: the lane takes what its last turn left there. */
+static void settle(mx_worker *w)
+{
+    mx_scheduler *s = w->s;
+    mx_lane *l = w->unsettled;
+    w->unsettled = NULL;
+    w->giving = true;
+    pthread_mutex_unlock(&s->lock);
+    l->c.settle(l->c.model, &w->stream);
+    pthread_mutex_lock(&s->lock);
+    w->giving = false;
+    if (s->closers) pthread_cond_broadcast(&s->empty);
 }
 
 bool mx_worker_advance(mx_worker *w, uint64_t *next_ns)
 {
     uint64_t now = mx_now_ns(&w->s->clock);
     mx_queue out = {0};
+    if (!w->lost && w->dev->ops->lost(w->dev)) {
+        mx_log(MX_LOG_ERROR, "scheduler", "%s is lost: its jobs end, what else there is goes on", w->dev->name);
+        w->lost = w->sweep = true;
+    }
     for (mx_lane *l = w->lanes; l; l = l->next) sweep_lane(l, now, &out);
     w->sweep = false;
     if (out.n) {
@@ -291,6 +312,10 @@ bool mx_worker_advance(mx_worker *w, uint64_t *next_ns)
         return true;
     }
     mx_lane *l = pick_lane(w, now, next_ns);
+    if (w->unsettled && w->unsettled != l) {
+        settle(w);
+        return true;
+    }
     if (!l) return false;
     adapt_budget(w, l);
     take_turn(w, l, now);

@@ -3,7 +3,7 @@
 
 static const struct { const char *name; size_t size; } dtypes[MX_DTYPE_COUNT] = {
     [MX_F32] = {"f32", 4}, [MX_F16] = {"f16", 2}, [MX_BF16] = {"bf16", 2},
-    [MX_I32] = {"i32", 4}, [MX_I8] = {"int8", 1},
+    [MX_I32] = {"i32", 4}, [MX_I8] = {"int8", 1}, [MX_F8] = {"fp8", 1},
 };
 
 size_t mx_dtype_size(mx_dtype t)
@@ -78,4 +78,35 @@ uint16_t mx_f32_to_f16(float f)
     }
     mag += 0xfffu + ((mag >> 13) & 1u);
     return (uint16_t)(sign | (mag - 0x38000000u) >> 13);
+}
+
+float mx_f8_to_f32(uint8_t b)
+{
+    uint32_t sign = (uint32_t)(b & 0x80u) << 24, mag = b & 0x7fu, u = mag << 20;       /* the exponent is 120 too small */
+    float f;
+    if (mag == 0x7f) u = 0x7fc00000u;
+    memcpy(&f, &u, sizeof f);
+    f *= 0x1p120f;
+    memcpy(&u, &f, sizeof u);
+    u |= sign;
+    memcpy(&f, &u, sizeof f);
+    return f;
+}
+
+uint8_t mx_f32_to_f8(float f)
+{
+    uint32_t u;
+    memcpy(&u, &f, sizeof u);
+    uint32_t sign = (u >> 24) & 0x80u, mag = u & 0x7fffffffu;
+    if (mag > 0x7f800000u) return (uint8_t)(sign | 0x7fu);
+    if (mag >= 0x43e00000u) return (uint8_t)(sign | 0x7eu);              /* >= 448 */
+    if (mag < 0x3c800000u) {                                             /* below 2^-6: subnormal */
+        float m;
+        memcpy(&m, &mag, sizeof m);
+        m += 16384.0f;                         /* the adder rounds to a multiple of 2^-9 */
+        memcpy(&mag, &m, sizeof mag);
+        return (uint8_t)(sign | (mag - 0x46800000u));
+    }
+    mag += 0x7ffffu + ((mag >> 20) & 1u);
+    return (uint8_t)(sign | ((mag >> 20) - 960u));
 }

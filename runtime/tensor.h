@@ -18,7 +18,7 @@
 extern "C" {
 #endif
 
-typedef enum mx_dtype { MX_F32, MX_F16, MX_BF16, MX_I32, MX_I8, MX_DTYPE_COUNT } mx_dtype;
+typedef enum mx_dtype { MX_F32, MX_F16, MX_BF16, MX_I32, MX_I8, MX_F8, MX_DTYPE_COUNT } mx_dtype;
 
 typedef struct mx_tensor {
     void    *data;        /* NULL: "no tensor", where an op allows that  */
@@ -66,6 +66,11 @@ static inline uint16_t mx_f32_to_bf16(float f)
 
 float    mx_f16_to_f32(uint16_t h);
 uint16_t mx_f32_to_f16(float f);
+
+/* MX_F8 is E4M3 (Micikevicius et al. 2022, FP8 Formats for Deep Learning): 4 bits of
+ * exponent, 3 of fraction, no infinity; 2^-9 to 448.  What is larger becomes 448. */
+float    mx_f8_to_f32(uint8_t b);
+uint8_t  mx_f32_to_f8(float f);
 
 #ifdef __cplusplus
 }

@@ -1,6 +1,7 @@
 /* health.c - grpc.health.v1: what the app says of itself, per service and for all ("").
  *
- * The services stand and fall together: all of them serve when the app does.
+ * The services stand and fall together: all of them serve when the app does, but
+ * those whose models have no device left (scheduler.h, lost devices) do not.
  * Health and reflection answer always, so they are SERVING while anyone can ask. */
 #include "server/services.h"
 
@@ -20,7 +21,13 @@ static serving state_of(mx_app *app, const char *service)
 {
     if (*service && !mx_service_known(service)) return SERVICE_UNKNOWN;
     if (strncmp(service, "grpc.", 5) == 0) return SERVING;
-    return atomic_load(&app->state) == MX_APP_SERVING ? SERVING : NOT_SERVING;
+    static const struct { const char *service, *lanes; } needs[] = {
+        {"", ""}, {"merx.v1.Generation", ".generate"}, {"merx.v1.Embeddings", ".embed"},
+    };
+    if (atomic_load(&app->state) != MX_APP_SERVING) return NOT_SERVING;
+    for (size_t i = 0; app->scheduler && i < sizeof needs / sizeof *needs; i++)
+        if (!strcmp(service, needs[i].service) && !mx_scheduler_serves(app->scheduler, needs[i].lanes)) return NOT_SERVING;
+    return SERVING;
 }
 
 static mx_status read_service(mx_arena *a, const uint8_t *msg, size_t len, const char **service, mx_error *err)

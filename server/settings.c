@@ -19,9 +19,9 @@ const mx_setting mx_settings[] = {
     /* model */
     {"model", 'm', MX_SET_LIST, NULL, 0, 0, NULL, MX_CMD_ALL | MX_CMD_BENCH | TEXT | MX_GROUP_MODEL, "[NAME=]PATH",
      "A Hugging Face folder or .gguf file; the first is the default. For client: the name of a model of the server."},
-    {"dtype", 0, MX_SET_CHOICE, "auto", 0, 0, "auto|f32|bf16|int8", MX_CMD_EMBED | MX_CMD_MODEL | TEXT | MX_GROUP_MODEL, NULL,
-     "How weights are kept in memory; auto is f32."},
-    {"kv-cache-dtype", 0, MX_SET_CHOICE, "auto", 0, 0, "auto|f32|f16|bf16", MX_CMD_MODEL | TEXT | MX_GROUP_MODEL, NULL,
+    {"dtype", 0, MX_SET_CHOICE, "auto", 0, 0, "auto|f32|bf16|int8|fp8", MX_CMD_EMBED | MX_CMD_MODEL | TEXT | MX_GROUP_MODEL, NULL,
+     "How weights are kept in memory; auto is f32. fp8 saves memory on a GPU only."},
+    {"kv-cache-dtype", 0, MX_SET_CHOICE, "auto", 0, 0, "auto|f32|f16|bf16|fp8", MX_CMD_MODEL | TEXT | MX_GROUP_MODEL, NULL,
      "How the KV cache is kept; auto is f32."},
     {"kv-cache-bytes", 0, MX_SET_INT, "0", 0, 1e15, NULL, MX_CMD_MODEL | MX_GROUP_MODEL, "N",
      "Memory of the KV cache; 0 fits the limits below, at most a quarter of memory."},

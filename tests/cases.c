@@ -72,6 +72,7 @@ static void put_value(void *p, mx_dtype type, double v)
     float f = (float)v;
     uint16_t h = type == MX_BF16 ? mx_f32_to_bf16(f) : mx_f32_to_f16(f);
     if (type == MX_F32) memcpy(p, &f, sizeof f);
+    else if (type == MX_F8) *(uint8_t *)p = mx_f32_to_f8(f);
     else memcpy(p, &h, sizeof h);
 }
 
@@ -82,6 +83,7 @@ static double get_value(const void *p, mx_dtype type)
     int32_t i;
     if (type == MX_F32) return memcpy(&f, p, sizeof f), (double)f;
     if (type == MX_I32) return memcpy(&i, p, sizeof i), (double)i;
+    if (type == MX_F8) return (double)mx_f8_to_f32(*(const uint8_t *)p);
     memcpy(&h, p, sizeof h);
     return (double)(type == MX_BF16 ? mx_bf16_to_f32(h) : mx_f16_to_f32(h));
 }

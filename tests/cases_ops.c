@@ -31,6 +31,41 @@ static void ids(case_io *io, int64_t n, int64_t below)
     free(id);
 }
 
+/* ---- feed_ids: n ids, o chosen before; flag: nothing is given ------------------------- */
+
+static int32_t fed_id(const mx_case *c, int64_t i) { return (int32_t)(i % 4 == 3 ? -1 : 7 * i % (c->c + 1)); }
+
+static void feed_build(case_io *io)
+{
+    const mx_case *c = io->c;
+    int32_t *from = malloc((size_t)c->n * sizeof *from), *fed = malloc((size_t)c->o * sizeof *fed);
+    case_place(io, MX_I32, c->n, 1, FILL_SENTINEL, true);
+    ids(io, c->n, c->c);
+    io->broken |= !from || !fed;
+    for (int64_t i = 0; !io->broken && i < c->n; i++) from[i] = i % 3 ? (int32_t)case_below(io, c->o) : -1;
+    for (int64_t i = 0; !io->broken && i < c->o; i++) fed[i] = fed_id(c, i);
+    if (!io->broken) {
+        case_place_i32(io, c->n, 1, from);
+        case_place_i32(io, c->o, 1, fed);
+    }
+    free(from), free(fed);
+    io->tolerance = 0;
+}
+
+static void feed_call(case_io *io)
+{
+    io->env->kernels->feed_ids(&io->s, T(0), io->c->flag ? none : T(1), T(2), T(3));
+}
+
+static bool feed_check(case_io *io)
+{
+    double *want = io->t[0].want = DATA(1), *from = DATA(2);
+    for (int64_t i = 0; i < io->c->n; i++)
+        want[i] = from[i] < 0 ? (io->c->flag ? -1 : want[i]) : fmax(fed_id(io->c, (int64_t)from[i]), 0);
+    free(from);
+    return case_close(io, &io->t[0], "ids");
+}
+
 /* ---- embed ------------------------------------------------------------------------ */
 
 static void embed_build(case_io *io)
@@ -120,6 +155,17 @@ static void rounded_i8(double *x, int64_t n, int64_t apart)
         if (i != apart) x[i] = most > 0 ? nearbyint(x[i] / (most / 127)) * (most / 127) : 0;
 }
 
+/* fp8: a weight in steps of what its largest value makes 448, an activation as bf16 */
+static void rounded_f8(double *x, int64_t n, bool weight)
+{
+    float most = 0;
+    for (int64_t i = 0; i < n; i++) most = fmaxf(most, fabsf((float)x[i]));
+    float scale = most / 448.0f, inverse = scale > 0 ? 1.0f / scale : 0;
+    for (int64_t i = 0; i < n; i++)
+        x[i] = weight ? (double)mx_f8_to_f32(mx_f32_to_f8((float)x[i] * inverse)) * (double)scale
+                      : (double)mx_bf16_to_f32(mx_f32_to_bf16((float)x[i]));
+}
+
 /* What bf16 and int8 make of a row of n values: int8 keeps an activation's largest one,
  * and gives every 64 values of a weight their own scale. */
 static void rounded(double *x, int64_t n, mx_dtype type, bool weight)
@@ -127,6 +173,7 @@ static void rounded(double *x, int64_t n, mx_dtype type, bool weight)
     int64_t at = 0;
     if (type == MX_BF16)
         for (int64_t i = 0; i < n; i++) x[i] = (double)mx_bf16_to_f32(mx_f32_to_bf16((float)x[i]));
+    if (type == MX_F8) rounded_f8(x, n, weight);
     if (type != MX_I8) return;
     for (int64_t i = 0; weight && i < n; i += 64) rounded_i8(x + i, n - i < 64 ? n - i : 64, -1);
     if (weight) return;
@@ -220,6 +267,38 @@ static bool add_check(case_io *io)
     for (int64_t i = 0; i < io->c->n * io->c->c; i++) y[i] += b[i];
     free(b);
     return case_close(io, &io->t[0], "y");
+}
+
+/* add: rms; flag: the sum is a */
+static void add_norm_build(case_io *io)
+{
+    const mx_case *c = io->c;
+    result(io, c->n, c->c, false);
+    result(io, c->n, c->c, c->flag);
+    floats(io, c->n, c->c);
+    floats(io, c->n, c->c);
+    floats(io, 1, c->c);
+    floats(io, 1, c->c);
+    io->tolerance = 4e-6;
+}
+
+static void add_norm_call(case_io *io)
+{
+    const mx_case *c = io->c;
+    io->env->kernels->add_norm(&io->s, T(0), T(1), c->flag ? T(1) : T(2), T(3), T(4), c->bias ? T(5) : none, 1e-5f, c->add);
+}
+
+static bool add_norm_check(case_io *io)
+{
+    const mx_case *c = io->c;
+    double *sum = io->t[1].want = c->flag ? DATA(1) : DATA(2), *b = DATA(3), *gain = DATA(4), *bias = DATA(5);
+    io->t[0].want = DATA(0);
+    for (int64_t i = 0; i < c->n * c->c; i++) sum[i] += b[i];
+    if (c->add) ref_rms_norm(io->t[0].want, sum, gain, c->n, c->c, (double)1e-5f);
+    else ref_norm(io->t[0].want, sum, gain, c->bias ? bias : NULL, c->n, c->c, (double)1e-5f);
+    free(b), free(gain), free(bias);
+    bool ok = case_close(io, &io->t[1], "sum");
+    return case_close(io, &io->t[0], "y") && ok;
 }
 
 /* Activations are judged over their whole range: values of up to about 12. */
@@ -317,11 +396,13 @@ static void rope_work(const mx_case *c, double *flop, double *bytes)
 }
 
 const case_op mx_case_row_ops[] = {
+    {"feed_ids", feed_build, feed_call, feed_check, rows_work},
     {"embed", embed_build, embed_call, embed_check, rows_work},
     {"linear", linear_build, linear_call, linear_check, linear_work},
     {"norm", norm_build, norm_call, norm_check, rows_work},
     {"rms_norm", norm_build, rms_norm_call, rms_norm_check, rows_work},
     {"add", add_build, add_call, add_check, rows_work},
+    {"add_norm", add_norm_build, add_norm_call, add_norm_check, rows_work},
     {"activate", activate_build, activate_call, activate_check, rows_work},
     {"gated", gated_build, gated_call, gated_check, rows_work},
     {"rope", rope_build, rope_call, rope_check, rope_work},

@@ -42,6 +42,7 @@ static void store(char *dst, mx_dtype type, double v)
     float f = (float)v;
     uint16_t h = type == MX_BF16 ? mx_f32_to_bf16(f) : mx_f32_to_f16(f);
     if (type == MX_F32) memcpy(dst, &f, sizeof f);
+    else if (type == MX_F8) *(uint8_t *)dst = mx_f32_to_f8(f);
     else memcpy(dst, &h, sizeof h);
 }
 
@@ -153,6 +154,59 @@ static void kv_work(const mx_case *c, double *flop, double *bytes)
 {
     *flop = 0;
     *bytes = 2.0 * (double)c->n * c->groups * (double)c->c * (4.0 + (double)mx_dtype_size(c->type));
+}
+
+/* ---- rope_kv_write: flag: interleaved; add: another magnitude ------------------------ */
+
+static void rope_write_build(case_io *io)
+{
+    const mx_case *c = io->c;
+    int64_t pages = c->n / c->page + 3;
+    cache(io, pages, true);
+    case_place(io, MX_F32, c->n, (c->heads + 2 * c->groups) * c->c, FILL_UNIFORM, true);
+    int32_t *slots = shuffled(io, pages * c->page), *at = malloc((size_t)c->n * sizeof *at);
+    double *freq = malloc((size_t)c->c * sizeof *freq);
+    io->broken |= !at || !freq;
+    if (!io->broken) {
+        for (int64_t i = 0; i < c->n; i++) at[i] = (int32_t)case_below(io, 131072);
+        for (int64_t j = 0; j < c->c / 2; j++) freq[j] = (float)pow(10000, -2.0 * (double)j / (double)c->c);
+        case_place_i32(io, c->n, 1, slots);
+        case_place_i32(io, c->n, 1, at);
+        case_place_values(io, 1, c->c / 2, freq, false);
+    }
+    free(slots), free(at), free(freq);
+    io->tolerance = c->type == MX_F32 ? 1e-6 : c->type == MX_F16 ? 2e-3 : c->type == MX_F8 ? 0.25 : 1.6e-2;       /* the last bit of what is stored */
+}
+
+static void rope_write_call(case_io *io)
+{
+    const mx_case *c = io->c;
+    io->env->kernels->rope_kv_write(&io->s, T(2), T(4), T(5), c->add ? 1.25f : 1.0f, c->heads, c->flag, &io->kv, T(3));
+}
+
+static bool rope_write_check(case_io *io)
+{
+    const mx_case *c = io->c;
+    int64_t q = c->heads * c->c, g = c->groups * c->c, wide = q + 2 * g;
+    double *qkv = io->t[2].want = DATA(2), *turned = malloc((size_t)(c->n * (q + g)) * sizeof *turned);
+    float *freq = malloc((size_t)c->c * sizeof *freq);
+    int32_t *slots = whole(io, 3), *at = whole(io, 4);
+    for (int i = 0; i < 2; i++) io->t[i].want = DATA(i);
+    for (int64_t j = 0; j < c->c / 2; j++) freq[j] = (float)case_value(&io->t[5], IN(5), 0, j);
+    for (int64_t r = 0; r < c->n; r++) memcpy(turned + r * (q + g), qkv + r * wide, (size_t)(q + g) * sizeof *turned);
+    ref_rope(turned, at, freq, c->n, c->heads + c->groups, c->c, c->add ? 1.25 : 1.0, c->flag);
+    for (int64_t r = 0; r < c->n; r++) {
+        memcpy(qkv + r * wide, turned + r * (q + g), (size_t)q * sizeof *qkv);
+        for (int64_t h = 0; h < c->groups; h++) {
+            size_t to = slot_index(c, slots[r], h);
+            memcpy(io->t[0].want + to, turned + r * (q + g) + q + h * c->c, (size_t)c->c * sizeof *qkv);
+            memcpy(io->t[1].want + to, qkv + r * wide + q + g + h * c->c, (size_t)c->c * sizeof *qkv);
+        }
+    }
+    free(turned), free(freq), free(slots), free(at);
+    bool ok = case_close(io, &io->t[0], "k"), values = case_close(io, &io->t[1], "v");
+    io->tolerance = 1e-6;
+    return case_close(io, &io->t[2], "qkv") && ok && values;
 }
 
 /* ---- kv_copy ------------------------------------------------------------------------ */
@@ -284,9 +338,10 @@ static void process_build(case_io *io)
     const mx_case *c = io->c;
     size_t n = (size_t)c->n;
     int32_t *begin = malloc((n + 1) * sizeof *begin), *id = malloc(n * SEEN * sizeof *id), *count = malloc(n * SEEN * sizeof *count);
+    int32_t *biased = malloc(n * SEEN * sizeof *biased), *last = malloc(n * sizeof *last);
     float *bias = malloc(n * SEEN * sizeof *bias);
     io->rows = calloc(n, sizeof *io->rows);
-    io->broken |= !begin || !id || !count || !bias || !io->rows;
+    io->broken |= !begin || !id || !count || !biased || !last || !bias || !io->rows;
     case_place(io, MX_F32, c->n, c->o, FILL_NOISE_LOGITS, true);
     for (int64_t r = 0; r < c->n && !io->broken; r++) {
         int32_t *order = shuffled(io, c->o);
@@ -297,7 +352,10 @@ static void process_build(case_io *io)
             id[r * SEEN + i] = order[i];
             count[r * SEEN + i] = i;
             bias[r * SEEN + i] = (float)case_uniform(io);
+            biased[r * SEEN + i] = order[i % 3 + 1];              /* some of them twice */
         }
+        /* none, one that was seen, one that was not */
+        last[r] = r % 3 == 0 ? -1 : order[r % 3 == 1 ? r % SEEN : SEEN];
         free(order);
     }
     for (int64_t r = 0; r <= c->n && begin; r++) begin[r] = (int32_t)r * SEEN;
@@ -305,7 +363,7 @@ static void process_build(case_io *io)
         const int32_t *b = case_place_bytes(io, begin, (n + 1) * sizeof *b);
         const int32_t *d = case_place_bytes(io, id, n * SEEN * sizeof *d);
         io->lists = (mx_logit_lists){.seen_begin = b, .seen_id = d, .seen_count = case_place_bytes(io, count, n * SEEN * sizeof *d),
-                                     .bias_begin = b, .bias_id = d + 1, .bias = case_place_bytes(io, bias, n * SEEN * sizeof *bias),
+                                     .bias_begin = b, .bias = case_place_bytes(io, bias, n * SEEN * sizeof *bias),
                                      .ban_begin = b, .ban_id = d};
         /* the last row's bias list ends one early, the bans take two of a row's five */
         begin[c->n]--;
@@ -313,9 +371,11 @@ static void process_build(case_io *io)
         for (int64_t r = 0; r <= c->n; r++) begin[r] = (int32_t)r * 2;
         io->lists.ban_begin = case_place_bytes(io, begin, (n + 1) * sizeof *b);
         io->placed_rows = case_place_bytes(io, io->rows, n * sizeof *io->rows);
+        io->lists.bias_id = case_place_bytes(io, biased, n * SEEN * sizeof *biased);
+        io->lists.last = c->flag ? case_place_bytes(io, last, n * sizeof *last) : NULL;
     }
     io->tolerance = 1e-6;
-    free(begin), free(id), free(count), free(bias);
+    free(begin), free(id), free(count), free(bias), free(biased), free(last);
 }
 
 static void process_call(case_io *io)
@@ -333,8 +393,8 @@ static bool process_check(case_io *io)
 {
     const mx_case *c = io->c;
     mx_logit_lists l = {.seen_begin = host_of(io, 1), .seen_id = host_of(io, 2), .seen_count = host_of(io, 3),
-                        .bias_begin = host_of(io, 5), .bias = host_of(io, 4), .ban_begin = host_of(io, 6)};
-    l.bias_id = l.seen_id + 1;
+                        .bias_begin = host_of(io, 5), .bias = host_of(io, 4), .ban_begin = host_of(io, 6), .bias_id = host_of(io, 8),
+                        .last = c->flag ? host_of(io, 9) : NULL};
     l.ban_id = l.seen_id;
     io->t[0].want = DATA(0);
     ref_logits_process(io->t[0].want, c->n, c->o, io->rows, &l);
@@ -495,6 +555,7 @@ static bool logprobs_check(case_io *io)
 const case_op mx_case_span_ops[] = {
     {"aggregate", aggregate_build, aggregate_call, aggregate_check, aggregate_work},
     {"kv_write", kv_write_build, kv_write_call, kv_write_check, kv_work},
+    {"rope_kv_write", rope_write_build, rope_write_call, rope_write_check, kv_work},
     {"kv_copy", kv_copy_build, kv_copy_call, kv_copy_check, kv_work},
     {"attention_paged", attention_build, attention_call, attention_check, attention_work},
     {"logits_process", process_build, process_call, process_check, vocabulary_work},

@@ -19,20 +19,26 @@
     PACKED(OP, 139, 2, 1, 64, 67, .type = MX_BF16), PACKED(OP, 197, 2, 2, 24, 197, .flag = true, .window = 29, .type = MX_BF16), \
     PACKED(OP, 131, 4, 2, 100, 130, .flag = true, .type = MX_BF16), PACKED(OP, 83, 4, 4, 64, 5, .flag = true, .type = MX_BF16), \
     PACKED(OP, 67, 1, 1, 130, 41, .type = MX_BF16), PACKED(OP, 270, 2, 1, 64, 203, .window = 70, .type = MX_BF16)
-/* one shape, decode and prefill batches, three kinds of weights */
+/* one shape, decode and prefill batches, four kinds of weights */
 #define LINEAR_PERF(C, O)                                                                       \
     LINEAR(1, C, O, .perf = true), LINEAR(8, C, O, .perf = true), LINEAR(32, C, O, .perf = true), \
     LINEAR(256, C, O, .perf = true),                                                            \
     LINEAR(1, C, O, .perf = true, .type = MX_BF16), LINEAR(8, C, O, .perf = true, .type = MX_BF16), \
     LINEAR(32, C, O, .perf = true, .type = MX_BF16), LINEAR(256, C, O, .perf = true, .type = MX_BF16), \
     LINEAR(1, C, O, .perf = true, .type = MX_I8), LINEAR(8, C, O, .perf = true, .type = MX_I8), \
-    LINEAR(32, C, O, .perf = true, .type = MX_I8), LINEAR(256, C, O, .perf = true, .type = MX_I8)
+    LINEAR(32, C, O, .perf = true, .type = MX_I8), LINEAR(256, C, O, .perf = true, .type = MX_I8), \
+    LINEAR(1, C, O, .perf = true, .type = MX_F8), LINEAR(8, C, O, .perf = true, .type = MX_F8), \
+    LINEAR(32, C, O, .perf = true, .type = MX_F8), LINEAR(256, C, O, .perf = true, .type = MX_F8)
 
 const mx_case mx_cases[] = {
     {.op = "embed", .n = 13, .c = 67, .o = 31},
     {.op = "embed", .n = 1, .c = 7, .o = 2, .add = true},
     {.op = "embed", .n = 17, .c = 64, .o = 5, .type = MX_F16, .add = true},
     {.op = "embed", .n = 7, .c = 129, .o = 11, .type = MX_BF16},
+
+    {.op = "feed_ids", .n = 13, .c = 67, .o = 31},
+    {.op = "feed_ids", .n = 1, .c = 7, .o = 1},
+    {.op = "feed_ids", .n = 257, .c = 5, .o = 11, .flag = true},
 
     LINEAR(1, 1, 1),
     LINEAR(1, 67, 131, .bias = true),
@@ -52,6 +58,12 @@ const mx_case mx_cases[] = {
     LINEAR(11, 1031, 71, .type = MX_I8, .add = true),
     LINEAR(61, 331, 193, .type = MX_I8, .act = MX_ACT_GELU_TANH),
 
+    LINEAR(1, 67, 131, .type = MX_F8, .bias = true),
+    LINEAR(4, 1031, 71, .type = MX_F8, .add = true),
+    LINEAR(16, 128, 64, .type = MX_F8, .act = MX_ACT_SILU),
+    LINEAR(59, 331, 193, .type = MX_F8, .act = MX_ACT_GELU_TANH),
+    LINEAR(70, 5, 33, .type = MX_F8),
+
     {.op = "norm", .n = 5, .c = 67, .bias = true},
     {.op = "norm", .n = 1, .c = 1, .bias = true},
     {.op = "norm", .n = 19, .c = 768},
@@ -61,6 +73,11 @@ const mx_case mx_cases[] = {
     {.op = "rms_norm", .n = 23, .c = 577, .flag = true},
     {.op = "add", .n = 7, .c = 71},
     {.op = "add", .n = 131, .c = 768, .flag = true},
+    {.op = "add_norm", .n = 5, .c = 67, .bias = true},
+    {.op = "add_norm", .n = 19, .c = 768, .flag = true},
+    {.op = "add_norm", .n = 23, .c = 577, .add = true},
+    {.op = "add_norm", .n = 3, .c = 1031, .flag = true, .bias = true},
+    {.op = "add_norm", .n = 1, .c = 3, .add = true, .flag = true},
     {.op = "activate", .n = 7, .c = 71, .act = MX_ACT_NONE},
     {.op = "activate", .n = 7, .c = 71, .act = MX_ACT_GELU_TANH},
     {.op = "activate", .n = 11, .c = 257, .act = MX_ACT_GELU_ERF, .flag = true},
@@ -76,12 +93,20 @@ const mx_case mx_cases[] = {
     {.op = "rope", .n = 11, .heads = 5, .c = 22, .flag = true},
     {.op = "rope", .n = 5, .heads = 2, .c = 258, .add = true},
 
+    {.op = "rope_kv_write", .n = 7, .heads = 3, .groups = 3, .c = 14, .page = 5},
+    {.op = "rope_kv_write", .n = 31, .heads = 6, .groups = 2, .c = 64, .page = 16, .type = MX_F16},
+    {.op = "rope_kv_write", .n = 9, .heads = 2, .groups = 1, .c = 64, .page = 4, .type = MX_F8},
+    {.op = "rope_kv_write", .n = 1, .heads = 2, .groups = 1, .c = 6, .page = 1, .type = MX_BF16, .flag = true},
+    {.op = "rope_kv_write", .n = 11, .heads = 2, .groups = 1, .c = 130, .page = 4, .add = true, .flag = true},
+    {.op = "kv_write", .n = 31, .groups = 2, .c = 64, .page = 16, .type = MX_F8},
+    {.op = "kv_write", .n = 5, .groups = 3, .c = 13, .page = 5, .type = MX_F8},
     {.op = "kv_write", .n = 7, .groups = 3, .c = 13, .page = 5},
     {.op = "kv_write", .n = 31, .groups = 2, .c = 64, .page = 16, .type = MX_F16},
     {.op = "kv_write", .n = 1, .groups = 1, .c = 7, .page = 1, .type = MX_BF16},
     {.op = "kv_copy", .n = 3, .groups = 3, .c = 13, .page = 5},
     {.op = "kv_copy", .n = 1, .groups = 2, .c = 64, .page = 16, .type = MX_F16},
     {.op = "kv_copy", .n = 2, .groups = 1, .c = 5, .page = 3, .type = MX_BF16},
+    {.op = "kv_copy", .n = 2, .groups = 1, .c = 5, .page = 3, .type = MX_F8},
 
     ATTENTION(1, 1, 1, 1, 1, 1),
     ATTENTION(5, 3, 3, 13, 7, 23),
@@ -94,8 +119,12 @@ const mx_case mx_cases[] = {
     ATTENTION(37, 3, 1, 33, 16, 41, .type = MX_F16, .flag = true),
     ATTENTION(7, 6, 2, 64, 16, 97, .type = MX_BF16, .window = 33),
     ATTENTION(3, 2, 1, 17, 3, 29, .type = MX_BF16),
+    ATTENTION(7, 6, 2, 64, 16, 97, .type = MX_F8),
+    ATTENTION(3, 2, 1, 17, 3, 29, .type = MX_F8, .window = 11),
 
     {.op = "logits_process", .n = 5, .o = 131},
+    {.op = "logits_process", .n = 7, .o = 131, .flag = true},
+    {.op = "logits_process", .n = 3, .o = 7, .flag = true},
     {.op = "logits_process", .n = 1, .o = 7},
     {.op = "sample", .n = 67, .o = 521},
     {.op = "sample", .n = 41, .o = 7},
@@ -193,6 +222,7 @@ const mx_case mx_cases[] = {
     ATTENTION(1, 9, 3, 64, 16, 2048, .perf = true), ATTENTION(8, 9, 3, 64, 16, 2048, .perf = true),
     ATTENTION(8, 9, 3, 64, 16, 2048, .perf = true, .type = MX_F16),
     ATTENTION(8, 9, 3, 64, 16, 2048, .perf = true, .type = MX_BF16),
+    ATTENTION(8, 9, 3, 64, 16, 2048, .perf = true, .type = MX_F8),
     ATTENTION(32, 9, 3, 64, 16, 512, .perf = true), ATTENTION(256, 9, 3, 64, 16, 2048, .perf = true, .flag = true),
     {.op = "norm", .n = 32, .c = 768, .bias = true, .perf = true},
     {.op = "rms_norm", .n = 32, .c = 576, .perf = true},

@@ -11,7 +11,8 @@
   for near-ties (gap below 1e-3);
   the file as it is, with transformers in f32 (10 prompts): logits within 2e-5,
   equal texts.
-Then the weights as bf16 and int8 against f32, over the f32 texts.
+Then the weights as bf16, int8 and fp8, and the KV cache as bf16 and fp8, against f32, over the
+f32 texts; that alone, and no other program, with a third argument `precision`.
 Exit status 1 when one of the bounds is broken.
 """
 import os, subprocess, sys, tempfile
@@ -28,9 +29,9 @@ PROMPTS = [
     "1 2 3 4 5 6 7 8 9", "3.14159265358979", "2023-11-24 12:30:45,", "The price is $1,299.99, which is 25% off the",
 ]
 
-def merx(model, dtype, lines, n, folder):
+def merx(model, dtype, lines, n, folder, kv="f32"):
     out = os.path.join(folder, "merx.bin")
-    said = subprocess.run([os.path.join(BUILD, "tests", "decoder_dump"), model, dtype, str(n), out], input="\n".join(lines) + "\n",
+    said = subprocess.run([os.path.join(BUILD, "tests", "decoder_dump"), model, dtype, str(n), out, kv], input="\n".join(lines) + "\n",
                           text=True, check=True, capture_output=True).stdout.splitlines()
     raw, at, made = np.fromfile(out, np.float32), 0, []
     texts = [[[int(i) for i in part.split()] for part in line.split("/")] for line in said]
@@ -116,9 +117,9 @@ def transformers_model(path):
 
 def precision(ours, folder):
     lines = ["ids " + " ".join(map(str, p + a[:-1])) for p, a, _ in ours]
-    print("weights as bf16 and int8 against f32, over the f32 texts (%d rows):" % sum(len(l) for _, _, l in ours))
-    for dtype in ("bf16", "int8"):
-        forced, free = merx(MODEL, dtype, lines, 0, folder), merx(MODEL, dtype, text_lines(), TOKENS, folder)
+    print("smaller weights and KV against f32, over the f32 texts (%d rows):" % sum(len(l) for _, _, l in ours))
+    for dtype, kv in (("bf16", "f32"), ("int8", "f32"), ("fp8", "f32"), ("f32", "bf16"), ("f32", "fp8"), ("fp8", "fp8")):
+        forced, free = merx(MODEL, dtype, lines, 0, folder, kv), merx(MODEL, dtype, text_lines(), TOKENS, folder, kv)
         worst, squares, count, top, rows, size, kl = 0.0, 0.0, 0, 0, 0, 0.0, 0.0
         for (_, _, want), (_, _, got) in zip(ours, forced):
             d = got.astype(np.float64) - want
@@ -129,13 +130,16 @@ def precision(ours, folder):
             q = got - got.max(1, keepdims=True); q = q - np.log(np.exp(q.astype(np.float64)).sum(1, keepdims=True))
             kl += float((np.exp(p) * (p - q)).sum())
         same = [next((k for k, (x, y) in enumerate(zip(a, b)) if x != y), TOKENS) for (_, a, _), (_, b, _) in zip(ours, free)]
-        print("  %s: logit error max %.3f, rms %.4f (largest logit %.1f); same best token in %.1f%% of rows; KL %.5f; "
+        print("  %s, KV %s: logit error max %.3f, rms %.4f (largest logit %.1f); same best token in %.1f%% of rows; KL %.5f; "
               "%d of %d texts equal, %.1f of %d tokens before they part" %
-              (dtype, worst, (squares / count) ** 0.5, size, 100 * top / rows, kl / rows, same.count(TOKENS), len(same), np.mean(same), TOKENS))
+              (dtype, kv, worst, (squares / count) ** 0.5, size, 100 * top / rows, kl / rows, same.count(TOKENS), len(same), np.mean(same), TOKENS))
 
 failed = 0
 with tempfile.TemporaryDirectory() as folder:
     ours = merx(MODEL, "f32", text_lines(), TOKENS, folder)
+    if sys.argv[3:] == ["precision"]:
+        precision(ours, folder)
+        sys.exit(0)
     llama = LlamaCpp(MODEL)
     for text, (prompt, _, _) in zip(PROMPTS, ours):
         if llama.ids(text) != prompt:

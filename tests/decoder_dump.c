@@ -1,7 +1,7 @@
 /* decoder_dump.c - the forward pass from the command line, for comparisons with
  * other programs (tests/compare_llama_cpp.py).
  *
- *     decoder_dump MODEL f32|bf16|int8 N OUT < PROMPTS
+ *     decoder_dump MODEL f32|bf16|int8|fp8 N OUT [KV] < PROMPTS         KV: f32|f16|bf16|fp8
  *
  * Each line of PROMPTS is a prompt: "text " and its bytes in hexadecimal, or
  * "ids " and decimal ids.  N tokens are appended greedily.  For each prompt one
@@ -27,7 +27,7 @@ typedef struct dump {
     FILE *out;
 } dump;
 
-static mx_status open_all(dump *d, const char *path, mx_dtype dtype, mx_error *err)
+static mx_status open_all(dump *d, const char *path, mx_dtype dtype, mx_dtype kv, mx_error *err)
 {
     mx_checkpoint *file = NULL;
     mx_decoder_config config;
@@ -44,7 +44,7 @@ static mx_status open_all(dump *d, const char *path, mx_dtype dtype, mx_error *e
         return st;
     }
     MX_TRY(mx_decoder_open(&d->model, d->devs, file, &config, dtype, err));
-    MX_TRY(mx_kv_open(&d->kv, d->devs, config.layers, PAGES, PAGE, config.kv_heads, config.head_dim, MX_F32, false,
+    MX_TRY(mx_kv_open(&d->kv, d->devs, config.layers, PAGES, PAGE, config.kv_heads, config.head_dim, kv, false,
                       err));
     d->logits = malloc((size_t)ROWS * (size_t)config.vocab * sizeof *d->logits);
     if (!d->logits) return mx_fail(err, MX_ERR_NO_MEMORY, "logits");
@@ -137,14 +137,14 @@ int main(int argc, char **argv)
     mx_error err = {0};
     char *line = NULL;
     size_t room = 0;
-    if (argc != 5) {
-        fprintf(stderr, "usage: decoder_dump MODEL f32|bf16|int8 N OUT < PROMPTS\n");
+    mx_dtype dtype = MX_F32, kv = MX_F32;
+    if (argc < 5 || argc > 6 || !mx_dtype_parse(argv[2], &dtype) || (argc == 6 && !mx_dtype_parse(argv[5], &kv))) {
+        fprintf(stderr, "usage: decoder_dump MODEL f32|bf16|int8|fp8 N OUT [f32|f16|bf16|fp8] < PROMPTS\n");
         return 2;
     }
-    mx_dtype dtype = !strcmp(argv[2], "bf16") ? MX_BF16 : !strcmp(argv[2], "int8") ? MX_I8 : MX_F32;
     d.out = fopen(argv[4], "wb");
     mx_status st =
-        d.out ? open_all(&d, argv[1], dtype, &err) : mx_fail(&err, MX_ERR_IO, "%s: cannot be written", argv[4]);
+        d.out ? open_all(&d, argv[1], dtype, kv, &err) : mx_fail(&err, MX_ERR_IO, "%s: cannot be written", argv[4]);
     while (!st && getline(&line, &room, stdin) > 0) {
         st = read_prompt(&d, line, &err);
         if (!st) st = run_prompt(&d, atoi(argv[3]), &err);

@@ -125,11 +125,14 @@ void ref_logits_process(double *x, int64_t n, int64_t v, const mx_sample_row *ro
     for (int64_t r = 0; r < n; r++, x += v) {
         for (int32_t i = l->bias_begin ? l->bias_begin[r] : 0, e = l->bias_begin ? l->bias_begin[r + 1] : 0; i < e; i++)
             x[l->bias_id[i]] += (double)l->bias[i];
-        for (int32_t i = l->seen_begin ? l->seen_begin[r] : 0, e = l->seen_begin ? l->seen_begin[r + 1] : 0; i < e; i++) {
-            double *p = &x[l->seen_id[i]], penalty = rows[r].repetition_penalty;
+        int32_t begin = l->seen_begin ? l->seen_begin[r] : 0, end = l->seen_begin ? l->seen_begin[r + 1] : 0, more = l->last ? l->last[r] : -1;
+        for (int32_t i = begin; i < end; i++)
+            if (l->seen_id[i] == more) more = -1;
+        for (int32_t i = begin; i < end + (more >= 0); i++) {
+            int32_t id = i < end ? l->seen_id[i] : more, count = i < end ? l->seen_count[i] + (l->last && id == l->last[r]) : 1;
+            double *p = &x[id], penalty = rows[r].repetition_penalty;
             *p = *p < 0 ? *p * penalty : *p / penalty;
-            if (l->seen_count[i] > 0)
-                *p -= (double)rows[r].presence_penalty + (double)rows[r].frequency_penalty * l->seen_count[i];
+            if (count > 0) *p -= (double)rows[r].presence_penalty + (double)rows[r].frequency_penalty * count;
         }
         for (int32_t i = l->ban_begin ? l->ban_begin[r] : 0, e = l->ban_begin ? l->ban_begin[r + 1] : 0; i < e; i++)
             x[l->ban_id[i]] = -INFINITY;

@@ -46,6 +46,12 @@ static void wrong_add(mx_stream *s, mx_tensor y, mx_tensor a, mx_tensor b)
     nudge(y);
 }
 
+static void wrong_add_norm(mx_stream *s, mx_tensor y, mx_tensor sum, mx_tensor a, mx_tensor b, mx_tensor gain, mx_tensor bias, float eps, bool rms)
+{
+    REAL.add_norm(s, y, sum, a, b, gain, bias, eps, rms);
+    nudge(sum);
+}
+
 static void wrong_activate(mx_stream *s, mx_tensor y, mx_tensor x, mx_activation act)
 {
     REAL.activate(s, y, x, act == MX_ACT_GELU_ERF ? MX_ACT_GELU_TANH : act);
@@ -61,6 +67,20 @@ static void wrong_rope(mx_stream *s, mx_tensor x, mx_tensor positions, mx_tensor
                        bool interleaved)
 {
     REAL.rope(s, x, positions, freq, magnitude, heads, !interleaved);
+}
+
+static void wrong_rope_kv_write(mx_stream *s, mx_tensor qkv, mx_tensor positions, mx_tensor freq, float magnitude, int heads,
+                                bool interleaved, const mx_kv *kv, mx_tensor slots)
+{
+    int64_t q = (int64_t)heads * kv->head_dim, g = (int64_t)kv->kv_heads * kv->head_dim;         /* keys go as they came */
+    REAL.rope(s, mx_tensor_cols(qkv, 0, q), positions, freq, magnitude, heads, interleaved);
+    REAL.kv_write(s, kv, mx_tensor_cols(qkv, q, g), mx_tensor_cols(qkv, q + g, g), slots);
+}
+
+static void wrong_feed_ids(mx_stream *s, mx_tensor ids, mx_tensor given, mx_tensor from, mx_tensor fed)
+{
+    REAL.feed_ids(s, ids, given, from, fed);
+    ++*(int32_t *)ids.data;
 }
 
 static void wrong_kv_write(mx_stream *s, const mx_kv *kv, mx_tensor k, mx_tensor v, mx_tensor slots)

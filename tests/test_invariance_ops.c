@@ -133,9 +133,9 @@ static void row_op_is_invariant(const row_op *op, bool weighted)
 
 static void linear_rows_do_not_depend_on_the_batch(void)
 {
-    static const mx_dtype types[] = {MX_F32, MX_BF16, MX_I8};
+    static const mx_dtype types[] = {MX_F32, MX_BF16, MX_I8, MX_F8};
     static const int64_t shapes[][2] = {{1, 1}, {67, 131}, {768, 193}, {1031, 67}, {2311, 300}};
-    for (size_t t = 0; t < 3; t++)
+    for (size_t t = 0; t < 4; t++)
         for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
             row_op op = {"linear", shapes[i][0], shapes[i][1], types[t], i % 2 ? MX_ACT_GELU_TANH : MX_ACT_NONE, NULL};
             row_op_is_invariant(&op, true);
@@ -217,8 +217,8 @@ static void attention_does_not_depend_on_chunks_pages_or_threads(void)
         {1, 1, 16}, {1, 7, 16}, {2, 1, 16}, {3, 16, 16}, {2, 64, 16}, {1, LENGTH, 16}, {3, LENGTH, 16}, {2, 29, 5}, {2, 100, 64}, {1, 3, 100},
     };
     float *y = malloc(LENGTH * WIDE * sizeof *y), *want = malloc(LENGTH * WIDE * sizeof *want);
-    for (int kind = 0; kind < 4; kind++) {
-        story st = {randoms(LENGTH * WIDE), randoms(LENGTH * KVW), randoms(LENGTH * KVW), kind == 1 ? MX_F16 : kind == 2 ? MX_BF16 : MX_F32,
+    for (int kind = 0; kind < 5; kind++) {
+        story st = {randoms(LENGTH * WIDE), randoms(LENGTH * KVW), randoms(LENGTH * KVW), kind == 1 ? MX_F16 : kind == 2 ? MX_BF16 : kind == 4 ? MX_F8 : MX_F32,
                     kind == 3 ? 70 : 0};
         tell(&st, 1, 1, 16, 1, want);
         for (int64_t i = 0; i < LENGTH * WIDE; i++)

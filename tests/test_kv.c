@@ -35,7 +35,7 @@ static void rig_close(rig *r)
 static bool fill(rig *r, mx_kv_seq *s, const int32_t *ids, int32_t n)
 {
     if (!mx_kv_reserve(&r->kv, s, n, &r->copies)) return false;
-    mx_kv_commit(&r->kv, s, ids);
+    mx_kv_commit(&r->kv, s, ids, s->n_tokens);
     return true;
 }
 
@@ -219,7 +219,7 @@ static void do_match(model *m, int i)
 
 static void do_commit(model *m, int i)
 {
-    mx_kv_commit(&m->r.kv, &m->seq[i], m->ids[i]);
+    mx_kv_commit(&m->r.kv, &m->seq[i], m->ids[i], m->seq[i].n_tokens);
     for (; (m->indexed[i] + 1) * PT <= m->seq[i].n_tokens; m->indexed[i]++) {
         const int32_t *own = m->ids[i] + m->indexed[i] * PT;
         model_page *g = &m->page[m->seq[i].page[m->indexed[i]]];

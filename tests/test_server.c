@@ -495,6 +495,39 @@ static void test_health(void)
     fixture_close(&f);
 }
 
+static atomic_bool device_gone;
+static void never_runs(void *model, mx_stream *s, mx_job **jobs, int n) { (void)model, (void)s, (void)jobs, (void)n; }
+static bool is_gone(mx_device *d) { return (void)d, atomic_load(&device_gone); }
+
+/* Health of what the device served, and what its callers hear; the process and the rest live. */
+static void test_lost_device(void)
+{
+    fixture f;
+    int code;
+    mx_error err = {0};
+    mx_rpc_status st;
+    if (!fixture_open(&f, NULL, NULL)) return;
+    mx_device_ops ops = *f.app.app.devices[0].ops;
+    ops.lost = is_gone;
+    f.app.app.devices[0].ops = &ops;
+    CHECK(health(&f, "merx.v1.Generation", &code) == 1);
+    atomic_store(&device_gone, true);
+    mx_scheduler_wake(f.app.app.scheduler);
+    packed p = generate_bytes("Hello", 3);
+    for (int i = 0; i < 500 && health(&f, "merx.v1.Generation", &code) != 2; i++) nap_ms(10);
+    CHECK(health(&f, "merx.v1.Generation", &code) == 2 && health(&f, "", &code) == 2);
+    CHECK(health(&f, "merx.v1.Embeddings", &code) == 1);
+    CHECK(call_bytes(f.client, RPC("Generate"), p.data, p.len, 5000, GENERATED, NULL, &st) == MX_RPC_UNAVAILABLE);
+    CHECK_MSG(strstr(st.text, "lost"), "%s", st.text);
+    CHECK(call_bytes(f.client, RPC("ListModels"), (const uint8_t *)"", 0, 3000, &merx__v1__list_models_response__descriptor, NULL, &st) == MX_RPC_OK);
+    mx_lane_config other = {.name = "other.embed", .device = 0, .max_jobs = 1, .max_rows = 1, .queue_limit = 1, .run = never_runs};
+    CHECK_OK(mx_scheduler_lane(f.app.app.scheduler, &other, &err), err);
+    CHECK(health(&f, "merx.v1.Embeddings", &code) == 2);
+    atomic_store(&device_gone, false);
+    free(p.data);
+    fixture_close(&f);
+}
+
 static int next_health(mx_client_call *w)
 {
     const uint8_t *msg;
@@ -646,5 +679,5 @@ static void test_open_errors(void)
 }
 
 MX_TESTS(TEST(test_generate), TEST(test_stream_equals_generate), TEST(test_batch), TEST(test_tokens_and_models),
-         TEST(test_errors), TEST(test_no_model), TEST(test_malformed), TEST(test_sizes), TEST(test_health),
+         TEST(test_errors), TEST(test_no_model), TEST(test_malformed), TEST(test_sizes), TEST(test_health), TEST(test_lost_device),
          TEST(test_watch), TEST(test_deadline), TEST(test_drain), TEST(test_drain_cuts), TEST(test_open_errors))

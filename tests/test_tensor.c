@@ -147,7 +147,7 @@ static void views(void)
 
 static void dtypes(void)
 {
-    static const size_t sizes[MX_DTYPE_COUNT] = {4, 2, 2, 4, 1};
+    static const size_t sizes[MX_DTYPE_COUNT] = {4, 2, 2, 4, 1, 1};
     for (int i = 0; i < MX_DTYPE_COUNT; i++) {
         mx_dtype back = MX_DTYPE_COUNT;
         CHECK(mx_dtype_size((mx_dtype)i) == sizes[i]);
@@ -168,4 +168,39 @@ static void sizes(void)
     CHECK(!mx_add_size(SIZE_MAX, 1, &n));
 }
 
-MX_TESTS(TEST(all_up), TEST(all_down), TEST(random_down), TEST(nans), TEST(views), TEST(dtypes), TEST(sizes))
+/* E4M3 by its definition: all 256 codes, and the nearest of them for every float around them. */
+static void fp8_is_e4m3(void)
+{
+    double value[127];
+    for (int b = 0; b < 256; b++) {
+        int e = b >> 3 & 15, m = b & 7;
+        double v = e ? ldexp(8 + m, e - 10) : ldexp(m, -9);
+        float got = mx_f8_to_f32((uint8_t)b);
+        if ((b & 127) == 127) CHECK(isnan(got) && isnan(mx_f8_to_f32(mx_f32_to_f8(got))));
+        else CHECK((double)got == (b < 128 ? v : -v) && !!signbit(got) == (b >= 128) && mx_f32_to_f8(got) == b);
+        if (b < 127) value[b] = v;
+    }
+    CHECK(value[126] == 448 && value[1] == ldexp(1, -9));
+    uint64_t state = 3;
+    int wrong = 0;
+    for (int i = 0; i < 200000; i++) {
+        uint32_t u = (uint32_t)test_random(&state);
+        float f;
+        if (i % 2) {                              /* at and beside the middle between two codes */
+            float mid = (float)((value[u % 126] + value[u % 126 + 1]) / 2);
+            memcpy(&u, &mid, sizeof u);
+            u += (uint32_t)(i / 2 % 3) - 1;
+        }
+        memcpy(&f, &u, sizeof f);
+        if (isnan(f)) continue;
+        double mag = fabs((double)f);
+        int at = 0;
+        while (at < 126 && value[at + 1] <= mag) at++;
+        if (at < 126 && (mag - value[at] > value[at + 1] - mag || (mag - value[at] == value[at + 1] - mag && at % 2))) at++;
+        wrong += mx_f32_to_f8(f) != (at | (signbit(f) ? 128 : 0));
+    }
+    CHECK_MSG(wrong == 0, "%d of 200000 floats round to another code", wrong);
+    CHECK(mx_f32_to_f8(INFINITY) == 126 && mx_f32_to_f8(-1e30f) == 254);
+}
+
+MX_TESTS(TEST(fp8_is_e4m3), TEST(all_up), TEST(all_down), TEST(random_down), TEST(nans), TEST(views), TEST(dtypes), TEST(sizes))

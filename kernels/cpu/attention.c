@@ -9,12 +9,12 @@
  * own position alone, not on chunks, pages or neighbours. */
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/gemm.h"
+#include "kernels/cpu/kv.h"
 #include "kernels/cpu/simd.h"
 
 #include <math.h>
 
 #define TILE     MX_PANEL     /* positions of a tile                         */
-#define HEAD_MAX 512          /* channels of a head                          */
 #define QUERIES  96           /* of a part, at most                          */
 #define SPACE    6144         /* floats for their channels: 96 heads of 64   */
 
@@ -25,22 +25,6 @@ typedef struct kv_job {
     mx_tensor k, v, slots;
 } kv_job;
 
-static void *kv_at(const mx_kv *kv, void *base, int64_t page, int64_t head, int64_t offset)
-{
-    int64_t index = ((page * kv->kv_heads + head) * kv->page_tokens + offset) * kv->head_dim;
-    return (char *)base + (size_t)index * mx_dtype_size(kv->dtype);
-}
-
-static void store(void *dst, const float *src, mx_dtype type, int64_t n)
-{
-    uint16_t *h = dst;
-    if (type == MX_F32) memcpy(dst, src, (size_t)n * sizeof *src);
-    else if (type == MX_BF16)
-        for (int64_t i = 0; i < n; i++) h[i] = mx_f32_to_bf16(src[i]);
-    else
-        for (int64_t i = 0; i < n; i++) h[i] = mx_f32_to_f16(src[i]);
-}
-
 static void write_rows(const void *ctx, int64_t first, int64_t last)
 {
     const kv_job *j = ctx;
@@ -49,23 +33,15 @@ static void write_rows(const void *ctx, int64_t first, int64_t last)
         int32_t slot = *mx_row_i32(j->slots, r);
         int64_t page = slot / kv->page_tokens, offset = slot % kv->page_tokens, d = kv->head_dim;
         for (int64_t g = 0; g < kv->kv_heads; g++) {
-            store(kv_at(kv, kv->k, page, g, offset), mx_row(j->k, r) + g * d, kv->dtype, d);
-            store(kv_at(kv, kv->v, page, g, offset), mx_row(j->v, r) + g * d, kv->dtype, d);
+            mx_kv_store(mx_kv_at(kv, kv->k, page, g, offset), mx_row(j->k, r) + g * d, kv->dtype, d);
+            mx_kv_store(mx_kv_at(kv, kv->v, page, g, offset), mx_row(j->v, r) + g * d, kv->dtype, d);
         }
     }
 }
 
 void mx_cpu_kv_write(mx_stream *s, const mx_kv *kv, mx_tensor k, mx_tensor v, mx_tensor slots)
 {
-    int64_t end = (int64_t)kv->pages * kv->page_tokens;
-    for (int64_t r = 0; r < k.rows; r++) {
-        int32_t slot = *mx_row_i32(slots, r);
-        if (slot < 0 || slot >= end) {
-            mx_stream_fail(s, MX_ERR_ARG, "kv_write: slot %d of row %lld is outside the cache's %lld", slot, (long long)r,
-                           (long long)end);
-            return;
-        }
-    }
+    if (!mx_kv_slots_sound(s, "kv_write", kv, slots)) return;
     kv_job j = {kv, k, v, slots};
     mx_cpu_rows(s, k.rows, 2 * k.cols, write_rows, &j);
 }
@@ -104,14 +80,19 @@ typedef struct queries {
     float   max[QUERIES], sum[QUERIES];
     float   q[SPACE], acc[SPACE];             /* [count][D], [count][wide]                     */
     float   scores[QUERIES * TILE];
-    float   k[HEAD_MAX * TILE];               /* [D][TILE]                                     */
-    float   v[HEAD_MAX * TILE];               /* [wide/64][TILE][64]                           */
+    float   k[MX_HEAD_MAX * TILE];               /* [D][TILE]                                     */
+    float   v[MX_HEAD_MAX * TILE];               /* [wide/64][TILE][64]                           */
 } queries;
 
 MX_INLINE vf load_kv(const void *p, int64_t i, int64_t n, const mx_dtype type)
 {
     uint16_t t[VF] = {0};
     const uint16_t *h = (const uint16_t *)p + i;
+    if (type == MX_F8) {
+        float f[VF] = {0};
+        for (int64_t l = 0; l < n && l < VF; l++) f[l] = mx_f8_to_f32(((const uint8_t *)p)[i + l]);
+        return vf_load(f);
+    }
     if (type == MX_F32) return vf_load_most((const float *)p + i, n);
     if (n < VF) h = memcpy(t, h, (size_t)n * sizeof *h);
     return type == MX_BF16 ? vf_from_bf16(h) : vf_from_f16(h);
@@ -151,8 +132,8 @@ static void walk_to(walk *w, int64_t position)
 {
     w->page = position / w->kv->page_tokens;
     w->offset = position % w->kv->page_tokens;
-    w->k = kv_at(w->kv, w->kv->k, w->pages[w->page], w->group, w->offset);
-    w->v = kv_at(w->kv, w->kv->v, w->pages[w->page], w->group, w->offset);
+    w->k = mx_kv_at(w->kv, w->kv->k, w->pages[w->page], w->group, w->offset);
+    w->v = mx_kv_at(w->kv, w->kv->v, w->pages[w->page], w->group, w->offset);
 }
 
 /* The next page is looked up only when its first position is wanted: the list may end here. */
@@ -172,9 +153,9 @@ MX_INLINE void walk_read(walk *w, const void **k, const void **v)
  * coming: the positions after these 16 are fetched ahead. */
 MX_INLINE void load_tile(queries *s, const mx_kv *kv, int64_t group, int64_t at, int lo, int hi, const mx_dtype type)
 {
-    static const float zeros[HEAD_MAX];
+    static const float zeros[MX_HEAD_MAX];
     int64_t d = kv->head_dim;
-    size_t pitch = (size_t)d * (type == MX_F32 ? 4 : 2);
+    size_t pitch = (size_t)d * (type == MX_F32 ? 4 : type == MX_F8 ? 1 : 2);
     walk w = {.kv = kv, .pages = s->pages, .group = group, .pitch = pitch};
     const void *k[2 * VF], *v[2 * VF];
     walk_to(&w, at + lo);
@@ -234,6 +215,7 @@ static void take_tile(queries *s, const mx_kv *kv, int64_t group, int64_t at, in
     int64_t d = kv->head_dim;
     if (kv->dtype == MX_F32) load_tile(s, kv, group, at, lo, hi, MX_F32);
     else if (kv->dtype == MX_BF16) load_tile(s, kv, group, at, lo, hi, MX_BF16);
+    else if (kv->dtype == MX_F8) load_tile(s, kv, group, at, lo, hi, MX_F8);
     else load_tile(s, kv, group, at, lo, hi, MX_F16);
     for (int r = 0, n; r < s->count; r += n) {
         n = mx_tile_rows(s->count - r);
@@ -324,8 +306,8 @@ static bool inside(mx_stream *s, const mx_kv *kv, mx_tensor pages, mx_tensor at,
 void mx_cpu_attention_paged(mx_stream *s, mx_tensor y, mx_tensor q, const mx_kv *kv, mx_tensor pages, mx_tensor at,
                             int heads, float scale, int window)
 {
-    if (kv->head_dim > HEAD_MAX) {
-        mx_stream_fail(s, MX_ERR_ARG, "attention_paged: heads of %d channels, at most %d", kv->head_dim, HEAD_MAX);
+    if (kv->head_dim > MX_HEAD_MAX) {
+        mx_stream_fail(s, MX_ERR_ARG, "attention_paged: heads of %d channels, at most %d", kv->head_dim, MX_HEAD_MAX);
         return;
     }
     if (!inside(s, kv, pages, at, window)) return;

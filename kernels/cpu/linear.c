@@ -47,6 +47,7 @@ typedef struct packed {
     mx_dtype  dtype;
     float    *scale;                /* int8: [panels][padded/64][64], behind the panels      */
     int16_t  *sums;                 /* int8: of the weights of a group, as scale             */
+    float    *row_scale;            /* fp8, which is kept as bf16: [panels][64]; else NULL   */
     unit     *unit;                 /* oneDNN's part, or NULL: our own tiles                 */
 } packed;
 
@@ -119,6 +120,20 @@ static void pack_i8(packed *p, int64_t index, int8_t *panel, const float *w, int
         }
 }
 
+/* Rows become what fp8 holds of them, times what is put into scale[]. */
+static void round_f8(float *w, int64_t rows, int64_t cols, float *scale)
+{
+    for (int64_t r = 0; r < rows; r++, w += cols) {
+        vf most = vf_zero();
+        for (int64_t k = 0; k < cols; k += VF) most = vf_max(vf_abs(vf_load_most(w + k, cols - k)), most);
+        float inverse;
+        scale[r] = vf_max_lane(most) / 448.0f;
+        inverse = scale[r] > 0 ? 1.0f / scale[r] : 0.0f;
+        if (!(inverse < INFINITY)) inverse = 0;         /* a subnormal row is 0 */
+        for (int64_t k = 0; k < cols; k++) w[k] = mx_f8_to_f32(mx_f32_to_f8(w[k] * inverse));
+    }
+}
+
 static void pack_part(void *ctx, int64_t part, int thread)
 {
     const pack_job *j = ctx;
@@ -127,6 +142,7 @@ static void pack_part(void *ctx, int64_t part, int thread)
     float *stage = j->stage + (int64_t)thread * MX_PANEL * p->cols;
     void *panel = (char *)p->memory.base + (size_t)part * p->panel_bytes;
     read_rows(j, first, rows, stage);
+    if (p->row_scale) round_f8(stage, rows, p->cols, p->row_scale + first);
     if (p->dtype == MX_F32) pack_f32(panel, stage, rows, p->cols);
     else if (p->dtype == MX_BF16) pack_bf16(panel, stage, rows, p->cols);
     else pack_i8(p, part, panel, stage, rows);
@@ -139,13 +155,14 @@ mx_status mx_cpu_weight_open(mx_weight *w, mx_device *d, const mx_row_source *pa
     packed *p = calloc(1, sizeof *p);
     size_t size = 0, extra, stage;
     if (!p) return mx_fail(err, MX_ERR_NO_MEMORY, "weight: no memory for its description");
-    p->dtype = as;
+    p->dtype = as == MX_F8 ? MX_BF16 : as;
     p->cols = w->cols;
-    int64_t line = (int64_t)(64 / mx_dtype_size(as));
+    int64_t line = (int64_t)(64 / mx_dtype_size(p->dtype));
     p->padded = (w->cols + line - 1) / line * line;
     p->panels = (w->rows + MX_PANEL - 1) / MX_PANEL;
-    p->panel_bytes = (size_t)p->padded * MX_PANEL * mx_dtype_size(as);
-    extra = as == MX_I8 ? p->panel_bytes / MX_INT8_GROUP * (size_t)p->panels * (sizeof *p->scale + sizeof *p->sums) : 0;
+    p->panel_bytes = (size_t)p->padded * MX_PANEL * mx_dtype_size(p->dtype);
+    extra = as == MX_I8 ? p->panel_bytes / MX_INT8_GROUP * (size_t)p->panels * (sizeof *p->scale + sizeof *p->sums)
+          : as == MX_F8 ? (size_t)p->panels * MX_PANEL * sizeof *p->row_scale : 0;
     if (!mx_mul_size(p->panel_bytes, (size_t)p->panels, &size) || !mx_add_size(size, extra, &size) ||
         !mx_mul_size((size_t)mx_pool_threads(d->pool) * MX_PANEL * sizeof(float), (size_t)w->cols, &stage)) {
         st = mx_fail(err, MX_ERR_NO_MEMORY, "weight: %lld x %lld does not fit memory", (long long)w->rows,
@@ -159,10 +176,11 @@ mx_status mx_cpu_weight_open(mx_weight *w, mx_device *d, const mx_row_source *pa
         goto done;
     }
     p->scale = (float *)((char *)p->memory.base + p->panel_bytes * (size_t)p->panels);
+    if (as == MX_F8) p->row_scale = p->scale;
     p->sums = (int16_t *)(p->scale + p->panels * p->padded / MX_INT8_GROUP * MX_PANEL);
     j.p = p;
     mx_pool_run(d->pool, p->panels, pack_part, &j);
-    p->unit = unit_open(p, mx_pool_threads(d->pool));
+    if (!p->row_scale) p->unit = unit_open(p, mx_pool_threads(d->pool));
     w->bytes = size;
     w->impl = p;
 done:
@@ -312,6 +330,7 @@ static void finish(const linear_job *j, int64_t row, int64_t rows, int64_t panel
         if (p->dtype == MX_I8) finish_i8(p, int8[r], panel, panels, s);
         for (int64_t i = 0; i < n; i += VF) {
             vf v = vf_load(s + i);
+            if (p->row_scale) v = vf_mul(v, vf_load(p->row_scale + o + i));
             if (bias) v = vf_add(v, vf_load_most(bias + i, n - i));
             if (j->add) v = vf_add(v, vf_load_most(y + i, n - i));
             vf_store_most(y + i, v, n - i);

@@ -44,23 +44,22 @@ static float row_squares(const float *x, int64_t n, float mean)
     return vf_sum(vf_add(a, b));
 }
 
+static void norm_row(float *y, const float *x, int64_t n, const float *gain, const float *bias, float eps)
+{
+    float mean = row_sum(x, n) / (float)n;
+    float scale = 1.0f / sqrtf(row_squares(x, n, mean) / (float)n + eps);
+    vf m = vf_set(mean), k = vf_set(scale);
+    for (int64_t i = 0; i < n; i += VF) {
+        vf v = vf_mul(vf_mul(vf_sub(vf_load_most(x + i, n - i), m), k), vf_load_most(gain + i, n - i));
+        if (bias) v = vf_add(v, vf_load_most(bias + i, n - i));
+        vf_store_most(y + i, v, n - i);
+    }
+}
+
 static void norm_rows(const void *ctx, int64_t first, int64_t last)
 {
     const norm_job *j = ctx;
-    int64_t n = j->x.cols;
-    const float *gain = j->gain.data, *bias = j->bias.data;
-    for (int64_t r = first; r < last; r++) {
-        const float *x = mx_row(j->x, r);
-        float *y = mx_row(j->y, r);
-        float mean = row_sum(x, n) / (float)n;
-        float scale = 1.0f / sqrtf(row_squares(x, n, mean) / (float)n + j->eps);
-        vf m = vf_set(mean), k = vf_set(scale);
-        for (int64_t i = 0; i < n; i += VF) {
-            vf v = vf_mul(vf_mul(vf_sub(vf_load_most(x + i, n - i), m), k), vf_load_most(gain + i, n - i));
-            if (bias) v = vf_add(v, vf_load_most(bias + i, n - i));
-            vf_store_most(y + i, v, n - i);
-        }
-    }
+    for (int64_t r = first; r < last; r++) norm_row(mx_row(j->y, r), mx_row(j->x, r), j->x.cols, j->gain.data, j->bias.data, j->eps);
 }
 
 void mx_cpu_norm(mx_stream *s, mx_tensor y, mx_tensor x, mx_tensor gain, mx_tensor bias, float eps)
@@ -69,18 +68,17 @@ void mx_cpu_norm(mx_stream *s, mx_tensor y, mx_tensor x, mx_tensor gain, mx_tens
     mx_cpu_rows(s, x.rows, x.cols, norm_rows, &j);
 }
 
+static void rms_row(float *y, const float *x, int64_t n, const float *gain, float eps)
+{
+    vf k = vf_set(1.0f / sqrtf(row_squares(x, n, 0.0f) / (float)n + eps));
+    for (int64_t i = 0; i < n; i += VF)
+        vf_store_most(y + i, vf_mul(vf_mul(vf_load_most(x + i, n - i), k), vf_load_most(gain + i, n - i)), n - i);
+}
+
 static void rms_rows(const void *ctx, int64_t first, int64_t last)
 {
     const norm_job *j = ctx;
-    int64_t n = j->x.cols;
-    const float *gain = j->gain.data;
-    for (int64_t r = first; r < last; r++) {
-        const float *x = mx_row(j->x, r);
-        float *y = mx_row(j->y, r);
-        vf k = vf_set(1.0f / sqrtf(row_squares(x, n, 0.0f) / (float)n + j->eps));
-        for (int64_t i = 0; i < n; i += VF)
-            vf_store_most(y + i, vf_mul(vf_mul(vf_load_most(x + i, n - i), k), vf_load_most(gain + i, n - i)), n - i);
-    }
+    for (int64_t r = first; r < last; r++) rms_row(mx_row(j->y, r), mx_row(j->x, r), j->x.cols, j->gain.data, j->eps);
 }
 
 void mx_cpu_rms_norm(mx_stream *s, mx_tensor y, mx_tensor x, mx_tensor gain, float eps)
@@ -89,21 +87,46 @@ void mx_cpu_rms_norm(mx_stream *s, mx_tensor y, mx_tensor x, mx_tensor gain, flo
     mx_cpu_rows(s, x.rows, x.cols, rms_rows, &j);
 }
 
+static void add_row(float *y, const float *a, const float *b, int64_t n)
+{
+    for (int64_t i = 0; i < n; i += VF) vf_store_most(y + i, vf_add(vf_load_most(a + i, n - i), vf_load_most(b + i, n - i)), n - i);
+}
+
 static void add_rows(const void *ctx, int64_t first, int64_t last)
 {
     const norm_job *j = ctx;        /* gain stands for b */
-    for (int64_t r = first; r < last; r++) {
-        const float *a = mx_row(j->x, r), *b = mx_row(j->gain, r);
-        float *y = mx_row(j->y, r);
-        for (int64_t i = 0, n = j->x.cols; i < n; i += VF)
-            vf_store_most(y + i, vf_add(vf_load_most(a + i, n - i), vf_load_most(b + i, n - i)), n - i);
-    }
+    for (int64_t r = first; r < last; r++) add_row(mx_row(j->y, r), mx_row(j->x, r), mx_row(j->gain, r), j->x.cols);
 }
 
 void mx_cpu_add(mx_stream *s, mx_tensor y, mx_tensor a, mx_tensor b)
 {
     norm_job j = {.y = y, .x = a, .gain = b};
     mx_cpu_rows(s, a.rows, a.cols, add_rows, &j);
+}
+
+typedef struct add_norm_job {
+    norm_job norm;                  /* x is the sum */
+    mx_tensor a, b;
+    bool rms;
+} add_norm_job;
+
+/* A row is added up and normalised while the cache has it. */
+static void add_norm_rows(const void *ctx, int64_t first, int64_t last)
+{
+    const add_norm_job *j = ctx;
+    const norm_job *k = &j->norm;
+    for (int64_t r = first; r < last; r++) {
+        float *sum = mx_row(k->x, r);
+        add_row(sum, mx_row(j->a, r), mx_row(j->b, r), k->x.cols);
+        if (j->rms) rms_row(mx_row(k->y, r), sum, k->x.cols, k->gain.data, k->eps);
+        else norm_row(mx_row(k->y, r), sum, k->x.cols, k->gain.data, k->bias.data, k->eps);
+    }
+}
+
+void mx_cpu_add_norm(mx_stream *s, mx_tensor y, mx_tensor sum, mx_tensor a, mx_tensor b, mx_tensor gain, mx_tensor bias, float eps, bool rms)
+{
+    add_norm_job j = {{y, sum, gain, bias, eps}, a, b, rms};
+    mx_cpu_rows(s, a.rows, 2 * a.cols, add_norm_rows, &j);
 }
 
 static void scale_rows(const void *ctx, int64_t first, int64_t last)

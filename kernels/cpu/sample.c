@@ -21,20 +21,30 @@ typedef struct process_job {
     _Atomic int64_t outside;       /* a row with an id outside the vocabulary, or -1 */
 } process_job;
 
+static void penalise_id(process_job *j, float *x, int64_t r, int32_t id, int32_t count)
+{
+    const mx_sample_row *o = &j->rows[r];
+    if (id < 0 || id >= j->logits.cols) {
+        atomic_store(&j->outside, r);
+        return;
+    }
+    if (o->repetition_penalty != 1) x[id] = x[id] < 0 ? x[id] * o->repetition_penalty : x[id] / o->repetition_penalty;
+    if (count > 0) x[id] -= o->presence_penalty + o->frequency_penalty * (float)count;
+}
+
 static void penalise(process_job *j, float *x, int64_t r)
 {
     const mx_sample_row *o = &j->rows[r];
     const mx_logit_lists *l = j->lists;
     if (o->repetition_penalty == 1 && o->presence_penalty == 0 && o->frequency_penalty == 0) return;
+    int32_t last = l->last ? l->last[r] : -1;
+    bool fresh = last >= 0;
     for (int32_t i = l->seen_begin[r]; i < l->seen_begin[r + 1]; i++) {
-        int32_t id = l->seen_id[i], count = l->seen_count[i];
-        if (id < 0 || id >= j->logits.cols) {
-            atomic_store(&j->outside, r);
-            continue;
-        }
-        if (o->repetition_penalty != 1) x[id] = x[id] < 0 ? x[id] * o->repetition_penalty : x[id] / o->repetition_penalty;
-        if (count > 0) x[id] -= o->presence_penalty + o->frequency_penalty * (float)count;
+        bool again = l->seen_id[i] == last;
+        fresh &= !again;
+        penalise_id(j, x, r, l->seen_id[i], l->seen_count[i] + again);
     }
+    if (fresh) penalise_id(j, x, r, last, 1);
 }
 
 static void process_part(void *ctx, int64_t r, int thread)

@@ -55,7 +55,7 @@ extern "C" void mx_cuda_kv_write(mx_stream *s, const mx_kv *kv, mx_tensor k, mx_
     bool vec = cache_vec(kv) && mx_vec(k) && mx_vec(v);
 #define CALL(T) \
     MX_LAUNCH(s, "kv_write", (kv_write_kernel<T>), mx_grid(k.rows, k.cols), mx_row_threads(k.cols), 0, *kv, k, v, slots, vec, mx_cuda_faults(s))
-    MX_BY_TYPE(kv->dtype, CALL);
+    MX_BY_KV_TYPE(kv->dtype, CALL);
 #undef CALL
 }
 
@@ -81,10 +81,12 @@ extern "C" void mx_cuda_kv_copy(mx_stream *s, const mx_kv *kv, mx_tensor from_to
 {
     int64_t bytes = (int64_t)kv->kv_heads * kv->page_tokens * kv->head_dim * (int64_t)mx_dtype_size(kv->dtype);
     bool wide = bytes % 16 == 0 && (uintptr_t)kv->k % 16 == 0 && (uintptr_t)kv->v % 16 == 0;
-    int64_t words = wide ? bytes / 16 : bytes / 2, blocks = (words + 255) / 256;
+    int64_t words = bytes / (wide ? 16 : bytes % 2 ? 1 : 2), blocks = (words + 255) / 256;
     unsigned grid = (unsigned)(blocks < 1024 ? blocks : 1024);
     if (wide)
         MX_LAUNCH(s, "kv_copy", (kv_copy_kernel<uint4>), grid, 256, 0, (uint4 *)kv->k, (uint4 *)kv->v, words, kv->pages, from_to, mx_cuda_faults(s));
+    else if (bytes % 2)
+        MX_LAUNCH(s, "kv_copy", (kv_copy_kernel<uint8_t>), grid, 256, 0, (uint8_t *)kv->k, (uint8_t *)kv->v, words, kv->pages, from_to, mx_cuda_faults(s));
     else
         MX_LAUNCH(s, "kv_copy", (kv_copy_kernel<uint16_t>), grid, 256, 0, (uint16_t *)kv->k, (uint16_t *)kv->v, words, kv->pages, from_to,
                   mx_cuda_faults(s));
@@ -173,10 +175,10 @@ template <typename T> static __device__ __forceinline__ float2 load_value(const 
     if (vec) {
         if (c >= d) return make_float2(0, 0);
         if (sizeof(T) == 4) return *(const float2 *)(v + c);
-        unsigned u = *(const unsigned *)(v + c);
+        unsigned u = sizeof(T) == 1 ? *(const uint16_t *)(v + c) : *(const unsigned *)(v + c);
         T lo, hi;
         memcpy(&lo, &u, sizeof lo);
-        u >>= 16;
+        u >>= sizeof(T) == 1 ? 8 : 16;
         memcpy(&hi, &u, sizeof hi);
         return make_float2(mx_up(lo), mx_up(hi));
     }
@@ -458,6 +460,6 @@ extern "C" void mx_cuda_attention_paged(mx_stream *s, mx_tensor y, mx_tensor q, 
     bool vec = row % 16 == 0 && (uintptr_t)kv->k % 16 == 0 && (uintptr_t)kv->v % 16 == 0;
     attention a = {y, q, pages, at, *kv, heads, window, 0, 0, scale, NULL, 0, vec, mx_cuda_faults(s)};
 #define CALL(T) attend_by_width<T>(s, a)
-    MX_BY_TYPE(kv->dtype, CALL);
+    MX_BY_KV_TYPE(kv->dtype, CALL);
 #undef CALL
 }

@@ -47,10 +47,24 @@ extern "C" __typeof__(mx_weight_close) mx_cuda_weight_close;
 
 typedef struct mx_f16 { uint16_t bits; } mx_f16;
 typedef struct mx_bf16 { uint16_t bits; } mx_bf16;
+typedef struct mx_f8 { uint8_t bits; } mx_f8;           /* E4M3; the same steps as runtime/tensor.c */
 
 static __device__ __forceinline__ float mx_up(float v) { return v; }
 static __device__ __forceinline__ float mx_up(mx_f16 v) { return __half2float(__ushort_as_half(v.bits)); }
 static __device__ __forceinline__ float mx_up(mx_bf16 v) { return __uint_as_float((uint32_t)v.bits << 16); }
+static __device__ __forceinline__ float mx_up(mx_f8 v)
+{
+    unsigned mag = v.bits & 0x7fu;
+    float f = __uint_as_float(mag == 0x7fu ? 0x7fc00000u : mag << 20) * 1.329227995784916e36f;     /* 2^120 */
+    return __uint_as_float(__float_as_uint(f) | (v.bits & 0x80u) << 24);
+}
+static __device__ __forceinline__ void mx_down(mx_f8 *p, float v)
+{
+    unsigned u = __float_as_uint(v), mag = u & 0x7fffffffu;
+    unsigned small = __float_as_uint(__uint_as_float(mag) + 16384.0f) - 0x46800000u, large = ((mag + 0x7ffffu + (mag >> 20 & 1u)) >> 20) - 960u;
+    unsigned code = mag > 0x7f800000u ? 0x7fu : mag >= 0x43e00000u ? 0x7eu : mag < 0x3c800000u ? small : large;
+    p->bits = (uint8_t)((u >> 24 & 0x80u) | code);
+}
 static __device__ __forceinline__ void mx_down(float *p, float v) { *p = v; }
 static __device__ __forceinline__ void mx_down(mx_f16 *p, float v) { p->bits = __half_as_ushort(__float2half_rn(v)); }
 static __device__ __forceinline__ void mx_down(mx_bf16 *p, float v) { p->bits = __bfloat16_as_ushort(__float2bfloat16_rn(v)); }
@@ -61,6 +75,13 @@ static __device__ __forceinline__ void mx_down(mx_bf16 *p, float v) { p->bits = 
         if ((dtype) == MX_F32) f(float);  \
         else if ((dtype) == MX_BF16) f(mx_bf16); \
         else f(mx_f16);                   \
+    } while (0)
+
+/* the same for a KV cache, which may be fp8 too */
+#define MX_BY_KV_TYPE(dtype, f)           \
+    do {                                  \
+        if ((dtype) == MX_F8) f(mx_f8);   \
+        else MX_BY_TYPE(dtype, f);        \
     } while (0)
 
 /* Four elements from i on of a row of n; zeros past its end.  `vec`: they may be
@@ -93,6 +114,29 @@ static __device__ __forceinline__ float4 mx_load4(const mx_f16 *p, int64_t i, in
 static __device__ __forceinline__ float4 mx_load4(const mx_bf16 *p, int64_t i, int64_t n, bool vec)
 {
     return mx_load4_half(p, i, n, vec);
+}
+
+static __device__ __forceinline__ float4 mx_load4(const mx_f8 *p, int64_t i, int64_t n, bool vec)
+{
+    unsigned u = 0;
+    if (vec && i + 4 <= n) u = *(const unsigned *)(p + i);
+    else
+        for (int k = 0; k < 4; k++)
+            if (i + k < n) u |= (unsigned)p[i + k].bits << 8 * k;
+    mx_f8 b[4] = {{(uint8_t)u}, {(uint8_t)(u >> 8)}, {(uint8_t)(u >> 16)}, {(uint8_t)(u >> 24)}};
+    return make_float4(mx_up(b[0]), mx_up(b[1]), mx_up(b[2]), mx_up(b[3]));
+}
+
+static __device__ __forceinline__ void mx_store4(mx_f8 *p, int64_t i, int64_t n, bool vec, float4 v)
+{
+    mx_f8 b[4];
+    mx_down(&b[0], v.x), mx_down(&b[1], v.y), mx_down(&b[2], v.z), mx_down(&b[3], v.w);
+    if (vec && i + 4 <= n) {
+        *(unsigned *)(p + i) = (unsigned)b[0].bits | (unsigned)b[1].bits << 8 | (unsigned)b[2].bits << 16 | (unsigned)b[3].bits << 24;
+        return;
+    }
+    for (int k = 0; k < 4; k++)
+        if (i + k < n) p[i + k].bits = b[k].bits;
 }
 
 static __device__ __forceinline__ void mx_store4(float *p, int64_t i, int64_t n, bool vec, float4 v)

@@ -1,4 +1,4 @@
-/* embed.cu - table rows by id, and rotary positions. */
+/* embed.cu - table rows by id. */
 #include "kernels/cuda/common.cuh"
 
 template <typename T>
@@ -29,36 +29,6 @@ extern "C" void mx_cuda_embed(mx_stream *s, mx_tensor y, mx_tensor table, mx_ten
     MX_LAUNCH(s, "embed", (embed_kernel<T>), mx_grid(y.rows, y.cols), mx_row_threads(y.cols), 0, y, table, ids, add, vec, mx_cuda_faults(s))
     MX_BY_TYPE(table.dtype, CALL);
 #undef CALL
-}
-
-/* A block turns a row; a thread takes a pair of channels through all heads, so
- * that its angle is computed once.  The angle is the f32 product, its cosine and
- * sine are computed in double and rounded (ops.h). */
-static __global__ void rope_kernel(mx_tensor x, mx_tensor positions, mx_tensor freq, float magnitude, int heads, bool interleaved, float turn)
-{
-    int64_t half = freq.cols;
-    float at = (float)*mx_row_i32(positions, blockIdx.x);
-    for (int64_t j = threadIdx.x; j < half; j += blockDim.x) {
-        double sd, cd;
-        sincos((double)(at * ((const float *)freq.data)[j]), &sd, &cd);
-        float c = (float)cd * magnitude, s = (float)sd * magnitude * turn, *p = mx_row(x, blockIdx.x);
-        for (int h = 0; h < heads; h++, p += 2 * half) {
-            float *u = interleaved ? p + 2 * j : p + j, *v = interleaved ? u + 1 : u + half;
-            float a = *u, b = *v;
-            *u = a * c - b * s;
-            *v = b * c + a * s;
-        }
-    }
-}
-
-extern "C" void mx_cuda_rope(mx_stream *s, mx_tensor x, mx_tensor positions, mx_tensor freq, float magnitude, int heads, bool interleaved)
-{
-    MX_LAUNCH(s, "rope", rope_kernel, (unsigned)x.rows, mx_row_threads(4 * freq.cols), 0, x, positions, freq, magnitude, heads, interleaved, 1.0f);
-}
-
-extern "C" void mx_cuda_rope_back(mx_stream *s, mx_tensor dx, mx_tensor positions, mx_tensor freq, float magnitude, int heads, bool interleaved)
-{
-    MX_LAUNCH(s, "rope_back", rope_kernel, (unsigned)dx.rows, mx_row_threads(4 * freq.cols), 0, dx, positions, freq, magnitude, heads, interleaved, -1.0f);
 }
 
 /* ---- the table's gradient ---------------------------------------------------------------- */
@@ -104,4 +74,21 @@ static __global__ void __launch_bounds__(BACK_THREADS) embed_back_kernel(mx_tens
 extern "C" void mx_cuda_embed_back(mx_stream *s, mx_tensor dtable, mx_tensor dy, mx_tensor ids)
 {
     MX_LAUNCH(s, "embed_back", embed_back_kernel, (unsigned)dy.rows, BACK_THREADS, 0, dtable, dy, ids, mx_cuda_faults(s));
+}
+
+/* ---- tokens that the device chose itself ---------------------------------------------- */
+
+static __global__ void feed_ids_kernel(mx_tensor ids, mx_tensor given, mx_tensor from, mx_tensor fed, mx_cuda_fault *fault)
+{
+    int64_t r = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (r >= ids.rows) return;
+    int32_t at = *mx_row_i32(from, r), id = at >= 0 || !given.data ? -1 : *mx_row_i32(given, r);
+    if (at >= fed.rows) mx_raise(fault, MX_CUDA_FED, r, at);
+    else if (at >= 0) id = *mx_row_i32(fed, at) > 0 ? *mx_row_i32(fed, at) : 0;
+    *mx_row_i32(ids, r) = id;
+}
+
+extern "C" void mx_cuda_feed_ids(mx_stream *s, mx_tensor ids, mx_tensor given, mx_tensor from, mx_tensor fed)
+{
+    MX_LAUNCH(s, "feed_ids", feed_ids_kernel, (unsigned)((ids.rows + 127) / 128), 128, 0, ids, given, from, fed, mx_cuda_faults(s));
 }

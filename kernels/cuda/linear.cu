@@ -7,7 +7,11 @@
  *
  * int8 is our own: rows are quantised on the fly, products of 64 inputs are summed
  * exactly in int32 and those sums one after another, so a decode kernel (four lanes
- * for a channel) and a tile of mma instructions give the same bits. */
+ * for a channel) and a tile of mma instructions give the same bits.
+ *
+ * fp8 is our own too: bytes become bf16 on their way into mma fragments, and an output's
+ * products are summed by the same instructions in the same order in small and large
+ * tiles. */
 #include "kernels/cuda/blaslt.cuh"
 #include "kernels/cuda/ptx.cuh"
 
@@ -26,7 +30,7 @@ static const cublasLtEpilogue_t lt_epilogues[LT_EPILOGUES] = {
 };
 
 typedef struct cuda_weight {
-    mx_buffer memory;                   /* [rows][padded]; int8: then scale[rows][padded/64] */
+    mx_buffer memory;                   /* [rows][padded]; int8: then scale[rows][padded/64]; fp8: scale[rows] */
     int64_t   rows, cols, padded;
     mx_dtype  dtype;
     float    *scale;
@@ -110,6 +114,25 @@ static __global__ void quantise_weight_kernel(int8_t *dst, int64_t padded, float
         float4 f = mx_load4(mx_row(x, r), k, x.cols, vec);
         float v[4] = {f.x, f.y, f.z, f.w};
         *(unsigned *)(dst + r * padded + k) = four_i8(v, inverse, -1);
+    }
+}
+
+/* fp8 of a weight: a row's largest value becomes 448.  A block takes a row. */
+static __global__ void round_f8_kernel(mx_f8 *dst, int64_t padded, float *scales, mx_tensor x, bool vec)
+{
+    int64_t r = blockIdx.x, n = x.cols;
+    const float *row = mx_row(x, r);
+    float most = 0;
+    for (int64_t i = 4 * (int64_t)threadIdx.x; i < n; i += 4 * (int64_t)blockDim.x) {
+        float4 f = mx_load4(row, i, n, vec);
+        most = fmaxf(fmaxf(fmaxf(most, fabsf(f.x)), fmaxf(fabsf(f.y), fabsf(f.z))), fabsf(f.w));
+    }
+    float scale = __fdiv_rn(mx_block_max(most), 448.0f), inverse = scale > 0 ? __fdiv_rn(1.0f, scale) : 0.0f;
+    if (!(inverse <= FLT_MAX)) inverse = 0;
+    if (threadIdx.x == 0) scales[r] = scale;
+    for (int64_t i = 4 * (int64_t)threadIdx.x; i < padded; i += 4 * (int64_t)blockDim.x) {
+        float4 f = mx_load4(row, i, n, vec);
+        mx_store4(dst + r * padded, i, padded, true, make_float4(f.x * inverse, f.y * inverse, f.z * inverse, f.w * inverse));
     }
 }
 
@@ -389,6 +412,113 @@ static void int8_linear(mx_stream *s, mx_tensor y, mx_tensor x, const cuda_weigh
     }
 }
 
+/* ---- fp8 ------------------------------------------------------------------------------------------------------- */
+
+#define F8_STEP    64                   /* channels of a tile's step */
+#define F8_X_PITCH (2 * F8_STEP + 16)   /* bytes of a row in shared memory, of bf16 and of fp8 */
+#define F8_W_PITCH (F8_STEP + 16)
+
+typedef struct f8_args {
+    mx_tensor      y;
+    const mx_bf16 *x;
+    const mx_f8   *w;
+    const float   *scale, *bias;
+    int64_t        padded;
+    mx_activation  act;
+    bool           add;
+} f8_args;
+
+/* n rows of F8_STEP values from row r0 and column k0 of a matrix of `rows`; 0 behind its end. */
+template <typename T> static __device__ void f8_load(char *to, int pitch, const T *from, int64_t padded, int n, int64_t r0, int64_t rows, int64_t k0)
+{
+    constexpr int pieces = F8_STEP * (int)sizeof(T) / 16, piece = 16 / (int)sizeof(T);
+    for (int j = threadIdx.x; j < n * pieces; j += 128) {
+        int i = j / pieces, c = j % pieces;
+        bool in = r0 + i < rows;
+        __pipeline_memcpy_async(to + i * pitch + 16 * c, from + (in ? (r0 + i) * padded + k0 + c * piece : 0), 16, in ? 0 : 16);
+    }
+}
+
+/* Two neighbouring bytes as a pair of bf16; each is exact there. */
+static __device__ __forceinline__ unsigned f8_pair(const char *p)
+{
+    unsigned u = *(const uint16_t *)p;
+    mx_f8 lo = {(uint8_t)u}, hi = {(uint8_t)(u >> 8)};
+    return __float_as_uint(mx_up(lo)) >> 16 | (__float_as_uint(mx_up(hi)) & 0xffff0000u);
+}
+
+/* Four warps side by side, or in two rows of two: each makes 16 M x 8 N outputs, with two steps in flight. */
+template <int M, int N, int WIDE> static __global__ void __launch_bounds__(128) f8_tile_kernel(f8_args a)
+{
+    constexpr int ROWS = 16 * M * (4 / WIDE), COLS = 8 * N * WIDE, STAGE = ROWS * F8_X_PITCH + COLS * F8_W_PITCH;
+    MX_DYN_SHARED(char, shared);
+    int64_t r0 = (int64_t)blockIdx.y * ROWS, o0 = (int64_t)blockIdx.x * COLS;
+    int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4 * 2, wm = warp / WIDE * 16 * M, wn = warp % WIDE * 8 * N, stage = 0;
+    float sum[M][N][4] = {};
+    f8_load(shared, F8_X_PITCH, a.x, a.padded, ROWS, r0, a.y.rows, 0);
+    f8_load(shared + ROWS * F8_X_PITCH, F8_W_PITCH, a.w, a.padded, COLS, o0, a.y.cols, 0);
+    __pipeline_commit();
+    for (int64_t k0 = 0; k0 < a.padded; k0 += F8_STEP, stage ^= 1) {
+        char *next = shared + (stage ^ 1) * STAGE, *xs = shared + stage * STAGE, *ws = xs + ROWS * F8_X_PITCH;
+        if (k0 + F8_STEP < a.padded) {
+            f8_load(next, F8_X_PITCH, a.x, a.padded, ROWS, r0, a.y.rows, k0 + F8_STEP);
+            f8_load(next + ROWS * F8_X_PITCH, F8_W_PITCH, a.w, a.padded, COLS, o0, a.y.cols, k0 + F8_STEP);
+        }
+        __pipeline_commit();
+        __pipeline_wait_prior(1);
+        __syncthreads();
+#pragma unroll
+        for (int k = 0; k < F8_STEP; k += 16) {
+            unsigned fx[M][4], fw[N][2];
+#pragma unroll
+            for (int i = 0; i < M; i++)
+#pragma unroll
+                for (int e = 0; e < 4; e++)
+                    fx[i][e] = *(const unsigned *)(xs + (wm + 16 * i + g + e % 2 * 8) * F8_X_PITCH + 2 * (k + t + e / 2 * 8));
+#pragma unroll
+            for (int j = 0; j < N; j++)
+#pragma unroll
+                for (int e = 0; e < 2; e++) fw[j][e] = f8_pair(ws + (wn + 8 * j + g) * F8_W_PITCH + k + t + e * 8);
+#pragma unroll
+            for (int i = 0; i < M; i++)
+#pragma unroll
+                for (int j = 0; j < N; j++) mx_mma_bf16(sum[i][j], fx[i], fw[j], sum[i][j]);
+        }
+        __syncthreads();
+    }
+#pragma unroll
+    for (int i = 0; i < M; i++)
+#pragma unroll
+        for (int j = 0; j < N; j++)
+#pragma unroll
+            for (int e = 0; e < 4; e++) {
+                int64_t r = r0 + wm + 16 * i + g + e / 2 * 8, o = o0 + wn + 8 * j + t + e % 2;
+                if (r >= a.y.rows || o >= a.y.cols) continue;
+                float *at = mx_row(a.y, r) + o, v = sum[i][j][e] * a.scale[o] + (a.bias ? a.bias[o] : 0.0f);
+                *at = a.add ? *at + v : mx_activated(v, a.act);
+            }
+}
+
+template <int M, int N, int WIDE> static void f8_tiles(mx_stream *s, const f8_args &a)
+{
+    constexpr int ROWS = 16 * M * (4 / WIDE), COLS = 8 * N * WIDE;
+    dim3 grid((unsigned)((a.y.cols + COLS - 1) / COLS), (unsigned)((a.y.rows + ROWS - 1) / ROWS));
+    MX_LAUNCH(s, "linear", (f8_tile_kernel<M, N, WIDE>), grid, 128, 2 * (ROWS * F8_X_PITCH + COLS * F8_W_PITCH), a);
+}
+
+static void f8_linear(mx_stream *s, mx_tensor y, mx_tensor x, const cuda_weight *w, const float *bias, mx_activation act, bool add)
+{
+    int64_t most = 65535 * 16, n = x.rows < most ? x.rows : most;
+    mx_bf16 *work = (mx_bf16 *)mx_cuda_work(s, (size_t)n * (size_t)w->padded * sizeof(mx_bf16));
+    for (int64_t r = 0; work && r < x.rows; r += n) {
+        mx_tensor xr = mx_tensor_rows(x, r, x.rows - r < n ? x.rows - r : n), yr = mx_tensor_rows(y, r, xr.rows);
+        f8_args a = {yr, work, (const mx_f8 *)w->memory.base, w->scale, bias, w->padded, act, add};
+        convert(s, work, w->padded, MX_BF16, xr);
+        if (x.rows <= 16) f8_tiles<1, 1, 4>(s, a);
+        else f8_tiles<2, 4, 2>(s, a);
+    }
+}
+
 /* ---- the op ------------------------------------------------------------------------------------------------------- */
 
 static int epilogue_of(const lt_library *l, mx_activation act, bool bias)
@@ -433,6 +563,7 @@ extern "C" void mx_cuda_linear(mx_stream *s, mx_tensor y, mx_tensor x, const mx_
     const cuda_weight *w = (const cuda_weight *)weight->impl;
     const float *bias = (const float *)b.data;
     if (w->dtype == MX_I8) int8_linear(s, y, x, w, bias, act, add);
+    else if (w->dtype == MX_F8) f8_linear(s, y, x, w, bias, act, add);
     else if (w->lt) library_linear(s, y, x, w, bias, act, add);
     else own_multiply(s, y, x, w, bias, act, add);
 }
@@ -517,7 +648,9 @@ static mx_status load_rows(mx_stream *s, cuda_weight *w, const mx_row_source *pa
         char *dst = (char *)w->memory.base + (size_t)(r * w->padded) * mx_dtype_size(w->dtype);
         mx_tensor x = mx_tensor_of(on_device, MX_F32, n, w->cols);
         int64_t groups = w->padded / I8_STEP;
-        if (w->dtype != MX_I8) convert(s, dst, w->padded, w->dtype, x);
+        if (w->dtype == MX_F8)
+            MX_LAUNCH(s, "linear", round_f8_kernel, (unsigned)n, mx_row_threads(w->padded), 0, (mx_f8 *)dst, w->padded, w->scale + r, x, mx_vec(x));
+        else if (w->dtype != MX_I8) convert(s, dst, w->padded, w->dtype, x);
         else MX_LAUNCH(s, "linear", quantise_weight_kernel, (unsigned)((n * groups + 63) / 64), 64, 0, (int8_t *)dst, w->padded,
                        w->scale + r * groups, x, mx_vec(x));
     }
@@ -548,7 +681,8 @@ extern "C" mx_status mx_cuda_weight_open(mx_weight *weight, mx_device *d, const 
         goto done;
     }
     if (!mx_mul_size((size_t)w->rows, (size_t)w->padded * mx_dtype_size(as), &size) ||
-        (as == MX_I8 && !mx_add_size(size, scales = size / I8_STEP * sizeof(float), &size))) {
+        (as == MX_I8 && !mx_add_size(size, scales = size / I8_STEP * sizeof(float), &size)) ||
+        (as == MX_F8 && !mx_add_size(size, scales = (size_t)w->rows * sizeof(float), &size))) {
         st = mx_fail(err, MX_ERR_NO_MEMORY, "weight: %lld x %lld does not fit memory", (long long)w->rows, (long long)w->cols);
         goto done;
     }
@@ -560,7 +694,7 @@ extern "C" mx_status mx_cuda_weight_open(mx_weight *weight, mx_device *d, const 
         goto done;
     }
     st = load_rows(s, w, parts, n, err);
-    if (!st && as != MX_I8) w->lt = library_of(d, s);
+    if (!st && as != MX_I8 && as != MX_F8) w->lt = library_of(d, s);
     for (int e = 0; e < LT_EPILOGUES && w->lt; e++)
         if (!choose_algorithm(w->lt, w, e, (const float *)w->memory.base)) w->lt = NULL;
     mx_cuda_loader_done(d);

@@ -34,9 +34,9 @@ static __device__ void write_row(const norm_args &a, int64_t r, float mean, floa
     }
 }
 
-static __global__ void norm_kernel(norm_args a)
+static __device__ void norm_row(const norm_args &a, int64_t r)
 {
-    int64_t n = a.x.cols, r = blockIdx.x;
+    int64_t n = a.x.cols;
     const float *x = mx_row(a.x, r);
     float sum = 0;
     for (int64_t i = 4 * (int64_t)threadIdx.x; i < n; i += 4 * (int64_t)blockDim.x) {
@@ -48,11 +48,26 @@ static __global__ void norm_kernel(norm_args a)
     write_row(a, r, mean, 1.0f / sqrtf(var + a.eps));
 }
 
-static __global__ void rms_norm_kernel(norm_args a)
+static __device__ void rms_row(const norm_args &a, int64_t r)
 {
-    int64_t n = a.x.cols, r = blockIdx.x;
+    int64_t n = a.x.cols;
     float mean = mx_block_sum(squares(mx_row(a.x, r), n, 0.0f, a.vec)) / (float)n;
     write_row(a, r, 0.0f, 1.0f / sqrtf(mean + a.eps));
+}
+
+static __global__ void norm_kernel(norm_args a) { norm_row(a, blockIdx.x); }
+static __global__ void rms_norm_kernel(norm_args a) { rms_row(a, blockIdx.x); }
+
+/* a.x becomes u + v; a thread reads again only the elements that it wrote. */
+static __global__ void add_norm_kernel(norm_args a, mx_tensor u, mx_tensor v, bool rms)
+{
+    int64_t n = a.x.cols, r = blockIdx.x;
+    for (int64_t i = 4 * (int64_t)threadIdx.x; i < n; i += 4 * (int64_t)blockDim.x) {
+        float4 p = mx_load4(mx_row(u, r), i, n, a.vec), q = mx_load4(mx_row(v, r), i, n, a.vec);
+        mx_store4(mx_row(a.x, r), i, n, a.vec, make_float4(p.x + q.x, p.y + q.y, p.z + q.z, p.w + q.w));
+    }
+    if (rms) rms_row(a, r);
+    else norm_row(a, r);
 }
 
 static bool all_vec(mx_tensor a, mx_tensor b, mx_tensor c, mx_tensor d)
@@ -80,6 +95,13 @@ static __global__ void add_kernel(mx_tensor y, mx_tensor a, mx_tensor b, bool ve
             float4 p = mx_load4(mx_row(a, r), i, y.cols, vec), q = mx_load4(mx_row(b, r), i, y.cols, vec);
             mx_store4(mx_row(y, r), i, y.cols, vec, make_float4(p.x + q.x, p.y + q.y, p.z + q.z, p.w + q.w));
         }
+}
+
+extern "C" void mx_cuda_add_norm(mx_stream *s, mx_tensor y, mx_tensor sum, mx_tensor a, mx_tensor b, mx_tensor gain, mx_tensor bias,
+                                 float eps, bool rms)
+{
+    norm_args n = {y, sum, gain, bias, eps, all_vec(y, sum, gain, bias) && mx_vec(a) && mx_vec(b)};
+    MX_LAUNCH(s, "add_norm", add_norm_kernel, (unsigned)a.rows, mx_row_threads(a.cols), 0, n, a, b, rms);
 }
 
 extern "C" void mx_cuda_add(mx_stream *s, mx_tensor y, mx_tensor a, mx_tensor b)

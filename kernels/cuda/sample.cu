@@ -38,22 +38,31 @@ static __device__ void add_biases(float *x, int64_t v, const mx_logit_lists &l, 
     }
 }
 
+/* All threads of the block. */
+static __device__ void penalise(float *x, int64_t v, const mx_sample_row &o, const mx_logit_lists &l, int64_t r, mx_cuda_fault *fault)
+{
+    int32_t first = l.seen_begin[r], n = l.seen_begin[r + 1] - first, last = l.last ? l.last[r] : -1;
+    bool again = false;
+    for (int32_t i = (int32_t)threadIdx.x; i < n; i += (int32_t)blockDim.x) again |= l.seen_id[first + i] == last;
+    bool fresh = !__syncthreads_or(again) && last >= 0;         /* one more, after the list's own */
+    for (int32_t i = (int32_t)threadIdx.x; i < n + fresh; i += (int32_t)blockDim.x) {
+        int32_t id = i < n ? l.seen_id[first + i] : last, count = i < n ? l.seen_count[first + i] + (id == last) : 1;
+        if (!in_vocabulary(id, v, r, fault)) continue;
+        float z = x[id];
+        if (o.repetition_penalty != 1) z = z < 0 ? z * o.repetition_penalty : z / o.repetition_penalty;
+        if (count > 0) z -= o.presence_penalty + o.frequency_penalty * (float)count;
+        x[id] = z;
+    }
+}
+
 static __global__ void process_kernel(mx_tensor logits, const mx_sample_row *rows, mx_logit_lists l, mx_cuda_fault *fault)
 {
     int64_t r = blockIdx.x, v = logits.cols;
-    float *x = mx_row(logits, r), repetition = rows[r].repetition_penalty, presence = rows[r].presence_penalty,
-          frequency = rows[r].frequency_penalty;
+    float *x = mx_row(logits, r);
+    const mx_sample_row &o = rows[r];
     if (l.bias_begin) add_biases(x, v, l, r, fault);
     __syncthreads();
-    if (l.seen_begin && (repetition != 1 || presence != 0 || frequency != 0))
-        for (int32_t i = l.seen_begin[r] + (int32_t)threadIdx.x; i < l.seen_begin[r + 1]; i += (int32_t)blockDim.x) {
-            int32_t id = l.seen_id[i], count = l.seen_count[i];
-            if (!in_vocabulary(id, v, r, fault)) continue;
-            float z = x[id];
-            if (repetition != 1) z = z < 0 ? z * repetition : z / repetition;
-            if (count > 0) z -= presence + frequency * (float)count;
-            x[id] = z;
-        }
+    if (l.seen_begin && (o.repetition_penalty != 1 || o.presence_penalty != 0 || o.frequency_penalty != 0)) penalise(x, v, o, l, r, fault);
     __syncthreads();
     if (l.ban_begin) {
         int32_t end = l.ban_begin[r + 1];

@@ -31,6 +31,7 @@ void cudasim_set_devices(int n);                    /* 0: as if there were no dr
 void cudasim_set_memory(size_t bytes);              /* of the device; what is over fails                */
 long cudasim_fail_at(long nth);                     /* the n-th call from now that can fail, fails; 0: none;
                                                        returns how many were still to come                      */
+long cudasim_lose_at(long nth);                     /* the same, and every call after it fails too              */
 void cudasim_set_blaslt(int on);                    /* 0: cublasLtCreate() fails                        */
 void cudasim_set_coarse_gelu(int on);               /* cublasLt's fused GELU is an approximation        */
 /* Findings since the last call, and the text of the last. */
@@ -39,7 +40,7 @@ int  cudasim_is_checker(void);
 int  cudasim_is_asan(void);
 
 typedef struct cudasim_stats {
-    unsigned long launches, blocks, threads, switches, barriers, warp_calls, checked, matmuls, graphs, replays;
+    unsigned long launches, blocks, threads, switches, barriers, warp_calls, checked, matmuls, graphs, replays, waits;
     size_t        live, peak;                       /* bytes of device memory */
 } cudasim_stats_t;
 extern cudasim_stats_t cudasim_stats;

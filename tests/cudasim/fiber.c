@@ -23,6 +23,7 @@ static int mode, lazy = -1, abort_at_once = 1, failed, findings;
 static unsigned chaos;
 static uint32_t random_state = 1;
 static long fail_in;
+static int fail_stays;
 static char message[1024];
 static cudaError_t last, sticky;
 static pthread_mutex_t lock = PTHREAD_RECURSIVE_MUTEX_INITIALIZER_NP;
@@ -45,6 +46,14 @@ long cudasim_fail_at(long nth)
 {
     long left = fail_in;
     fail_in = nth;
+    fail_stays = 0;
+    return left;
+}
+
+long cudasim_lose_at(long nth)
+{
+    long left = cudasim_fail_at(nth);
+    fail_stays = 1;
     return left;
 }
 
@@ -74,7 +83,12 @@ cudaError_t sim_sticky(cudaError_t set)
     return sticky;
 }
 
-int sim_injected(void) { return fail_in > 0 && --fail_in == 0; }
+int sim_injected(void)
+{
+    int now = fail_in > 0 && --fail_in == 0;
+    if (now && fail_stays) sim_sticky(cudaErrorIllegalAddress);
+    return now;
+}
 
 int cudasim_errors(char *text, size_t size)
 {

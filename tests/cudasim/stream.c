@@ -132,6 +132,7 @@ cudaError_t cudaStreamSynchronize(cudaStream_t s)
 {
     sim_lock();
     cudaError_t e = sim_injected() ? cudaErrorLaunchFailure : cudaSuccess;
+    cudasim_stats.waits++;
     if (stream_of(s)->capture) sim_error("a stream that is being captured cannot be waited for");
     flush(stream_of(s));
     e = e != cudaSuccess ? sim_result(e) : sim_sticky(cudaSuccess);
@@ -160,7 +161,14 @@ cudaError_t cudaStreamDestroy(cudaStream_t s)
     return cudaSuccess;
 }
 
-cudaError_t cudaStreamQuery(cudaStream_t s) { return stream_of(s)->head ? cudaErrorNotReady : cudaSuccess; }
+cudaError_t cudaStreamQuery(cudaStream_t s)
+{
+    sim_lock();
+    cudaError_t e = sim_sticky(cudaSuccess);
+    if (e == cudaSuccess && stream_of(s)->head) e = cudaErrorNotReady;
+    sim_unlock();
+    return e;
+}
 
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t *e, unsigned flags)
 {

@@ -224,6 +224,7 @@ static void rows_do_not_depend_on_the_batch(void)
         {"linear", 67, 131, MX_F32, MX_ACT_GELU_TANH, NULL}, {"linear", 128, 64, MX_F32, MX_ACT_NONE, NULL},
         {"linear", 67, 131, MX_BF16, MX_ACT_SILU, NULL},    {"linear", 128, 64, MX_BF16, MX_ACT_RELU, NULL},
         {"linear", 67, 131, MX_I8, MX_ACT_GELU_TANH, NULL}, {"linear", 300, 64, MX_I8, MX_ACT_NONE, NULL},
+        {"linear", 67, 131, MX_F8, MX_ACT_GELU_TANH, NULL}, {"linear", 300, 64, MX_F8, MX_ACT_NONE, NULL},
         {"linear", 1, 1, MX_F32, MX_ACT_NONE, NULL},
     };
     for (size_t i = 0; i < sizeof ops / sizeof *ops; i++) row_op_is_invariant(&ops[i]);
@@ -278,8 +279,8 @@ static void attention_does_not_depend_on_chunks_or_pages(void)
     int from = slow ? LENGTH - 20 : LENGTH - 60;
     float *y = malloc(LENGTH * WIDE * sizeof *y), *want = malloc(LENGTH * WIDE * sizeof *want);
     float *q = randoms(LENGTH * WIDE), *k = randoms(LENGTH * KVW), *v = randoms(LENGTH * KVW);
-    for (int kind = 0; kind < 4; kind++) {
-        mx_dtype type = kind == 1 ? MX_F16 : kind == 2 ? MX_BF16 : MX_F32;
+    for (int kind = 0; kind < 5; kind++) {
+        mx_dtype type = kind == 1 ? MX_F16 : kind == 2 ? MX_BF16 : kind == 4 ? MX_F8 : MX_F32;
         int window = kind == 3 ? 70 : 0;
         tell(q, k, v, type, window, from, 1, 16, want);
         for (size_t w = 0; w < sizeof ways / sizeof *ways; w++) {
