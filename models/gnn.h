@@ -64,6 +64,8 @@ mx_status mx_gnn_save(const mx_gnn *m, const char *folder, mx_error *err);
 void      mx_gnn_close(mx_gnn *m);
 const mx_gnn_config *mx_gnn_config_of(const mx_gnn *m);
 mx_params *mx_gnn_params(mx_gnn *m);
+/* Tells its weights, without the table's, from other networks'; on a CPU device. */
+uint64_t  mx_gnn_print(const mx_gnn *m);
 /* What the table learned of a node becomes zeros.  False: it has none, or is zeros already. */
 bool      mx_gnn_forget(mx_gnn *m, int32_t node);
 

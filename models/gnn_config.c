@@ -159,6 +159,21 @@ void mx_gnn_close(mx_gnn *m)
 const mx_gnn_config *mx_gnn_config_of(const mx_gnn *m) { return &m->config; }
 mx_params *mx_gnn_params(mx_gnn *m) { return &m->params; }
 
+uint64_t mx_gnn_print(const mx_gnn *m)
+{
+    uint64_t h = 0xcbf29ce484222325u ^ (uint64_t)m->config.kind << 32 ^ (uint64_t)m->config.layers << 16 ^ (uint64_t)m->config.outputs ^ m->config.store;
+    for (int i = 0; i < m->params.n; i++) {
+        mx_tensor t = mx_params_view(&m->params, &m->params.value, i, 1);
+        for (int64_t r = 0; r < t.rows && i != m->table; r++)
+            for (int64_t c = 0; c < t.cols; c++) {
+                uint32_t bits;
+                memcpy(&bits, (const float *)t.data + r * t.stride + c, sizeof bits);
+                h = (h ^ bits) * 0x100000001b3u;
+            }
+    }
+    return h;
+}
+
 bool mx_gnn_forget(mx_gnn *m, int32_t node)
 {
     if (m->table < 0 || node < 0 || node >= m->config.id_nodes || m->params.dev->kind != MX_CPU) return false;

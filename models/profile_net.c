@@ -31,7 +31,7 @@ struct mx_profile_net {
 
 mx_profile_net_info mx_profile_net_about(const mx_profile_net *p)
 {
-    return (mx_profile_net_info){p->folder, p->config.kind, p->config.task, p->config.layers, mx_gnn_width(&p->config, p->config.layers), p->text_dim};
+    return (mx_profile_net_info){p->folder, p->config.kind, p->config.task, p->config.layers, mx_gnn_width(&p->config, p->config.layers), p->text_dim, mx_gnn_print(p->gnn)};
 }
 
 uint64_t mx_profile_net_watermark(const mx_profile_net *p) { return atomic_load(&p->watermark); }

@@ -22,6 +22,7 @@ typedef struct mx_profile_net_info {
     mx_gnn_kind kind;
     mx_gnn_task task;
     int32_t     layers, dim, text_dim;        /* dim: of what comes out                     */
+    uint64_t    print;                        /* mx_gnn_print()                             */
 } mx_profile_net_info;
 
 /* A folder of mx_gnn_save(), on a CPU device.  All nodes are computed before it returns.  texts: must outlive it, NULL: none.

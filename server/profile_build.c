@@ -438,11 +438,28 @@ mx_status profile_store_labels(mx_profiles *p, const char *user, subject *s, mx_
     for (int32_t i = 0; i < s->n_changes; i++) {
         change *c = &s->changes[i];
         mx_tag_row r = row_of(user, c->tag, c->version, c->in, (double)c->probability, c->ts_ms);
-        if (!c->stored) MX_TRY(mx_store_add_tag_change(p->store, &r, err));
-        c->stored = true;
+        if (!c->stored && !c->storing) MX_TRY(mx_store_add_tag_change(p->store, &r, err));
+        c->storing = !c->stored;
     }
     s->changed = false;
     return MX_OK;
+}
+
+mx_status profile_labels_stored(mx_profiles *p, bool committed, mx_error *err)
+{
+    mx_status st = MX_OK;
+    for (int32_t i = 0; i < p->n_storing; i++) {
+        subject *s = profile_subject(p, p->storing[i]);
+        if (!s) continue;                                    /* it was forgotten in this transaction */
+        for (int32_t k = 0; k < s->n_changes; k++) {
+            s->changes[k].stored |= s->changes[k].storing && committed;
+            s->changes[k].storing = false;
+        }
+        s->changed |= !committed;
+        if (!committed && profile_touch(p, p->storing[i], err)) st = MX_ERR_NO_MEMORY;
+    }
+    p->n_storing = 0;
+    return st;
 }
 
 typedef struct loading { mx_profiles *p; subject *s; } loading;

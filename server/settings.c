@@ -86,6 +86,8 @@ const mx_setting mx_settings[] = {
      "The --model whose vectors of users' words go into their labels."},
     {"profiles-sentiment", 0, MX_SET_STRING, NULL, 0, 0, NULL, MX_CMD_SERVE | MX_GROUP_SERVER, "NAME",
      "The --model that tells the mood of users' words: a classifier whose last class is the best."},
+    {"profiles-network", 0, MX_SET_STRING, NULL, 0, 0, NULL, MX_CMD_SERVE | MX_GROUP_SERVER, "FOLDER",
+     "A graph network (a checkpoint of merx train gnn --profiles) that speaks in profiles, similar users and recommendations."},
     {"training-data", 0, MX_SET_LIST, NULL, 0, 0, NULL, MX_CMD_SERVE | MX_GROUP_SERVER, "FOLDER",
      "Where training runs may read models and data, and Models.Load models; the training folder always counts."},
     {"http-listen", 0, MX_SET_STRING, NULL, 0, 0, NULL, MX_CMD_SERVE | MX_GROUP_SERVER, "HOST:PORT",

@@ -55,6 +55,7 @@ static bool fixture_open(fixture *f, bool models)
         CHECK_OK(mx_app_load(&f->app, "mood=" MX_SOURCE_DIR "/tests/golden/encoder/bert", &g, &err), err);
         o.encoder = o.sentiment = f->app.encoders[0];
     }
+    o.device = &f->app.devices[0];
     CHECK_OK(mx_explainer_open(&f->app.explainer, &f->app.devices[0], &err), err);
     CHECK_OK(mx_profiles_open(&f->app.profiles, folder, &o, &err), err);
     CHECK_OK(mx_server_open(&f->server, &f->app, &so, &err), err);
