@@ -134,10 +134,11 @@ static void carry_out(mx_profiles *p, mx_profiles_op *op)
     mx_profiles_op *together[TOGETHER];
     int32_t n = 0;
     for (mx_profiles_op *next; op; op = next) {
+        bool alike = compares(op);
         next = op->next;
-        if (compares(op)) together[n++] = op;
-        if (n && (n == TOGETHER || !next || !compares(next))) find_alike(p, together, n), n = 0;
-        if (compares(op)) continue;
+        if (alike) together[n++] = op;
+        if (n && (n == TOGETHER || !next || !compares(next))) find_alike(p, together, n), n = 0;      /* op may be gone */
+        if (alike) continue;
         if (op->run == mx_profiles_backfill) {                /* the rest is the profiles' thread's */
             op->st = profile_earlier(p, &op->earlier, &op->n_earlier, &op->err);
             if (op->st) op->done(op);

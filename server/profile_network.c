@@ -135,9 +135,12 @@ mx_status profile_open_network(mx_profiles *p, const char *folder, mx_error *err
     while (n && folder[n - 1] == '/') n--;
     size_t from = n;
     while (from && folder[from - 1] != '/') from--;
+    if (from > 1 && !strncmp(folder + from, "checkpoint-", 11))      /* which says little without its run */
+        for (from--; from && folder[from - 1] != '/';) from--;
     snprintf(p->net_name, sizeof p->net_name, "%.*s", (int)(n - from), folder + from);
     snprintf(p->net_print, sizeof p->net_print, "%016llx", (unsigned long long)about.print);
     p->net_dim = about.dim;
+    if (!(p->story->z = calloc((size_t)p->net_dim, sizeof *p->story->z))) return mx_fail(err, MX_ERR_NO_MEMORY, "a network's vector");
     p->network = calloc(1, sizeof *p->network);
     if (!p->network) return mx_fail(err, MX_ERR_NO_MEMORY, "the network's thread");
     pthread_mutex_init(&p->network->lock, NULL);

@@ -260,16 +260,17 @@ static bool mask_profile(const mask *m, Merx__V1__Profile *p, mx_arena *a)
     return true;
 }
 
-/* A message behind another of the same field: readers of protobuf take both as one. */
-static bool put_behind(mx_arena *a, const Merx__V1__Profile *m, ProtobufCMessageUnknownField *f)
+/* The published bytes with fields behind them that they have not, behind the length of both. */
+static bool put_behind(mx_arena *a, const mx_profile_view *v, const Merx__V1__Profile *m, ProtobufCMessageUnknownField *f)
 {
     enum { PREFIX = 10 };
-    size_t n = merx__v1__profile__get_packed_size(m), k = 0;
+    size_t n = v->size + merx__v1__profile__get_packed_size(m), k = 0;
     uint8_t *bytes = mx_arena_alloc(a, PREFIX + n);
     if (!bytes) return false;
     for (size_t rest = n; rest || !k; rest >>= 7) bytes[k++] = (uint8_t)((rest & 127) | (rest > 127 ? 128 : 0));
-    merx__v1__profile__pack(m, bytes + k);
-    *f = (ProtobufCMessageUnknownField){.tag = 2, .wire_type = PROTOBUF_C_WIRE_TYPE_LENGTH_PREFIXED, .len = k + n, .data = bytes};
+    memcpy(bytes + k, v->bytes, v->size);
+    merx__v1__profile__pack(m, bytes + k + v->size);
+    f->data = bytes, f->len = k + n;
     return true;
 }
 
@@ -280,14 +281,12 @@ static bool fill(mx_profiles *profiles, mx_arena *a, const char *user, const mx_
     if (!mx_profiles_now(profiles, user, m->embedding && !hides_embedding(m), a, &now)) return false;
     merx__v1__profile_answer__init(r);
     if (hides_nothing(m)) {
-        ProtobufCMessageUnknownField *f = mx_arena_array(a, 2, sizeof *f);
+        ProtobufCMessageUnknownField *f = mx_arena_array(a, 1, sizeof *f);
         if (!f) return false;
-        f[0] = (ProtobufCMessageUnknownField){.tag = 2, .wire_type = PROTOBUF_C_WIRE_TYPE_LENGTH_PREFIXED, .len = v->framed_size, .data = (uint8_t *)(uintptr_t)v->framed};
+        *f = (ProtobufCMessageUnknownField){.tag = 2, .wire_type = PROTOBUF_C_WIRE_TYPE_LENGTH_PREFIXED, .len = v->framed_size, .data = (uint8_t *)(uintptr_t)v->framed};
         r->base.unknown_fields = f;
         r->base.n_unknown_fields = 1;
-        if (!now.network && !now.embedding) return true;
-        r->base.n_unknown_fields = 2;
-        return put_behind(a, &now, &f[1]);
+        return (!now.network && !now.embedding) || put_behind(a, v, &now, f);
     }
     ProtobufCMessage *p;
     mx_error err;

@@ -613,7 +613,7 @@ static void free_memory(mx_profiles *p)
         for (category *c = p->categories[i], *next; c; c = next) next = c->next, free(c);
     mx_event_list_free(&p->events), mx_user_edges_free(&p->edges);
     mx_arena_close(&p->arena);
-    free(p->story), free(p->dirty), free(p->storing), free(p->popular);
+    free(p->story ? p->story->z : NULL), free(p->story), free(p->dirty), free(p->storing), free(p->popular);
     mx_vectors_close(p->fused);
     pthread_mutex_destroy(&p->popular_lock);
     for (int i = 0; i < SHARDS; i++) pthread_mutex_destroy(&p->shard[i]);

@@ -63,6 +63,8 @@ typedef struct story {
     const float *vector[EVENTS];
     mx_friend friends[FRIENDS];
     int32_t  friend_node[FRIENDS];
+    float   *z;                       /* [net_dim] the network's vector, when it has one  */
+    bool     has_z;
 } story;
 
 struct mx_profiles {
