@@ -47,6 +47,7 @@ typedef struct mx_gnn_config {
     bool    max;                  /* sage: the maximum instead of the mean       */
     bool    unit;                 /* sage: rows of every layer have length one   */
     mx_activation act;            /* between layers                              */
+    uint64_t texts, store;        /* which encoder's vectors are among the features, whose nodes the table's rows are; 0: not told */
 } mx_gnn_config;
 
 /* Errors: MX_ERR_ARG names the field, its value and what is allowed. */
@@ -63,6 +64,10 @@ mx_status mx_gnn_save(const mx_gnn *m, const char *folder, mx_error *err);
 void      mx_gnn_close(mx_gnn *m);
 const mx_gnn_config *mx_gnn_config_of(const mx_gnn *m);
 mx_params *mx_gnn_params(mx_gnn *m);
+/* Tells its weights, without the table's, from other networks'; on a CPU device. */
+uint64_t  mx_gnn_print(const mx_gnn *m);
+/* What the table learned of a node becomes zeros.  False: it has none, or is zeros already. */
+bool      mx_gnn_forget(mx_gnn *m, int32_t node);
 
 /* ---- inference: host memory in and out ------------------------------------------------ */
 

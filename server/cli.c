@@ -137,9 +137,9 @@ static void bind_to_rpc(const mx_plan *p)
 static mx_status open_profiles(mx_app *app, const mx_config *c, mx_error *err)
 {
     const char *folder = mx_config_string(c, "profiles"), *encoder = mx_config_string(c, "profiles-encoder"), *sentiment = mx_config_string(c, "profiles-sentiment");
-    mx_profiles_options o = {0};
+    mx_profiles_options o = {.network = mx_config_string(c, "profiles-network"), .device = &app->devices[0]};
     MX_TRY(mx_explainer_open(&app->explainer, &app->devices[app->device], err));
-    if (!folder) return encoder || sentiment ? mx_fail(err, MX_ERR_ARG, "profiles-encoder, profiles-sentiment: say with --profiles where the profiles are") : MX_OK;
+    if (!folder) return encoder || sentiment || o.network ? mx_fail(err, MX_ERR_ARG, "profiles-encoder, profiles-sentiment, profiles-network: say with --profiles where the profiles are") : MX_OK;
     if (encoder) MX_TRY(mx_find_encoder(app, encoder, &o.encoder, err));
     if (sentiment) MX_TRY(mx_find_encoder(app, sentiment, &o.sentiment, err));
     return mx_profiles_open(&app->profiles, folder, &o, err);

@@ -42,6 +42,7 @@ const mx_cli_command mx_cli_commands[] = {
      "  merx train lm -m small --from-scratch -d corpus-*.safetensors --packing blocks --run runs/small --steps 20000\n"
      "  merx train encoder -m bert --task classify --label-names bad --label-names good -d reviews.jsonl --run runs/mood\n"
      "  merx train encoder -m runs/mood/checkpoint-00000900 --task classify --eval-data held-out.jsonl --eval-only\n"
+     "  merx train gnn --profiles data/profiles --run runs/users --epochs 200\n"
      "  merx train gnn --network gcn -d cora.safetensors --run runs/cora --hidden-size 16 --dropout 0.5 --l2-first 5e-4 --epochs 200\n"
      "  mpirun -n 4 merx train lm -m gpt2 -d copy.jsonl --run runs/copy\n"
      "  merx train dqn --env cartpole --run runs/cartpole\n"

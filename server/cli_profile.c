@@ -227,6 +227,13 @@ static void print_profile(const Merx__V1__Profile *p)
     day(p->as_of_ms, when);
     print(p->user, tty);
     printf("  as of %s: %d events, %d with words, follows %d\n", when, p->events, p->texts, p->neighbours);
+    if (p->network) {
+        printf("  the network ");
+        print(p->network->name, tty);
+        printf(" (%s) speaks of the events up to number %llu", p->network->kind, (unsigned long long)p->network->watermark);
+        if (p->network->watermark < p->watermark) printf("; this profile is of %llu", (unsigned long long)p->watermark);
+        putchar('\n');
+    }
     if (!p->consent) printf("  has withdrawn consent: nothing is inferred\n");
     if (p->rfm && p->rfm->purchases) {
         printf("  bought %d times, the last time %.1f days ago", p->rfm->purchases, p->rfm->recency_days);

@@ -52,7 +52,7 @@ const mx_method mx_methods[] = {
     {"/merx.v1.Profiling/StreamSentiment", MX_METHOD_WAITS | MX_METHOD_BIDI, mx_stream_sentiment_begin},
     {"/merx.v1.Profiling/SimilarUsers", MX_METHOD_WAITS, mx_similar_users_begin},
     {"/merx.v1.Profiling/LookAlike", MX_METHOD_WAITS, mx_look_alike_begin},
-    {"/merx.v1.Profiling/Recommend", 0, mx_recommend_begin},
+    {"/merx.v1.Profiling/Recommend", MX_METHOD_WAITS, mx_recommend_begin},
     {"/merx.v1.Profiling/DefineTag", MX_METHOD_WAITS, mx_define_tag_begin},
     {"/merx.v1.Profiling/ListTags", MX_METHOD_WAITS, mx_list_tags_begin},
     {"/merx.v1.Profiling/BackfillTag", MX_METHOD_WAITS, mx_backfill_tag_begin},

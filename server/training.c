@@ -3,6 +3,7 @@
 
 #include "runtime/log.h"
 #include "server/dqn_run.h"
+#include "server/profiles.h"
 #include "server/settings.h"
 #include "server/train_run.h"
 
@@ -347,7 +348,11 @@ static mx_status open_run(turns *u, mx_config **config, mx_error *err)
     MX_TRY(config_of(u->of->settings, config, err));
     if (!strcmp(u->of->v.kind, "dqn")) return mx_dqn_run_open(&u->dqn, *config, &t->app->devices[t->app->device], u->of->v.folder, err);
     u->run = (mx_train_run){.config = *config, .encoder = !strcmp(u->of->v.kind, "encoder"), .graph = !strcmp(u->of->v.kind, "gnn"), .dev = &t->app->devices[t->app->device],
-                            .reading = reading, .note = noted, .ctx = u};
+                            .folder = u->of->v.folder, .reading = reading, .note = noted, .ctx = u};
+    if (mx_config_given(*config, "profiles")) {
+        if (!t->app->profiles) return mx_fail(err, MX_ERR_STATE, "profiles are off: start the server with --profiles");
+        u->run.events = mx_profiles_graph(t->app->profiles), u->run.texts = mx_profiles_texts(t->app->profiles);
+    }
     MX_TRY(mx_train_run_open(&u->run, true, err));
     return mx_train_run_start(&u->run, u->of->v.folder, err);
 }
@@ -520,7 +525,7 @@ static mx_status env_path(mx_training *t, const char *value, char *out, size_t r
 
 static mx_status read_spec(mx_training *t, const mx_training_spec *spec, json_t *settings, mx_error *err)
 {
-    bool saves = false;
+    bool saves = false, profiles = false;
     int models = 0, data = 0;
     bool policy = !strcmp(spec->kind, "dqn");
     if (!policy && strcmp(spec->kind, "lm") && strcmp(spec->kind, "encoder") && strcmp(spec->kind, "gnn")) return mx_fail(err, MX_ERR_ARG, "kind: \"%.40s\" is none of lm, encoder, gnn, dqn", spec->kind);
@@ -540,11 +545,17 @@ static mx_status read_spec(mx_training *t, const mx_training_spec *spec, json_t 
         saves |= !strcmp(name, "save-every");
         models += !strcmp(name, "model");
         data += !strcmp(name, "data");
+        if (!strcmp(name, "profiles")) {
+            if (strcmp(value, "served") != 0 || strcmp(spec->kind, "gnn") != 0)
+                return mx_fail(err, MX_ERR_ARG, "profiles: \"served\" is what a job of kind gnn learns from: the events that this server has");
+            if (!t->app->profiles) return mx_fail(err, MX_ERR_STATE, "profiles are off: start the server with --profiles");
+            profiles = true;
+        }
         if (json_array_append_new(settings, json_pack("[s, s]", name, value))) return mx_fail(err, MX_ERR_NO_MEMORY, "a job");
     }
     if (policy && (models || data)) return mx_fail(err, MX_ERR_ARG, "%s: a policy learns in a world; give the setting env", models ? "model" : "data");
     if (!policy && (models > 1 || (!models && strcmp(spec->kind, "gnn")))) return mx_fail(err, MX_ERR_ARG, "model: one folder is needed");      /* a graph network may begin fresh */
-    if (!policy && !data) return mx_fail(err, MX_ERR_ARG, "data: a file is needed");
+    if (!policy && !data && !profiles) return mx_fail(err, MX_ERR_ARG, "data: a file is needed");
     if (!saves) json_array_append_new(settings, json_pack("[s, s]", "save-every", policy ? "10000" : "100"));
     mx_config *c;
     MX_TRY(config_of(settings, &c, err));
