@@ -681,6 +681,21 @@ static mx_status still_feasible(mx_pricing *p, price_item *i, int64_t price, boo
     return st;
 }
 
+/* Who said so, and when. */
+static mx_status log_settled(mx_pricing *p, const Merx__V1__DecideRequest *r, bool approve, mx_error *err)
+{
+    bool duplicate;
+    size_t n = merx__v1__decide_request__get_packed_size(r);
+    uint8_t *bytes = malloc(n + 1);
+    if (!bytes) return mx_fail(err, MX_ERR_NO_MEMORY, "a decision");
+    merx__v1__decide_request__pack(r, bytes);
+    mx_log_row row = {.id = p->last_id + 1, .ts_ms = price_now_ms(), .kind = approve ? "price_approved" : "price_rejected", .data = bytes, .size = n};
+    mx_status st = mx_store_add_log(p->store, &row, &duplicate, err);
+    if (!st) p->last_id++;
+    free(bytes);
+    return st;
+}
+
 static mx_status settle(mx_pricing *p, mx_pricing_op *op, bool approve)
 {
     const Merx__V1__DecideRequest *r = (const Merx__V1__DecideRequest *)op->request;
@@ -702,6 +717,7 @@ static mx_status settle(mx_pricing *p, mx_pricing_op *op, bool approve)
     }
     if (!st) st = price_answer(op, &q->base);
     if (!st) st = mx_store_replace_log(p->store, id, op->answer, op->size, &op->err);
+    if (!st) st = log_settled(p, r, approve, &op->err);
     merx__v1__quote_response__free_unpacked(q, NULL);
     return st;
 }
