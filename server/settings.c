@@ -338,6 +338,8 @@ const mx_setting mx_settings[] = {
     /* learning to act */
     {"env", 0, MX_SET_STRING, NULL, 0, 0, NULL, MX_CMD_TRAIN | MX_CMD_EVALUATE | MX_GROUP_ACT, "NAME",
      "The world to act in: cartpole, acrobot, gvr, market:PANEL.csv. The settings below are what is known to work for it when not given."},
+    {"eval-env", 0, MX_SET_STRING, NULL, 0, 0, NULL, MX_CMD_TRAIN | MX_GROUP_ACT, "NAME",
+     "The world that evaluations play in, and so the best checkpoint is chosen by; --env when not given."},
     {"episodes", 0, MX_SET_INT, NULL, 1, 1 << 20, NULL, MX_CMD_TRAIN | MX_CMD_EVALUATE | MX_GROUP_ACT, "N",
      "Episodes of an evaluation, all at once, greedy; 100 for evaluate."},
     {"envs", 0, MX_SET_INT, NULL, 1, 1 << 20, NULL, MX_CMD_TRAIN | MX_GROUP_ACT, "N", "Worlds that act at once."},
