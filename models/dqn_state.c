@@ -30,9 +30,9 @@ mx_dqn_options mx_dqn_defaults(const char *env)
                              .double_q = true, .alpha = 0.6f, .beta = 0.4f, .episodes = 2000, .keep = 1, .seed = 1,
                              .net = {.layers = 2, .hidden = {64, 64}, .activation = MX_ACT_RELU, .atoms = 1, .dueling = true}};
     } else if (!strncmp(env, "market", 6)) {
-        o = (mx_dqn_options){.steps = 1000000, .envs = 256, .buffer = 400000, .learn_starts = 20000, .batch = 1024, .train_every = 512, .updates = 1, .lr = 1e-3f,
-                             .min_lr = 1e-5f, .gamma = 0.9f, .huber = 10, .clip = 10, .n_step = 3, .target_every = 200, .tau = 1, .epsilon = 0.5f, .epsilon_part = 0.2f,
-                             .double_q = true, .alpha = 0.6f, .beta = 0.4f, .eval_every = 100000, .episodes = 880, .keep = 1, .seed = 1,
+        o = (mx_dqn_options){.steps = 600000, .envs = 256, .buffer = 400000, .learn_starts = 20000, .batch = 4096, .train_every = 1024, .updates = 1, .lr = 2e-3f,
+                             .min_lr = 1e-5f, .gamma = 0.8f, .huber = 10, .clip = 10, .n_step = 3, .target_every = 200, .tau = 1, .epsilon = 0.5f, .epsilon_part = 0.2f,
+                             .double_q = true, .alpha = 0.6f, .beta = 0.4f, .eval_every = 50000, .episodes = 880, .keep = 1, .seed = 1,
                              .net = {.layers = 2, .hidden = {128, 128}, .activation = MX_ACT_RELU, .atoms = 1, .dueling = true}};
     }
     return o;

@@ -11,6 +11,8 @@
 
 #define LATE_MS (30 * PRICE_DAY_MS)
 
+enum { TURN = 2000 };
+
 int64_t price_now_ms(void)
 {
     struct timespec ts;
@@ -466,18 +468,28 @@ static void carry_out_all(mx_pricing *p, mx_pricing_op *batch)
     }
 }
 
+/* What goes into the next transaction: all that waits, up to so many quotes that their answers are on their way while the
+ * next are made. */
+static mx_pricing_op *take(mx_pricing *p)
+{
+    mx_pricing_op *batch = p->first, **at = &p->first;
+    for (size_t n = 0; *at && n < TURN; at = &(*at)->next) n += (*at)->run == mx_pricing_batch ? ((const Merx__V1__BatchQuoteRequest *)(*at)->request)->n_requests : 1;
+    p->first = *at;
+    *at = NULL;
+    if (!p->first) p->last = &p->first;
+    return batch;
+}
+
 static void *thread_main(void *ctx)
 {
     mx_pricing *p = ctx;
     pthread_mutex_lock(&p->lock);
     while (!p->stop || p->first) {
-        mx_pricing_op *batch = p->first;
+        mx_pricing_op *batch = take(p);
         if (!batch) {
             pthread_cond_wait(&p->news, &p->lock);
             continue;
         }
-        p->first = NULL;
-        p->last = &p->first;
         pthread_mutex_unlock(&p->lock);
         carry_out_all(p, batch);
         pthread_mutex_lock(&p->lock);
