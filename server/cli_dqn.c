@@ -190,10 +190,25 @@ static mx_status evaluate(run *r, const mx_config *c, mx_error *err)
     return st;
 }
 
+/* No server may write the file meanwhile. */
+static int replay(const char *path)
+{
+    mx_pricing *p = NULL;
+    mx_error err = {0};
+    mx_pricing_replayed r = {0};
+    mx_status st = access(path, R_OK | W_OK) ? mx_fail(&err, MX_ERR_IO, "pricing: %s: %s", path, strerror(errno)) : mx_pricing_open(&p, path, 0, &err);
+    if (!st) st = mx_pricing_replay(p, &r, &err);
+    mx_pricing_close(p);
+    if (!st) st = cli_json_print(stdout, json_pack("{s:s, s:I, s:I, s:I, s:b, s:s}", "pricing", path, "sales", (json_int_t)r.sales, "items", (json_int_t)r.items, "policies",
+                                                   (json_int_t)r.policies, "same", !r.differs[0], "differs", r.differs), &err);
+    return st ? cli_failed(&err) : r.differs[0] ? CLI_FAILED : CLI_OK;
+}
+
 int mx_cli_evaluate(mx_config *c, int n, char **rest)
 {
     run r = {.quiet = mx_config_bool(c, "quiet")};
     mx_error err = {0};
+    if (!n && mx_config_given(c, "pricing")) return replay(mx_config_string(c, "pricing"));
     if (n) return cli_usage("evaluate takes settings only, not \"%s\"", rest[0]);
     cli_hold_signals(&r.held);
     cli_progress_open(&r.progress, r.quiet, 0);

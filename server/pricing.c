@@ -289,6 +289,19 @@ mx_status mx_pricing_get_item(mx_pricing *p, mx_pricing_op *op)
     return i ? price_answer(op, &i->m->base) : MX_ERR_NOT_FOUND;
 }
 
+static mx_status freeze_channel(mx_pricing *p, mx_pricing_op *op, const Merx__V1__FreezeRequest *q)
+{
+    Merx__V1__FreezeResponse r = MERX__V1__FREEZE_RESPONSE__INIT;
+    for (uint32_t b = 0; b < PRICE_BUCKETS; b++)
+        for (price_item *i = p->bucket[b]; i; i = i->next) {
+            if (strcmp(i->m->channel, q->channel) || (*q->segment && strcmp(i->m->segment, q->segment))) continue;
+            i->m->frozen = q->frozen;
+            price_mark(p, i);
+            r.items++;
+        }
+    return r.items ? price_answer(op, &r.base) : mx_fail(&op->err, MX_ERR_NOT_FOUND, "channel: there is no item in \"%.60s\"", q->channel);
+}
+
 mx_status mx_pricing_freeze(mx_pricing *p, mx_pricing_op *op)
 {
     const Merx__V1__FreezeRequest *q = (const Merx__V1__FreezeRequest *)op->request;
@@ -301,6 +314,7 @@ mx_status mx_pricing_freeze(mx_pricing *p, mx_pricing_op *op)
         r.items = 1;
         return price_answer(op, &r.base);
     }
+    if (*q->channel) return freeze_channel(p, op, q);
     p->frozen = q->frozen;
     MX_TRY(mx_store_put_document(p->store, "price_frozen", "all", q->frozen ? "1" : "0", 1, &op->err));
     for (uint32_t b = 0; b < PRICE_BUCKETS; b++)

@@ -705,19 +705,17 @@ static mx_status settle(mx_pricing *p, mx_pricing_op *op, bool approve)
     price_item *i = price_find(p, q->sku, q->channel, q->segment, &op->err);
     mx_status st = i ? MX_OK : MX_ERR_NOT_FOUND;
     if (!st && strcmp(q->status, "pending")) st = mx_fail(&op->err, MX_ERR_STATE, "decision %.40s is %s, not pending", r->decision_id, q->status);
+    if (!st && strlen(r->by) >= PRICE_TEXT) st = mx_fail(&op->err, MX_ERR_ARG, "by: at most %d bytes", PRICE_TEXT - 1);
     if (!st && approve) st = still_feasible(p, i, q->price, true, &op->err);
     if (!st && approve) st = price_publish(p, i, q->price, q->decision_id, &op->err);
-    if (!st) {
-        char *word = strdup(approve ? "approved" : "rejected");
-        if (!word) st = mx_fail(&op->err, MX_ERR_NO_MEMORY, "a decision");
-        else {
-            free(q->status);
-            q->status = word;
-        }
-    }
+    char *word = q->status, *by = q->settled_by;
+    q->status = st ? word : (char *)(uintptr_t)(approve ? "approved" : "rejected");
+    q->settled_by = st ? by : r->by;
+    q->settled_ms = price_now_ms();
     if (!st) st = price_answer(op, &q->base);
     if (!st) st = mx_store_replace_log(p->store, id, op->answer, op->size, &op->err);
     if (!st) st = log_settled(p, r, approve, &op->err);
+    q->status = word, q->settled_by = by;             /* what free_unpacked() may free */
     merx__v1__quote_response__free_unpacked(q, NULL);
     return st;
 }

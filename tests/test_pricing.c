@@ -284,8 +284,9 @@ static void frozen_approved_rolled_back(void)
     FREE(i);
     Merx__V1__DecideRequest d = MERX__V1__DECIDE_REQUEST__INIT;
     d.decision_id = q ? q->decision_id : "p1";
+    d.by = "kim";
     Merx__V1__QuoteResponse *r = call(&f, "Approve", &d.base, &merx__v1__quote_response__descriptor);
-    CHECK_MSG(r && !strcmp(r->status, "approved"), "%s", st.text);
+    CHECK_MSG(r && !strcmp(r->status, "approved") && !strcmp(r->settled_by, "kim") && q && r->settled_ms >= q->ts_ms, "%s", st.text);
     FREE(r);
     CHECK(!call(&f, "Reject", &d.base, &merx__v1__quote_response__descriptor) && st.code == MX_RPC_FAILED_PRECONDITION && strstr(st.text, "approved"));
     FREE(q);
@@ -298,7 +299,18 @@ static void frozen_approved_rolled_back(void)
     i = call(&f, "Rollback", &key.base, &merx__v1__price_item__descriptor);
     CHECK_MSG(i && i->published == 1000 && i->n_history == 3, "%s", st.text);
     FREE(i);
-    Merx__V1__FreezeRequest z = MERX__V1__FREEZE_REQUEST__INIT;
+    Merx__V1__FreezeRequest z = MERX__V1__FREEZE_REQUEST__INIT, one = MERX__V1__FREEZE_REQUEST__INIT;
+    one.channel = "app";                                /* a channel, and only that */
+    one.frozen = true;
+    Merx__V1__FreezeResponse *some = call(&f, "Freeze", &one.base, &merx__v1__freeze_response__descriptor);
+    i = look(&f, "x", "web");
+    Merx__V1__PriceItem *app = look(&f, "x", "app");
+    CHECK(some && some->items == 1 && i && !i->frozen && app && app->frozen);
+    FREE(some);
+    FREE(i);
+    FREE(app);
+    one.channel = "nowhere";
+    CHECK(!call(&f, "Freeze", &one.base, &merx__v1__freeze_response__descriptor) && st.code == MX_RPC_NOT_FOUND);
     z.frozen = true;
     Merx__V1__FreezeResponse *all = call(&f, "Freeze", &z.base, &merx__v1__freeze_response__descriptor);
     CHECK(all && all->items == 2);
@@ -541,16 +553,19 @@ static void killed_in_a_storm(void)
         pid_t child = fork();
         if (!child) storm(pipes[1], next);
         close(pipes[1]);
-        usleep(60000 + (useconds_t)(uniform() * 60000));
-        kill(child, SIGKILL);
-        waitpid(child, &status, 0);
-        CHECK_MSG(WIFSIGNALED(status), "a seller ended with %d", WIFEXITED(status) ? WEXITSTATUS(status) : -1);
-        while (read(pipes[0], &t, sizeof t) == sizeof t && count < TOLD) {
+        for (int n = 0; read(pipes[0], &t, sizeof t) == sizeof t && count < TOLD; n++) {
+            if (n == 5) {                               /* the storm is on */
+                usleep((useconds_t)(uniform() * 60000));
+                kill(child, SIGKILL);
+            }
             CHECK_MSG(t.sale == next[t.who], "sale %d of %d, not %d", t.sale, t.who, next[t.who]);
             next[t.who] = t.sale + 1;
             all[count++] = t;
         }
         close(pipes[0]);
+        kill(child, SIGKILL);
+        waitpid(child, &status, 0);
+        CHECK_MSG(WIFSIGNALED(status), "a seller ended with %d", WIFEXITED(status) ? WEXITSTATUS(status) : -1);
     }
     CHECK_MSG(count > 20, "only %lld", (long long)count);
     check_after_storm(all, count, next);
