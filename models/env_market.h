@@ -50,9 +50,9 @@ typedef enum mx_market_rule {
     MX_MARKET_ELASTICITY,         /* cost e/(e+1), e as it is usually fitted (OLS) on the training stores */
     MX_MARKET_GALLEGO,            /* the same, or the run-out price where stock is short (Gallego and van Ryzin 1994, section 3.2) */
     MX_MARKET_THOMPSON,           /* the best rung under a draw of the belief                         */
-    MX_MARKET_BELIEF,             /* as Gallego and van Ryzin, with the elasticity that the belief has learned by now: all that a
-                                     learned policy knows, and no learning of how to act                                  */
     MX_MARKET_ORACLE,             /* knows the equations and what chance will bring; looks three weeks ahead */
+    MX_MARKET_BELIEF,             /* no yardstick, a diagnosis: as Gallego and van Ryzin, with the elasticity that the row's own belief
+                                     has come to, all that a learned policy knows, and no learning of how to act          */
     MX_MARKET_RULES
 } mx_market_rule;
 const char *mx_market_rule_name(mx_market_rule r);

@@ -8,7 +8,7 @@ enum { AHEAD = 3, HOLD = 3 };
 
 const char *mx_market_rule_name(mx_market_rule r)
 {
-    static const char *const names[] = {"fixed", "cost-plus", "elasticity", "gallego-van-ryzin", "thompson", "belief", "oracle"};
+    static const char *const names[] = {"fixed", "cost-plus", "elasticity", "gallego-van-ryzin", "thompson", "oracle", "belief"};
     return (unsigned)r < MX_MARKET_RULES ? names[r] : "?";
 }
 
