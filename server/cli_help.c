@@ -51,7 +51,9 @@ const mx_cli_command mx_cli_commands[] = {
     {"evaluate", MX_CMD_EVALUATE, mx_cli_evaluate, "", "Play a learned policy; print its mean return with its 95 % interval.",
      "The model is a checkpoint of merx train dqn, or what Stable-Baselines3's DQN.save() wrote.",
      "  merx evaluate --model runs/cartpole/checkpoint-00050000\n"
-     "  merx evaluate --model dqn.zip --env cartpole --episodes 1000\n"},
+     "  merx evaluate --model dqn.zip --env cartpole --episodes 1000\n"
+     "  merx evaluate --model runs/a/best --model runs/b/best --env market:panel.csv,held-out\n"
+     "  merx evaluate --pricing prices.db\n"},
     {"tokenize", MX_CMD_TOKENIZE, mx_cli_tokenize, "", "Turn text into shards of token ids, once, for many runs.", NULL,
      "  merx tokenize -m gpt2 -d corpus.jsonl -o data/corpus\n"},
     {"merge", MX_CMD_MERGE, mx_cli_merge, "", "Make one model of a base and its adapter.", NULL,

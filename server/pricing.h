@@ -3,7 +3,8 @@
  * As experiments.h: waiting operations are carried out in one transaction and
  * answered after its commit.  Requests and answers are messages of the wire; a
  * decision is logged as the bytes of its answer.  A belief about demand is the sum of
- * its item's logged sales in their order (mx_pricing_replay). */
+ * its item's logged sales in their order, and a policy's stage, canary and evidence follow
+ * from the log too (mx_pricing_replay). */
 #ifndef MX_PRICING_H
 #define MX_PRICING_H
 
@@ -49,7 +50,13 @@ mx_status mx_pricing_live_policy(mx_pricing *p, const char *name, const char *pa
 /* The log's steps (a published decision, what it sold, the item's next decision) as JSON
  * lines, for training elsewhere; a server may go on writing.  Errors: MX_ERR_IO, MX_ERR_FORMAT. */
 mx_status mx_pricing_transitions(const char *path, FILE *to, int64_t *n, mx_error *err);
-/* The belief from the logged sales: *same, if it has the same bits.  Not while operations run. */
-mx_status mx_pricing_replay(mx_pricing *p, const char *sku, const char *channel, const char *segment, bool *same, mx_error *err);
+
+typedef struct mx_pricing_replayed {
+    int64_t items, sales, policies;
+    char    differs[256];         /* empty: all has the same bits; else the first that has not */
+} mx_pricing_replayed;
+/* All that was learned, from nothing, out of the log: beliefs and surprises from sales; canaries' counts and what
+ * took them back; what the gate was shown.  Errors: MX_ERR_IO, MX_ERR_FORMAT; MX_ERR_NO_MEMORY.  Not while operations run. */
+mx_status mx_pricing_replay(mx_pricing *p, mx_pricing_replayed *out, mx_error *err);
 
 #endif

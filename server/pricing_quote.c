@@ -681,6 +681,21 @@ static mx_status still_feasible(mx_pricing *p, price_item *i, int64_t price, boo
     return st;
 }
 
+/* Who said so, and when. */
+static mx_status log_settled(mx_pricing *p, const Merx__V1__DecideRequest *r, bool approve, mx_error *err)
+{
+    bool duplicate;
+    size_t n = merx__v1__decide_request__get_packed_size(r);
+    uint8_t *bytes = malloc(n + 1);
+    if (!bytes) return mx_fail(err, MX_ERR_NO_MEMORY, "a decision");
+    merx__v1__decide_request__pack(r, bytes);
+    mx_log_row row = {.id = p->last_id + 1, .ts_ms = price_now_ms(), .kind = approve ? "price_approved" : "price_rejected", .data = bytes, .size = n};
+    mx_status st = mx_store_add_log(p->store, &row, &duplicate, err);
+    if (!st) p->last_id++;
+    free(bytes);
+    return st;
+}
+
 static mx_status settle(mx_pricing *p, mx_pricing_op *op, bool approve)
 {
     const Merx__V1__DecideRequest *r = (const Merx__V1__DecideRequest *)op->request;
@@ -690,18 +705,17 @@ static mx_status settle(mx_pricing *p, mx_pricing_op *op, bool approve)
     price_item *i = price_find(p, q->sku, q->channel, q->segment, &op->err);
     mx_status st = i ? MX_OK : MX_ERR_NOT_FOUND;
     if (!st && strcmp(q->status, "pending")) st = mx_fail(&op->err, MX_ERR_STATE, "decision %.40s is %s, not pending", r->decision_id, q->status);
+    if (!st && strlen(r->by) >= PRICE_TEXT) st = mx_fail(&op->err, MX_ERR_ARG, "by: at most %d bytes", PRICE_TEXT - 1);
     if (!st && approve) st = still_feasible(p, i, q->price, true, &op->err);
     if (!st && approve) st = price_publish(p, i, q->price, q->decision_id, &op->err);
-    if (!st) {
-        char *word = strdup(approve ? "approved" : "rejected");
-        if (!word) st = mx_fail(&op->err, MX_ERR_NO_MEMORY, "a decision");
-        else {
-            free(q->status);
-            q->status = word;
-        }
-    }
+    char *word = q->status, *by = q->settled_by;
+    q->status = st ? word : (char *)(uintptr_t)(approve ? "approved" : "rejected");
+    q->settled_by = st ? by : r->by;
+    q->settled_ms = price_now_ms();
     if (!st) st = price_answer(op, &q->base);
     if (!st) st = mx_store_replace_log(p->store, id, op->answer, op->size, &op->err);
+    if (!st) st = log_settled(p, r, approve, &op->err);
+    q->status = word, q->settled_by = by;             /* what free_unpacked() may free */
     merx__v1__quote_response__free_unpacked(q, NULL);
     return st;
 }

@@ -1,6 +1,7 @@
 /* training.c - the jobs, their files, and the thread that runs them. */
 #include "server/training.h"
 
+#include "models/env_market.h"
 #include "runtime/log.h"
 #include "server/dqn_run.h"
 #include "server/profiles.h"
@@ -505,21 +506,22 @@ void mx_training_close(mx_training *t)
 
 /* ---- submitting ----------------------------------------------------------------------------------------- */
 
-/* A world's name whose file, if it is made from one, the server may read: market:FILE[,held-out]. */
-static mx_status env_path(mx_training *t, const char *value, char *out, size_t room, mx_error *err)
+/* A world's name whose file, if it is made from one, the server may read: market:FILE[,choose|,held-out]. */
+static mx_status env_path(mx_training *t, const char *name, const char *value, char *out, size_t room, mx_error *err)
 {
-    static const char market[] = "market:", tail[] = ",held-out";
+    static const char market[] = "market:";
     char path[1024], real[1024];
+    size_t len;
     if (strncmp(value, market, sizeof market - 1)) {
-        if (snprintf(out, room, "%s", value) >= (int)room) return mx_fail(err, MX_ERR_ARG, "env: longer than %zu bytes", room - 1);
+        if (snprintf(out, room, "%s", value) >= (int)room) return mx_fail(err, MX_ERR_ARG, "%s: longer than %zu bytes", name, room - 1);
         return MX_OK;
     }
-    const char *file = value + sizeof market - 1, *rest = file + strlen(file);
-    if ((size_t)(rest - file) >= sizeof tail && !strcmp(rest - (sizeof tail - 1), tail)) rest -= sizeof tail - 1;
-    if ((size_t)(rest - file) >= sizeof path) return mx_fail(err, MX_ERR_ARG, "env: the path is longer than 1023 bytes");
-    snprintf(path, sizeof path, "%.*s", (int)(rest - file), file);
-    MX_TRY(mx_training_path(t, "env", path, real, err));
-    snprintf(out, room, "%s%s%s", market, real, rest);
+    const char *file = value + sizeof market - 1;
+    mx_market_stores_of(file, &len);
+    if (len >= sizeof path) return mx_fail(err, MX_ERR_ARG, "%s: the path is longer than 1023 bytes", name);
+    snprintf(path, sizeof path, "%.*s", (int)len, file);
+    MX_TRY(mx_training_path(t, name, path, real, err));
+    snprintf(out, room, "%s%s%s", market, real, file + len);
     return MX_OK;
 }
 
@@ -538,8 +540,8 @@ static mx_status read_spec(mx_training *t, const mx_training_spec *spec, json_t 
             MX_TRY(mx_training_path(t, name, value, real, err));
             value = real;
         }
-        if (!strcmp(name, "env")) {
-            MX_TRY(env_path(t, value, real, sizeof real, err));
+        if (!strcmp(name, "env") || !strcmp(name, "eval-env")) {
+            MX_TRY(env_path(t, name, value, real, sizeof real, err));
             value = real;
         }
         saves |= !strcmp(name, "save-every");
@@ -553,14 +555,17 @@ static mx_status read_spec(mx_training *t, const mx_training_spec *spec, json_t 
         }
         if (json_array_append_new(settings, json_pack("[s, s]", name, value))) return mx_fail(err, MX_ERR_NO_MEMORY, "a job");
     }
-    if (policy && (models || data)) return mx_fail(err, MX_ERR_ARG, "%s: a policy learns in a world; give the setting env", models ? "model" : "data");
+    if (policy && models) return mx_fail(err, MX_ERR_ARG, "model: a policy begins fresh; give the setting env, or data");
     if (!policy && (models > 1 || (!models && strcmp(spec->kind, "gnn")))) return mx_fail(err, MX_ERR_ARG, "model: one folder is needed");      /* a graph network may begin fresh */
     if (!policy && !data && !profiles) return mx_fail(err, MX_ERR_ARG, "data: a file is needed");
     if (!saves) json_array_append_new(settings, json_pack("[s, s]", "save-every", policy ? "10000" : "100"));
     mx_config *c;
+    const char *env;
+    mx_dqn_options o;
     MX_TRY(config_of(settings, &c, err));
+    mx_status st = policy ? mx_dqn_run_options(c, &env, &o, err) : MX_OK;
     mx_config_close(c);
-    return MX_OK;
+    return st;
 }
 
 mx_status mx_training_submit(mx_training *t, const mx_training_spec *spec, mx_training_view *out, mx_error *err)
