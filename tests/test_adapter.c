@@ -149,7 +149,9 @@ static void family(const char *model, unsigned targets)
     snprintf(b, sizeof b, "two=%s/two", root);
     for (int32_t k = 0; k < 3; k++) {                 /* each alone in a house of its own */
         if (!house_open(&h, base, specs, 2)) return;
-        CHECK(mx_generator_adapters(h.g) == 2 && mx_generator_adapter(h.g, "two") == 2 && !mx_generator_adapter(h.g, "three"));
+        mx_adapter_info info;
+        CHECK(mx_generator_adapter_at(h.g, 1, &info) && !strcmp(info.name, "two") && info.rank == 3 && !mx_generator_adapter_at(h.g, 2, &info));
+        CHECK(mx_generator_adapter(h.g, "two") == 2 && !mx_generator_adapter(h.g, "three"));
         ask(&h, &k, 1, &alone[k]);
         house_close(&h);
     }

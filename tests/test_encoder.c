@@ -286,7 +286,7 @@ static void modules_are_refused_by_name(void)
     refused(M("Pooling", "1_Pooling"), "{\"pooling_mode_max_tokens\": true}", "pooling_mode_max_tokens");
     refused(M("Pooling", "1_Pooling"), "{\"pooling_mode_max_tokens\": false}", "0 poolings");
     refused(M("Pooling", "../1_Pooling"), mean, "inside the folder");
-    refused(M("Pooling", "1_Pooling"), mean, "tokenizer.json");
+    refused(M("Pooling", "1_Pooling"), mean, "config.json");
 #undef M
 }
 

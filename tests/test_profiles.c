@@ -53,7 +53,7 @@ static bool fixture_open(fixture *f, bool models)
     CHECK_OK(mx_app_open(&f->app, NULL, &err), err);
     if (models) {
         CHECK_OK(mx_app_load(&f->app, "mood=" MX_SOURCE_DIR "/tests/golden/encoder/bert", &g, &err), err);
-        o.encoder = o.sentiment = f->app.encoders[0];
+        o.encoder = o.sentiment = mx_app_encoder(&f->app);
     }
     CHECK_OK(mx_explainer_open(&f->app.explainer, &f->app.devices[0], &err), err);
     CHECK_OK(mx_profiles_open(&f->app.profiles, folder, &o, &err), err);

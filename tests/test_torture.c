@@ -210,7 +210,7 @@ static mx_status scene_app(mx_error *err)
     o.max_model_len = 32;
     MX_TRY(mx_app_open(&app, NULL, err));
     mx_status st = mx_app_load(&app, "tiny=" MX_SOURCE_DIR "/tests/golden/decoder/llama", &o, err);
-    if (!st) st = one_text(app.models[0], err);
+    if (!st) st = one_text(mx_app_model(&app), err);
     mx_app_close(&app, 0);
     return st;
 }
