@@ -3,6 +3,7 @@
 
 #include "runtime/log.h"
 
+#include <malloc.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -78,6 +79,9 @@ static void *reap(void *arg)
         mx_scheduler_lane_close(r->sched, lane);
         mx_generator_close(s->generator);
         mx_embedder_close(s->encoder);
+#ifdef __GLIBC__
+        malloc_trim(0);                /* tokenizers and tables lie in small pieces */
+#endif
         mx_log(MX_LOG_INFO, "model", "%s: version %d has gone, %.0f MiB are free again", s->name, s->version,
                (double)(s->footprint.weights + s->footprint.kv) / (1 << 20));
         pthread_mutex_lock(&r->lock);
@@ -205,7 +209,7 @@ static size_t held_by(const mx_registry *r, const mx_footprint *f, bool encodes)
     for (const mx_served *s = r->first; s; s = s->next) {
         size_t weights = s->footprint.weights;
         mx_generator_info g;
-        if (s->generator) {            /* adapters have come beside it */
+        if (s->generator && s->references >= 0) {      /* adapters have come beside it; below 0 it is being closed */
             mx_generator_info_get(s->generator, &g);
             if (g.weight_bytes > weights) weights = g.weight_bytes;
         }
