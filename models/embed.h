@@ -41,8 +41,9 @@ typedef struct mx_embedder_info {
     double   load_seconds;
 } mx_embedder_info;
 
-/* True when path is the folder of an encoder (its config.json, or sentence-transformers' modules.json, says so). */
-bool      mx_is_encoder(const char *path);
+/* Whether path is the folder of an encoder (its config.json, or sentence-transformers' modules.json, says so).
+ * Errors: MX_ERR_NO_MEMORY. */
+mx_status mx_is_encoder(const char *path, bool *is, mx_error *err);
 
 /* The scheduler, or the lane, must be closed before the embedder.  Errors: those of checkpoint.h,
  * tokenizer.h, encoder_config.h; MX_ERR_FORMAT (tensors, modules: by name); MX_ERR_ARG. */

@@ -244,7 +244,8 @@ static mx_status load(mx_app *app, const char *name, const char *path, const mx_
     mx_served *s;
     opened m = {0};
     mx_generator_options own = *opt;
-    bool encoder = mx_is_encoder(path);
+    bool encoder;
+    MX_TRY(mx_is_encoder(path, &encoder, err));
     MX_TRY(footprint_of(app, path, encoder, opt, &f, err));
     MX_TRY(mx_registry_begin(app->registry, name, encoder, later, &f, &s, err));
     own.version = s->version;
