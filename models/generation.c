@@ -81,7 +81,6 @@ static mx_status check_sampling(const mx_generator *g, const mx_sampling *p, mx_
     MX_TRY(check_texts("banned", p->banned, p->n_banned, MX_MAX_BANNED, err));
     MX_TRY(in_range("stop_ids", p->n_stop_ids, 0, MX_MAX_STOPS, err));
     MX_TRY(in_range("logit_bias", p->n_bias, 0, MX_MAX_BIASES, err));
-    MX_TRY(in_range("adapter", p->adapter, 0, g->model.n_adapters, err));
     for (int32_t i = 0; i < p->n_stop_ids; i++) MX_TRY(in_range("stop_ids", p->stop_ids[i], 0, vocab - 1, err));
     for (int32_t i = 0; i < p->n_bias; i++) {
         MX_TRY(in_range("logit_bias.id", p->bias_ids[i], 0, vocab - 1, err));
@@ -207,8 +206,10 @@ mx_status mx_generation_open(mx_generation **out, mx_generator *g, const int32_t
     r->g = g;
     r->sched = g->sched;
     r->calls = *calls;
+    r->adapter_slot = -1;
     mx_status st;
     MX_TRY_GOTO(st, copy_request(r, prompt, n_prompt, sampling, err), fail);
+    if (sampling->adapter) MX_TRY_GOTO(st, gen_adapter_use(g, sampling->adapter, &r->adapter_slot, err), fail);
     MX_TRY_GOTO(st, gen_banned_open(r, err), fail);
     r->seed = sampling->seeded ? sampling->seed : random_seed();
     r->penalties = sampling->repetition_penalty != 1 || sampling->presence_penalty != 0 || sampling->frequency_penalty != 0;
@@ -245,6 +246,7 @@ void mx_generation_close(mx_generation *r)
     free_texts(r->banned, r->p.n_banned);
     free_texts(r->stops, r->p.n_stops);
     free(r->prompt);
+    if (r->adapter_slot >= 0) mx_generator_adapter_release(r->g, r->p.adapter);
     free(r);
 }
 

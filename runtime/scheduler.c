@@ -406,6 +406,16 @@ bool mx_scheduler_lane_close(mx_scheduler *s, const char *name)
     return found;
 }
 
+void mx_scheduler_lane_cut(mx_scheduler *s, const char *name)
+{
+    pthread_mutex_lock(&s->lock);
+    for (int i = 0; i < s->n_workers; i++)
+        for (mx_lane *l = s->workers[i].lanes; l; l = l->next)
+            if (strcmp(l->c.name, name) == 0) l->cut = true;
+    rouse_all(s);
+    pthread_mutex_unlock(&s->lock);
+}
+
 /* When the jobs that wait now will have been served, at the lane's pace; a
  * second when it has no pace yet. */
 static uint32_t retry_ms(const mx_lane *l)
@@ -499,6 +509,7 @@ mx_status mx_scheduler_submit(mx_scheduler *s, const char *name, mx_job *job, mx
     if (!counts && group_of(s, name)) st = mx_fail(err, MX_ERR_UNAVAILABLE, "%s: its device is lost", name);
     else if (!counts) st = mx_fail(err, MX_ERR_NOT_FOUND, "no lane \"%s\"", name);
     else if (s->draining) st = mx_fail(err, MX_ERR_UNAVAILABLE, "%s: the server is shutting down", name);
+    else if (counts->cut) st = mx_fail(err, MX_ERR_UNAVAILABLE, "%s: the model is no longer served", name);
     else if (best) {
         best = near_kv(best, job, paced);
         st = check_deadline(best, job, now, err);

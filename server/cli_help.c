@@ -94,6 +94,14 @@ const mx_cli_command mx_cli_commands[] = {
      "  merx profile anna\n"
      "  merx profile -i events.jsonl --learn --server 127.0.0.1:50051\n"
      "  merx profile anna --profiles data/profiles\n"},
+    {"models", MX_CMD_MODELS, mx_cli_models, " list | load NAME PATH | unload NAME", "See, load, replace and unload the models of a running server.",
+     "load of a name that is served brings in its next version: requests that have begun end with the old one,\n"
+     "none fails. PATH is one on the server, inside its --models-folder or the folders of training; of a training\n"
+     "job its id (job-000001).",
+     "  merx models list\n"
+     "  merx models load copy /srv/models/copy-2\n"
+     "  merx models load brand job-000001 --adapter-of copy\n"
+     "  merx models unload copy --drain 60\n"},
     {0},
 };
 

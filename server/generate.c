@@ -23,7 +23,7 @@ typedef struct item {
     struct work *work;
     item_state state; /* RUNNING -> DONE under the lock; else the RPC thread's */
     mx_generation *g;
-    mx_generator *model;
+    mx_served *served; /* the version that writes it, held until the call closes */
     mx_error error;
     uint64_t submitted_ns;
     char *request_id;
@@ -104,22 +104,25 @@ static mx_status run(work *w, item *it, mx_arena *arena, const Merx__V1__Generat
         st = mx_fail(err, MX_ERR_NO_MEMORY, "no memory for the request");
         goto out;
     }
-    it->model = r.model;
     mx_generation_calls calls = {.text = wanted ? said : NULL, .done = done, .user = it};
     MX_TRY_GOTO(st, mx_generation_open(&g, r.model, r.prompt.id, r.prompt.count, &r.sampling, &calls, deadline, err),
                 out);
     it->g = g;
+    it->served = r.served;
     it->state = RUNNING;
     it->submitted_ns = mx_now_ns(&mx_clock_monotonic);
     mx_generation_job(g)->tenant = mx_call_tenant(w->call);
     st = mx_generation_submit(g, err);
     if (st) {
         it->g = NULL;
+        it->served = NULL;
         it->state = WAITING;
         mx_generation_close(g);
+    } else {
+        r.served = NULL;       /* the item's now */
     }
 out:
-    mx_ids_free(&r.prompt);
+    mx_text_request_close(&r);
     return st;
 }
 
@@ -176,6 +179,7 @@ static void work_closed(void *user)
     for (int i = 0; i < w->n_items; i++) {
         item *it = &w->items[i];
         if (it->g) mx_generation_close(it->g);
+        mx_registry_release(it->served);
         for (int k = 0; k < it->n_said; k++) mx_said_free(&it->said[k]);
         free(it->said);
         free(it->request_id);
@@ -203,12 +207,11 @@ static work *work_open(mx_app *app, mx_call *call, int n_items)
 static Merx__V1__GenerateResponse *respond(const work *w, item *it, mx_arena *a)
 {
     mx_generation_stats st;
-    mx_generator_info info;
     mx_generation_stats_get(it->g, &st);
-    mx_generator_info_get(it->model, &info);
-    Merx__V1__GenerateResponse *r = mx_response_build(a, it->g, it->said, mx_generator_tokenizer(it->model));
+    Merx__V1__GenerateResponse *r = mx_response_build(a, it->g, it->said, mx_generator_tokenizer(it->served->generator));
     if (!r) return NULL;
-    r->model = (char *)(uintptr_t)info.name;
+    r->model = it->served->name;
+    r->model_version = it->served->version;
     r->request_id = it->request_id;
     r->usage = mx_usage_build(a, &st);
     r->timings = mx_timings_build(a, &st, mx_call_accepted_ns(w->call), it->submitted_ns);
@@ -306,11 +309,10 @@ static int take_news(work *w, item *it, bool *more, bool *over)
 static bool add_totals(const work *w, item *it, Merx__V1__GenerateEvent *e, mx_arena *a)
 {
     mx_generation_stats st;
-    mx_generator_info info;
     mx_generation_stats_get(it->g, &st);
-    mx_generator_info_get(it->model, &info);
     e->last = true;
-    e->model = (char *)(uintptr_t)info.name;
+    e->model = it->served->name;
+    e->model_version = it->served->version;
     e->request_id = it->request_id;
     e->usage = mx_usage_build(a, &st);
     e->timings = mx_timings_build(a, &st, mx_call_accepted_ns(w->call), it->submitted_ns);
@@ -332,7 +334,7 @@ static void stream_pump(mx_call *call, void *user, mx_arena *scratch)
     bool ok = true;
     if (index >= 0 || totals) {
         Merx__V1__GenerateEvent *e =
-            mx_event_build(scratch, &w->sending, index < 0 ? 0 : index, mx_generator_tokenizer(it->model));
+            mx_event_build(scratch, &w->sending, index < 0 ? 0 : index, mx_generator_tokenizer(it->served->generator));
         ok = e && (!totals || add_totals(w, it, e, scratch)) && mx_call_send(call, &e->base, more);
     }
     if (!last && ok) return;

@@ -38,24 +38,42 @@ struct mx_http {
 
 /* ---- the pulse --------------------------------------------------------------------------- */
 
-/* Lane i of what the app serves, from 0 on; false: there are no more. */
-static bool lane_at(const mx_app *app, int i, char *name, size_t size, mx_lane_stats *out)
+/* What the app serves at a moment: its versions are held until it is given back. */
+typedef struct served {
+    const mx_app  *app;
+    mx_served_view list[MX_MODELS];
+    int            n;
+} served;
+
+static void served_take(served *s, const mx_app *app)
+{
+    s->app = app;
+    s->n = mx_registry_list(app->registry, s->list);
+}
+
+static void served_free(served *s)
+{
+    mx_registry_list_free(s->list, s->n);
+}
+
+/* Lane i of it, from 0 on; false: there are no more. */
+static bool lane_at(const served *s, int i, char *name, size_t size, mx_lane_stats *out)
 {
     mx_embedder_info e;
     mx_generator_info g;
-    int models = app->n_models, encoders = app->n_encoders;
-    if (i < models) {
-        mx_generator_info_get(app->models[i], &g);
-        mx_lane_name(name, size, g.name);
-    } else if (i < models + encoders) {
-        mx_embedder_info_get(app->encoders[i - models], &e);
-        snprintf(name, size, "%s.embed", e.name);
-    } else if (i == models + encoders && app->training) {
+    *name = 0;                         /* a version that loads has none yet */
+    if (i < s->n && s->list[i].generator) {
+        mx_generator_info_get(s->list[i].generator, &g);
+        snprintf(name, size, "%s", g.lane);
+    } else if (i < s->n && s->list[i].encoder) {
+        mx_embedder_info_get(s->list[i].encoder, &e);
+        snprintf(name, size, "%s", e.lane);
+    } else if (i == s->n && s->app->training) {
         snprintf(name, size, "training");
-    } else {
+    } else if (i >= s->n) {
         return false;
     }
-    if (!mx_scheduler_stats(app->scheduler, name, out)) *out = (mx_lane_stats){0};
+    if (!mx_scheduler_stats(s->app->scheduler, name, out)) *out = (mx_lane_stats){0};
     return true;
 }
 
@@ -65,10 +83,13 @@ static void take_pulse(mx_http *h)
     uint64_t now = mx_now_ns(&mx_clock_monotonic), steps = 0, jobs = 0;
     char name[LANE_NAME];
     mx_lane_stats s;
-    for (int i = 0; lane_at(h->app, i, name, sizeof name, &s); i++) {
+    served all;
+    served_take(&all, h->app);
+    for (int i = 0; lane_at(&all, i, name, sizeof name, &s); i++) {
         steps += s.turns + s.done;
         jobs += s.waiting + s.running;
     }
+    served_free(&all);
     if (steps != h->steps || !jobs || !h->since_ns) {
         h->steps = steps;
         h->since_ns = now;
@@ -106,7 +127,7 @@ static void put_family(FILE *out, const char *name, const char *kind, const char
     fprintf(out, "# HELP %s %s\n# TYPE %s %s\n", name, help, name, kind);
 }
 
-static void put_lanes(FILE *out, mx_app *app)
+static void put_lanes(FILE *out, const served *all)
 {
     static const struct { const char *name, *kind, *help; } family[] = {
         {"merx_lane_waiting", "gauge", "Jobs that have had no turn yet."},
@@ -121,11 +142,27 @@ static void put_lanes(FILE *out, mx_app *app)
         put_family(out, family[k].name, family[k].kind, family[k].help);
         mx_lane_stats s;
         char name[LANE_NAME], lane[2 * LANE_NAME];
-        for (int i = 0; lane_at(app, i, name, sizeof name, &s); i++) {
+        for (int i = 0; lane_at(all, i, name, sizeof name, &s); i++) {
+            if (!*name) continue;
             const double value[] = {s.waiting, s.running, (double)s.turns, (double)s.rows, (double)s.done, (double)s.refused,
                                     (double)s.busy_ns * 1e-9};
             mx_metrics_label(lane, sizeof lane, "lane", name);
             fprintf(out, "%s{%s} %.15g\n", family[k].name, lane, value[k]);
+        }
+    }
+}
+
+static void put_models(FILE *out, const served *all)
+{
+    static const char *const name[] = {"merx_model_state", "merx_model_references"};
+    put_family(out, name[0], "gauge", "Versions of models: 0 loading, 1 serving, 2 draining.");
+    for (int k = 0; k < 2; k++) {
+        if (k) put_family(out, name[1], "gauge", "Requests that hold a version.");
+        for (int i = 0; i < all->n; i++) {
+            char label[LANE_NAME];
+            const mx_served_view *v = &all->list[i];
+            mx_metrics_label(label, sizeof label, "model", v->served->name);
+            fprintf(out, "%s{%s,version=\"%d\"} %d\n", name[k], label, v->served->version, k ? v->references : (int)v->state);
         }
     }
 }
@@ -179,11 +216,16 @@ static char *render(const mx_http *h, size_t *len)
     size_t n = 0;
     FILE *out = open_memstream(&text, len);
     if (!out) return NULL;
-    for (int i = 0, models = h->app->n_models; i < models; i++) mx_generator_gauges(h->app->models[i]);
+    served all;
+    served_take(&all, h->app);
+    for (int i = 0; i < all.n; i++)
+        if (all.list[i].state == MX_SERVED_SERVING && all.list[i].generator) mx_generator_gauges(all.list[i].generator);
     registered = mx_metrics_render(h->app->metrics, &n);
     if (registered) fwrite(registered, 1, n, out);
     free(registered);
-    put_lanes(out, h->app);
+    put_lanes(out, &all);
+    put_models(out, &all);
+    served_free(&all);
     if (h->server) put_calls(out, h->server);
     put_process(out, h);
     bool failed = ferror(out) != 0;

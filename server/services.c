@@ -16,6 +16,8 @@ const mx_method mx_methods[] = {
     {"/merx.v1.Training/Watch", MX_METHOD_WAITS, mx_training_watch_begin},
     {"/merx.v1.Training/Cancel", 0, mx_training_cancel_begin},
     {"/merx.v1.Models/Load", MX_METHOD_WAITS, mx_load_begin},
+    {"/merx.v1.Models/Unload", MX_METHOD_WAITS, mx_unload_begin},
+    {"/merx.v1.Models/List", 0, mx_list_versions_begin},
     {"/merx.v1.Experiments/CreateExperiment", MX_METHOD_WAITS, mx_experiment_create_begin},
     {"/merx.v1.Experiments/GetExperiment", MX_METHOD_WAITS, mx_experiment_get_begin},
     {"/merx.v1.Experiments/ListExperiments", 0, mx_experiment_list_begin},

@@ -6,7 +6,7 @@
 
 #define TEXT MX_DECIDES_TEXT
 
-const char *const mx_command_names[] = {"serve", "generate", "client", "info", "train", "tokenize", "merge", "plot", "embed", "evaluate", "load", "token", "bench", "top", "profile", NULL};
+const char *const mx_command_names[] = {"serve", "generate", "client", "info", "train", "tokenize", "merge", "plot", "embed", "evaluate", "load", "token", "bench", "top", "profile", "models", NULL};
 
 const mx_setting_group mx_setting_groups[] = {
     {MX_GROUP_BATCH, "Batches"},         {MX_GROUP_SERVER, "Server"},  {MX_GROUP_MODEL, "Model and memory"},
@@ -90,6 +90,12 @@ const mx_setting mx_settings[] = {
      "A graph network (a checkpoint of merx train gnn --profiles) that speaks in profiles, similar users and recommendations."},
     {"training-data", 0, MX_SET_LIST, NULL, 0, 0, NULL, MX_CMD_SERVE | MX_GROUP_SERVER, "FOLDER",
      "Where training runs may read models and data, and Models.Load models; the training folder always counts."},
+    {"models-folder", 0, MX_SET_LIST, NULL, 0, 0, NULL, MX_CMD_SERVE | MX_GROUP_SERVER, "FOLDER",
+     "Where Models.Load may read models and adapters, beside the folders of training."},
+    {"adapter-of", 0, MX_SET_STRING, NULL, 0, 0, NULL, MX_CMD_MODELS | MX_GROUP_MODEL, "NAME",
+     "What is loaded is an adapter beside this model."},
+    {"drain", 0, MX_SET_FLOAT, "30", 0, 86400, NULL, MX_CMD_MODELS | MX_GROUP_MODEL, "SECONDS",
+     "What requests that have begun are given at unload."},
     {"http-listen", 0, MX_SET_STRING, NULL, 0, 0, NULL, MX_CMD_SERVE | MX_GROUP_SERVER, "HOST:PORT",
      "Answer /metrics, /healthz and /readyz over HTTP here; not when not given."},
     {"stall-timeout", 0, MX_SET_FLOAT, "30", 0.01, 86400, NULL, MX_CMD_SERVE | MX_GROUP_SERVER, "SECONDS",

@@ -222,18 +222,25 @@ static mx_status config_of(const json_t *settings, mx_config **out, mx_error *er
     return st;
 }
 
-mx_status mx_training_path(const mx_training *t, const char *what, const char *path, char out[1024], mx_error *err)
+mx_status mx_path_inside(const char *const *roots, int n, const char *what, const char *path, char out[1024], bool *inside, mx_error *err)
 {
     char real[PATH_MAX];
+    *inside = false;
     if (!realpath(path, real)) return mx_fail(err, MX_ERR_ARG, "%s: %.200s: %s", what, path, strerror(errno));
     if (strlen(real) >= 1024) return mx_fail(err, MX_ERR_ARG, "%s: the path is longer than 1023 bytes", what);
-    for (int i = 0; i < t->n_roots; i++) {
-        size_t n = strlen(t->roots[i]);
-        if (strncmp(real, t->roots[i], n) || (real[n] && real[n] != '/' && n > 1)) continue;
-        snprintf(out, 1024, "%s", real);
-        return MX_OK;
+    for (int i = 0; i < n && !*inside; i++) {
+        size_t len = strlen(roots[i]);
+        *inside = !strncmp(real, roots[i], len) && (!real[len] || real[len] == '/' || len == 1);
     }
-    return mx_fail(err, MX_ERR_ARG, "%s: %.200s is not inside --training-data or --training-folder", what, path);
+    snprintf(out, 1024, "%s", real);
+    return MX_OK;
+}
+
+mx_status mx_training_path(const mx_training *t, const char *what, const char *path, char out[1024], mx_error *err)
+{
+    bool inside;
+    MX_TRY(mx_path_inside((const char *const *)t->roots, t->n_roots, what, path, out, &inside, err));
+    return inside ? MX_OK : mx_fail(err, MX_ERR_ARG, "%s: %.200s is not inside --training-data or --training-folder", what, path);
 }
 
 /* ---- the lane -------------------------------------------------------------------------------- */

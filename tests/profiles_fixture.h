@@ -56,7 +56,7 @@ static inline bool fixture_open_with(fixture *f, bool models, const char *networ
     CHECK_OK(mx_app_open(&f->app, NULL, &err), err);
     if (models) {
         CHECK_OK(mx_app_load(&f->app, "mood=" MX_SOURCE_DIR "/tests/golden/encoder/bert", &g, &err), err);
-        o.encoder = o.sentiment = f->app.encoders[0];
+        o.encoder = o.sentiment = mx_app_encoder(&f->app);
     }
     o.device = &f->app.devices[0];
     o.network = network;

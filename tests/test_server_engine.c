@@ -22,7 +22,7 @@ static bool house_open(house *h, int queue)
     o.listen = "127.0.0.1:0";
     CHECK_OK(mx_app_open(&h->app, NULL, &err), err);
     CHECK_OK(mx_app_load(&h->app, "tiny=" MX_SOURCE_DIR "/tests/golden/decoder/llama", &g, &err), err);
-    if (!h->app.n_models) return false;
+    if (!mx_app_model(&h->app)) return false;
     atomic_store(&h->app.state, MX_APP_SERVING);
     CHECK_OK(mx_server_open(&h->server, &h->app, &o, &err), err);
     if (h->server) CHECK_OK(mx_client_open(&h->client, mx_server_address(h->server), NULL, &err), err);
@@ -39,7 +39,7 @@ static void house_close(house *h)
 static int used_pages(const house *h)
 {
     mx_generator_info info;
-    mx_generator_info_get(h->app.models[0], &info);
+    mx_generator_info_get(mx_app_model(&h->app), &info);
     return info.kv_pages - info.kv_pages_free;
 }
 

@@ -148,12 +148,23 @@ static void pack_part(void *ctx, int64_t part, int thread)
     else pack_i8(p, part, panel, stage, rows);
 }
 
+size_t mx_cpu_weight_bytes(const mx_device *d, int64_t rows, int64_t cols, mx_dtype as)
+{
+    mx_dtype kept = as == MX_F8 ? MX_BF16 : as;
+    int64_t line = (int64_t)(64 / mx_dtype_size(kept)), padded = (cols + line - 1) / line * line, panels = (rows + MX_PANEL - 1) / MX_PANEL;
+    size_t panel = (size_t)padded * MX_PANEL * mx_dtype_size(kept), size;
+    (void)d;
+    if (as == MX_I8) panel += panel / MX_INT8_GROUP * (sizeof(float) + sizeof(int16_t));
+    if (as == MX_F8) panel += MX_PANEL * sizeof(float);
+    return mx_mul_size(panel, (size_t)panels, &size) ? size : 0;
+}
+
 mx_status mx_cpu_weight_open(mx_weight *w, mx_device *d, const mx_row_source *parts, int n, mx_dtype as, mx_error *err)
 {
     mx_status st = MX_OK;
     pack_job j = {.parts = parts, .n = n, .rows = w->rows};
     packed *p = calloc(1, sizeof *p);
-    size_t size = 0, extra, stage;
+    size_t size = mx_cpu_weight_bytes(d, w->rows, w->cols, as), stage;
     if (!p) return mx_fail(err, MX_ERR_NO_MEMORY, "weight: no memory for its description");
     p->dtype = as == MX_F8 ? MX_BF16 : as;
     p->cols = w->cols;
@@ -161,10 +172,7 @@ mx_status mx_cpu_weight_open(mx_weight *w, mx_device *d, const mx_row_source *pa
     p->padded = (w->cols + line - 1) / line * line;
     p->panels = (w->rows + MX_PANEL - 1) / MX_PANEL;
     p->panel_bytes = (size_t)p->padded * MX_PANEL * mx_dtype_size(p->dtype);
-    extra = as == MX_I8 ? p->panel_bytes / MX_INT8_GROUP * (size_t)p->panels * (sizeof *p->scale + sizeof *p->sums)
-          : as == MX_F8 ? (size_t)p->panels * MX_PANEL * sizeof *p->row_scale : 0;
-    if (!mx_mul_size(p->panel_bytes, (size_t)p->panels, &size) || !mx_add_size(size, extra, &size) ||
-        !mx_mul_size((size_t)mx_pool_threads(d->pool) * MX_PANEL * sizeof(float), (size_t)w->cols, &stage)) {
+    if (!size || !mx_mul_size((size_t)mx_pool_threads(d->pool) * MX_PANEL * sizeof(float), (size_t)w->cols, &stage)) {
         st = mx_fail(err, MX_ERR_NO_MEMORY, "weight: %lld x %lld does not fit memory", (long long)w->rows,
                      (long long)w->cols);
         goto done;
