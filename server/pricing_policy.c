@@ -127,7 +127,7 @@ static bool set_text(char **at, const char *text)
 {
     char *own = strdup(text);
     if (!own) return false;
-    if (*at && **at) free(*at);
+    if (*at && *at != protobuf_c_empty_string) free(*at);
     *at = own;
     return true;
 }
