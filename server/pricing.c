@@ -566,7 +566,7 @@ void mx_pricing_close(mx_pricing *p)
         price_policy_free(q);
     }
     mx_store_close(p->store);
-    free(p->paper);
+    free(p->paper), free(p->desk);
     pthread_cond_destroy(&p->news);
     pthread_mutex_destroy(&p->lock);
     free(p);

@@ -49,6 +49,7 @@ struct mx_pricing {
     int64_t          round;       /* of operations: those of one transaction              */
     uint8_t         *paper;       /* the last quote, packed                               */
     size_t           written, room;
+    void            *desk;        /* pricing_quote.c's, to make a quote on                */
     bool             frozen;      /* everything                                           */
     double           exploration;
     bool             discounts;   /* users may be offered less                            */

@@ -5,6 +5,8 @@
 #include "models/bandit.h"
 #include "runtime/log.h"
 
+#include <errno.h>
+#include <limits.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -125,7 +127,7 @@ static bool set_text(char **at, const char *text)
 {
     char *own = strdup(text);
     if (!own) return false;
-    if (*at && **at) free(*at);
+    if (*at && *at != protobuf_c_empty_string) free(*at);
     *at = own;
     return true;
 }
@@ -179,9 +181,11 @@ mx_status price_policy_load(mx_pricing *p, const char *name, const char *path, p
 {
     if (!*name || strlen(name) > 63 || strpbrk(name, "@=/")) return mx_fail(err, MX_ERR_ARG, "name: 1 to 63 bytes without @, = and /");
     const price_policy *before = newest(p, name);
+    char real[PATH_MAX];
+    if (!realpath(path, real)) return mx_fail(err, MX_ERR_IO, "path: %.200s: %s", path, strerror(errno));
     price_policy *q = calloc(1, sizeof *q);
-    if (q) q->m = new_message(name, before ? before->m->version + 1 : 1, path);
-    mx_status st = q && q->m ? mx_price_policy_open(&q->net, path, err) : mx_fail(err, MX_ERR_NO_MEMORY, "a policy");
+    if (q) q->m = new_message(name, before ? before->m->version + 1 : 1, real);      /* where a link led to: a version is one network */
+    mx_status st = q && q->m ? mx_price_policy_open(&q->net, real, err) : mx_fail(err, MX_ERR_NO_MEMORY, "a policy");
     if (st) {
         price_policy_free(q);
         return st;
@@ -218,7 +222,8 @@ mx_status mx_pricing_list_policies(mx_pricing *p, mx_pricing_op *op)
 mx_status mx_pricing_live_policy(mx_pricing *p, const char *name, const char *path, mx_error *err)
 {
     price_policy *q = newest(p, name), *before = price_policy_at(p, MERX__V1__POLICY_STAGE__POLICY_LIVE);
-    if (q && q == before && q->net && !strcmp(q->m->path, path)) return MX_OK;      /* after a restart */
+    char real[PATH_MAX];
+    if (q && q == before && q->net && realpath(path, real) && !strcmp(q->m->path, real)) return MX_OK;      /* after a restart */
     MX_TRY(mx_store_begin(p->store, err));
     mx_status st = price_policy_load(p, name, path, &q, err);
     if (!st && before) st = set_stage(p, before, MERX__V1__POLICY_STAGE__POLICY_RETIRED, "another policy took its place", err);

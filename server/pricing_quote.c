@@ -473,13 +473,18 @@ static mx_status make_quote(mx_pricing *p, quote *q, const Merx__V1__QuoteReques
     return live && !frozen && !q->m.requires_approval ? price_publish(p, i, q->m.price, q->id, err) : MX_OK;
 }
 
+/* The place where quotes are made, one at a time. */
+static quote *desk_of(mx_pricing *p, mx_error *err)
+{
+    if (!p->desk && !(p->desk = malloc(sizeof(quote)))) mx_fail(err, MX_ERR_NO_MEMORY, "a quote");
+    return p->desk;
+}
+
 mx_status mx_pricing_quote(mx_pricing *p, mx_pricing_op *op)
 {
-    quote *q = malloc(sizeof *q);
-    if (!q) return mx_fail(&op->err, MX_ERR_NO_MEMORY, "a quote");
-    mx_status st = make_quote(p, q, (const Merx__V1__QuoteRequest *)op->request, &op->err);
-    free(q);
-    MX_TRY(st);
+    quote *q = desk_of(p, &op->err);
+    if (!q) return MX_ERR_NO_MEMORY;
+    MX_TRY(make_quote(p, q, (const Merx__V1__QuoteRequest *)op->request, &op->err));
     op->type = &merx__v1__quote_response__descriptor;
     op->answer = malloc(p->written + 1);
     if (!op->answer) return mx_fail(&op->err, MX_ERR_NO_MEMORY, "no memory for an answer");
@@ -540,11 +545,10 @@ mx_status mx_pricing_batch(mx_pricing *p, mx_pricing_op *op)
     if (!n || n > PRICE_BATCH) return mx_fail(&op->err, MX_ERR_ARG, "requests: %zu of them, 1..%d are allowed", n, PRICE_BATCH);
     for (size_t i = 0; i < n; i++) explained += r->requests[i]->explain == MERX__V1__QUOTE_EXPLAIN__EXPLAIN_FULL;
     if (explained > EXPLAINED) return mx_fail(&op->err, MX_ERR_ARG, "requests: %zu of them ask for EXPLAIN_FULL, at most %d", explained, EXPLAINED);
-    quote *q = malloc(sizeof *q);
-    mx_status st = q ? MX_OK : mx_fail(&op->err, MX_ERR_NO_MEMORY, "%zu quotes", n);
+    quote *q = desk_of(p, &op->err);
+    mx_status st = q ? MX_OK : MX_ERR_NO_MEMORY;
     op->type = &merx__v1__batch_quote_response__descriptor;
     for (size_t i = 0; !st && i < n; i++) st = append_quote(p, op, &room, q, r->requests[i]);
-    free(q);
     return st;
 }
 

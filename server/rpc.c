@@ -258,9 +258,7 @@ mx_status mx_server_open(mx_server **out, mx_app *app, const mx_server_options *
     s->handles = calloc((size_t)mx_methods_count, sizeof *s->handles);
     s->ended = calloc((size_t)(mx_methods_count + 1) * MX_RPC_CODE_COUNT, sizeof *s->ended);
     s->seconds = calloc((size_t)mx_methods_count, sizeof *s->seconds);
-    /* gRPC logs every failed handshake on stderr; who wants that says so in the environment. */
-    setenv("GRPC_VERBOSITY", "NONE", 0);
-    grpc_init();
+    mx_rpc_init();
     mx_status st = MX_OK;
     if (!s->workers || !s->handles || !s->ended || !s->seconds) st = mx_fail(err, MX_ERR_NO_MEMORY, "no memory for the server");
     if (!st) st = create_core(s, err);

@@ -7,6 +7,7 @@
 
 #include "server/auth.h"
 #include "server/rpc.h"
+#include "server/rpc_init.h"
 #include "server/service.h"
 
 #include <pthread.h>

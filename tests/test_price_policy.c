@@ -342,6 +342,33 @@ static void shadow_and_live(void)
     fresh_file();
 }
 
+/* RUN/best moves on while a run learns; a version stays the network that the link led to. */
+static void a_link_is_followed(void)
+{
+    mx_pricing *p = NULL;
+    mx_error err = {0};
+    char link[300];
+    fresh_file();
+    save_network(0, MX_PRICE_SEEN);
+    snprintf(link, sizeof link, "%s.link", folder);
+    unlink(link);
+    CHECK(symlink(folder, link) == 0);
+    for (int k = 0; k < 2; k++) {                        /* a restart is no new version */
+        CHECK_OK(mx_pricing_open(&p, file, 0, &err), err);
+        CHECK_OK(mx_pricing_live_policy(p, "m", link, &err), err);
+        Merx__V1__ListPoliciesRequest q = MERX__V1__LIST_POLICIES_REQUEST__INIT;
+        Merx__V1__ListPoliciesResponse *r = run(p, mx_pricing_list_policies, &q.base);
+        CHECK(r && r->n_policies == 1 && r->policies[0]->version == 1);
+        if (r) CHECK_STR(r->policies[0]->path, folder);
+        FREE(r);
+        CHECK(mx_pricing_live_policy(p, "other", "/nowhere", &err) == MX_ERR_IO);
+        mx_pricing_close(p);
+    }
+    unlink(link);
+    drop_network();
+    fresh_file();
+}
+
 /* Canaries, what took them back and what the gate was shown follow from the log. */
 static void check_replay(mx_pricing *p, int64_t policies)
 {
@@ -498,4 +525,4 @@ static void the_gate(void)
     fresh_file();
 }
 
-MX_TESTS(TEST(exact_reasons), TEST(shadow_and_live), TEST(a_canary_taken_back), TEST(the_gate))
+MX_TESTS(TEST(exact_reasons), TEST(a_link_is_followed), TEST(shadow_and_live), TEST(a_canary_taken_back), TEST(the_gate))

@@ -7,7 +7,8 @@ the server itself is killed, in the midst of a swap too.  What must hold at the 
 
   - every answer is the answer to its own request, once; no call is without an end;
   - after kill -9 of the server it answers again within 2 s of its restart, and every quote
-    that was acknowledged before is still there, the same;
+    that was acknowledged before is still there, the same, and every sale reported counts once:
+    those that were acknowledged, and in the end, told again, those that were not;
   - a full disk is an error of the call, never an acknowledged quote that is not on disk;
   - no request fails by a swap, and every text is wholly one network's;
   - every event that was acknowledged counts once in its user's profile;
@@ -145,6 +146,7 @@ def put_item(ch):
 # ---- those who behave: threads that check every answer ------------------------------------------
 
 acknowledged = {}            # request id -> decision id, price
+sold, unsure = {}, {}        # sale id -> the sale: acknowledged; not known whether it counted
 stop = threading.Event()
 full = threading.Event()     # the disk is being filled
 
@@ -266,6 +268,38 @@ def vectors():
     ch.close()
 
 
+def report(ch, sale):
+    return rpc(ch, "Pricing/ReportSales", pb.ReportSalesRequest(), pb.ReportSalesResponse)(pb.ReportSalesRequest(sales=[sale]), timeout=10)
+
+
+def sell(ch, name, decision, price):
+    sale = pb.SaleObservation(sale_id=name, sku="s", channel="web", price=price, units=3, decision_id=decision)
+    with lock:
+        unsure[name] = sale
+    r = report(ch, sale)
+    if r.accepted != 1:
+        fail(f"{name}: a new sale, answered with {r}")
+    with lock:
+        sold[name] = unsure.pop(name)
+    count("sales")
+
+
+def check_sales():
+    ch = dial()
+    for name, sale in list(unsure.items()):
+        r = report(ch, sale)
+        if r.accepted + r.duplicate != 1:
+            fail(f"{name}: told again, answered with {r}")
+        sold[name] = sale
+    for name in rnd.sample(sorted(sold), min(len(sold), 20)):
+        if report(ch, sold[name]).duplicate != 1:
+            fail(f"{name}: acknowledged, and told again it counts again")
+    item = rpc(ch, "Pricing/GetItem", pb.ItemKey(), pb.PriceItem)(pb.ItemKey(sku="s", channel="web"), timeout=10)
+    if item.sales != len(sold):
+        fail(f"{len(sold)} sales were told, {item.sales} count")
+    ch.close()
+
+
 def quotes(n):
     ch, i = dial(), 0
     call = rpc(ch, "Pricing/Quote", pb.QuoteRequest(), pb.QuoteResponse)
@@ -278,6 +312,7 @@ def quotes(n):
             with lock:
                 acknowledged[name] = (r.decision_id, r.price)
             count("quotes")
+            sell(ch, name, r.decision_id, r.price)
             time.sleep(0.04)
             if i % 5 == 0 and call(request, timeout=10).decision_id != r.decision_id:
                 fail(f"{name}: asked again, decided again")
@@ -494,12 +529,16 @@ def main():
         fail(f"work is left: {left}")
     if server.p.poll() is not None or not get("/healthz").startswith("HTTP/1.1 200"):
         fail("the server is not well")
+    check_sales()
     slow = [r for r in server.recoveries if r > 2]
     if slow:
         fail(f"recovery took {slow}")
     server.p.send_signal(signal.SIGTERM)
     if server.p.wait(40) != 0:
         fail("the server did not end well")
+    replay = subprocess.run([a.merx, "evaluate", "--pricing", os.path.join(disk, "pricing.db")], capture_output=True, text=True)
+    if replay.returncode or not json.loads(replay.stdout)["same"]:
+        fail(f"the log does not replay: {replay.stdout}{replay.stderr}")
     print(f"seed {a.seed}, {turn} disturbances, {len(server.recoveries)} kills, recovery at most "
           f"{max(server.recoveries):.2f} s; RssAnon {grown:+d} KiB over the second half; "
           + ", ".join(f"{v} {k}" for k, v in sorted(tally.items())) + ("" if small_disk else "; the full disk was skipped: no mount"))
@@ -509,7 +548,7 @@ def main():
                        "recovery_seconds": [round(r, 3) for r in server.recoveries], "rss_anon_grown_kb": grown, "events": events,
                        "counts": dict(sorted(tally.items())), "failures": failures, "memory": samples}, f, indent=1)
             f.write("\n")
-    for needed in ("texts", "texts of swapped versions", "swaps", "profiles", "quotes", "vectors", "decisions found again"):
+    for needed in ("texts", "texts of swapped versions", "swaps", "profiles", "quotes", "sales", "vectors", "decisions found again"):
         if not tally.get(needed):
             fail(f"no {needed}")
 
