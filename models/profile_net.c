@@ -15,6 +15,7 @@ struct mx_profile_net {
     const mx_text_store *texts;
     mx_gnn         *gnn;
     mx_gnn_config   config;
+    uint64_t        print;
     int32_t         text_dim, relations, user, item;      /* user, item: node types */
     mx_profile_follower follower;
     mx_live_graph  *live;
@@ -31,7 +32,7 @@ struct mx_profile_net {
 
 mx_profile_net_info mx_profile_net_about(const mx_profile_net *p)
 {
-    return (mx_profile_net_info){p->folder, p->config.kind, p->config.task, p->config.layers, mx_gnn_width(&p->config, p->config.layers), p->text_dim, mx_gnn_print(p->gnn)};
+    return (mx_profile_net_info){p->folder, p->config.kind, p->config.task, p->config.layers, mx_gnn_width(&p->config, p->config.layers), p->text_dim, p->print};
 }
 
 uint64_t mx_profile_net_watermark(const mx_profile_net *p) { return atomic_load(&p->watermark); }
@@ -215,6 +216,7 @@ static mx_status open_parts(mx_profile_net *p, const char *folder, mx_device *de
     if (dev->kind != MX_CPU) return mx_fail(err, MX_ERR_ARG, "network: profiles' networks run on a CPU device");
     MX_TRY(mx_gnn_open(&p->gnn, dev, folder, err));
     p->config = *mx_gnn_config_of(p->gnn);
+    p->print = mx_gnn_print(p->gnn);
     p->relations = p->config.kind == MX_GNN_RGCN ? p->config.relations : 1;
     p->user = mx_user_graph_find_node_type(p->graph, "user"), p->item = mx_user_graph_find_node_type(p->graph, "item");
     MX_TRY(check(p, err));
