@@ -177,8 +177,9 @@ mx_status profile_fuse(mx_profiles *p, int32_t node, const subject *s, mx_error 
 {
     int32_t d = MX_FEATURES + p->dim + p->net_dim;
     if (!p->fused) return MX_OK;
-    float *x = calloc((size_t)d, sizeof *x), *z = x + MX_FEATURES + p->dim;
+    float *x = calloc((size_t)d, sizeof *x);
     if (!x) return mx_fail(err, MX_ERR_NO_MEMORY, "a vector");
+    float *z = x + MX_FEATURES + p->dim;
     for (int32_t f = 0; f < MX_FEATURES; f++) x[f] = FEATURE_SCALE * (s->feature[f] - (float)p->prior.mean[f]);
     for (int32_t c = 0; s->text && c < p->dim; c++) x[MX_FEATURES + c] = TEXT_PART * s->text[c];
     if (p->net && mx_profile_net_get(p->net, node, z)) {
@@ -205,8 +206,9 @@ static bool write_embedding(mx_profiles *p, int32_t node, mx_arena *a, Merx__V1_
 {
     int32_t d = MX_FEATURES + p->dim + p->net_dim;
     Merx__V1__ProfileEmbedding *e = mx_arena_array(a, 1, sizeof *e);
-    float *x = mx_arena_array(a, (size_t)d + (size_t)p->net_dim + 1, sizeof *x), *z = x + d;
+    float *x = mx_arena_array(a, (size_t)d + (size_t)p->net_dim + 1, sizeof *x);
     if (!e || !x) return false;
+    float *z = x + d;
     if (!p->fused || node < 0 || !mx_vectors_get(p->fused, node, x)) return true;
     merx__v1__profile_embedding__init(e);
     out->embedding = e;
