@@ -1,10 +1,15 @@
 /* profile_net.c - events in, vectors out. */
 #include "models/profile_net.h"
 
+#include "models/snapshot.h"
+
+#include <errno.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 enum { BATCH = 4096 };
 
@@ -149,19 +154,6 @@ mx_status mx_profile_net_step(mx_profile_net *p, const int32_t *touched, int32_t
     return st;
 }
 
-mx_status mx_profile_net_erase(mx_profile_net *p, int32_t node, int64_t *rows, mx_error *err)
-{
-    mx_status st = MX_OK;
-    pthread_mutex_lock(&p->lock);
-    int32_t before = mx_vectors_count(p->users) + mx_vectors_count(p->items);
-    if (node < mx_live_graph_view(p->live)->nodes) st = mx_refresh_erase(p->refresh, node, err);
-    mx_vectors_remove(p->users, node), mx_vectors_remove(p->items, node);
-    *rows += before - mx_vectors_count(p->users) - mx_vectors_count(p->items);
-    if (!st && mx_gnn_forget(p->gnn, node)) st = mx_gnn_save(p->gnn, p->folder, err);
-    pthread_mutex_unlock(&p->lock);
-    return st;
-}
-
 /* ---- opening ---------------------------------------------------------------------------------------- */
 
 static mx_status check(mx_profile_net *p, mx_error *err)
@@ -180,6 +172,22 @@ static mx_status check(mx_profile_net *p, mx_error *err)
     return MX_OK;
 }
 
+/* Beside, then in place of what is there: a crash leaves the one or the other. */
+static mx_status save(const mx_profile_net *p, mx_error *err)
+{
+    static const char *const files[] = {"model.safetensors", "config.json"};
+    char made[MX_PATH], from[MX_PATH], to[MX_PATH];
+    MX_TRY(mx_path_join(made, p->folder, ".erasing", err));
+    if (mkdir(made, 0777) && errno != EEXIST) return mx_fail(err, MX_ERR_IO, "%s: %s", made, strerror(errno));
+    MX_TRY(mx_gnn_save(p->gnn, made, err));
+    for (int i = 0; i < 2; i++) {
+        MX_TRY(mx_path_join(from, made, files[i], err));
+        MX_TRY(mx_path_join(to, p->folder, files[i], err));
+        if (rename(from, to)) return mx_fail(err, MX_ERR_IO, "%s: %s", to, strerror(errno));
+    }
+    return rmdir(made) ? mx_fail(err, MX_ERR_IO, "%s: %s", made, strerror(errno)) : MX_OK;
+}
+
 static mx_status forget_erased(mx_profile_net *p, mx_error *err)
 {
     int32_t type;
@@ -187,7 +195,7 @@ static mx_status forget_erased(mx_profile_net *p, mx_error *err)
     bool told = false;
     for (int32_t i = 0; i < p->config.id_nodes; i++)
         if (!mx_user_graph_node(p->graph, i, &type, key)) told |= mx_gnn_forget(p->gnn, i);
-    return told ? mx_gnn_save(p->gnn, p->folder, err) : MX_OK;
+    return told ? save(p, err) : MX_OK;
 }
 
 static mx_status open_rows(mx_profile_net *p, mx_error *err)
@@ -262,6 +270,19 @@ void mx_profile_net_close(mx_profile_net *p)
     pthread_mutex_destroy(&p->lock);
     free(p->due), free(p->is_due), free(p->input), free(p->folder);
     free(p);
+}
+
+mx_status mx_profile_net_erase(mx_profile_net *p, int32_t node, int64_t *rows, mx_error *err)
+{
+    mx_status st = MX_OK;
+    pthread_mutex_lock(&p->lock);
+    int32_t before = mx_vectors_count(p->users) + mx_vectors_count(p->items);
+    if (node < mx_live_graph_view(p->live)->nodes) st = mx_refresh_erase(p->refresh, node, err);
+    mx_vectors_remove(p->users, node), mx_vectors_remove(p->items, node);
+    *rows += before - mx_vectors_count(p->users) - mx_vectors_count(p->items);
+    if (!st && mx_gnn_forget(p->gnn, node)) st = save(p, err);
+    pthread_mutex_unlock(&p->lock);
+    return st;
 }
 
 /* ---- whom a vector comes from ---------------------------------------------------------------------------- */
