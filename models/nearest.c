@@ -65,13 +65,12 @@ static float *row(const mx_vectors *v, int32_t i) { return v->x + (size_t)i * (s
 
 static bool grow(void *array, size_t n, size_t size)
 {
-    void *p;
+    void **at = array;
     size_t bytes;
     if (!mx_mul_size(n, size, &bytes)) return false;
-    memcpy(&p, array, sizeof p);
-    p = realloc(p, bytes);
-    if (p) memcpy(array, &p, sizeof p);
-    return p != NULL;
+    void *grown = realloc(*at, bytes);
+    if (grown) *at = grown;
+    return grown != NULL;
 }
 
 static bool room_for(mx_vectors *v, int32_t id)

@@ -63,17 +63,15 @@ mx_status mx_profile_input(const mx_user_graph *g, const mx_text_store *texts, i
 
 static bool grow(void *array, size_t bytes)
 {
-    void *p;
-    memcpy(&p, array, sizeof p);
-    p = realloc(p, bytes);
-    if (p) memcpy(array, &p, sizeof p);
-    return p != NULL;
+    void **at = array, *grown = realloc(*at, bytes);
+    if (grown) *at = grown;
+    return grown != NULL;
 }
 
 static mx_status room_for(mx_profile_follower *f, int32_t nodes, mx_error *err)
 {
     if (nodes <= f->nodes) return MX_OK;
-    int32_t room = nodes < INT32_MAX / 3 * 2 ? nodes + nodes / 2 + 64 : INT32_MAX;
+    int32_t room = nodes < INT32_MAX / 2 ? nodes + nodes / 2 + 64 : INT32_MAX;
     size_t n = (size_t)room, was = (size_t)f->nodes;
     if (!grow(&f->consent_ms, 8 * n) || !grow(&f->dropped, 8 * n) || !grow(&f->absent, n)) return mx_fail(err, MX_ERR_NO_MEMORY, "a graph of %d nodes", nodes);
     memset(f->consent_ms + was, 0, 8 * (n - was));

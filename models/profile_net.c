@@ -1,10 +1,15 @@
 /* profile_net.c - events in, vectors out. */
 #include "models/profile_net.h"
 
+#include "models/snapshot.h"
+
+#include <errno.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 enum { BATCH = 4096 };
 
@@ -15,6 +20,7 @@ struct mx_profile_net {
     const mx_text_store *texts;
     mx_gnn         *gnn;
     mx_gnn_config   config;
+    uint64_t        print;
     int32_t         text_dim, relations, user, item;      /* user, item: node types */
     mx_profile_follower follower;
     mx_live_graph  *live;
@@ -31,7 +37,7 @@ struct mx_profile_net {
 
 mx_profile_net_info mx_profile_net_about(const mx_profile_net *p)
 {
-    return (mx_profile_net_info){p->folder, p->config.kind, p->config.task, p->config.layers, mx_gnn_width(&p->config, p->config.layers), p->text_dim, mx_gnn_print(p->gnn)};
+    return (mx_profile_net_info){p->folder, p->config.kind, p->config.task, p->config.layers, mx_gnn_width(&p->config, p->config.layers), p->text_dim, p->print};
 }
 
 uint64_t mx_profile_net_watermark(const mx_profile_net *p) { return atomic_load(&p->watermark); }
@@ -148,19 +154,6 @@ mx_status mx_profile_net_step(mx_profile_net *p, const int32_t *touched, int32_t
     return st;
 }
 
-mx_status mx_profile_net_erase(mx_profile_net *p, int32_t node, int64_t *rows, mx_error *err)
-{
-    mx_status st = MX_OK;
-    pthread_mutex_lock(&p->lock);
-    int32_t before = mx_vectors_count(p->users) + mx_vectors_count(p->items);
-    if (node < mx_live_graph_view(p->live)->nodes) st = mx_refresh_erase(p->refresh, node, err);
-    mx_vectors_remove(p->users, node), mx_vectors_remove(p->items, node);
-    *rows += before - mx_vectors_count(p->users) - mx_vectors_count(p->items);
-    if (!st && mx_gnn_forget(p->gnn, node)) st = mx_gnn_save(p->gnn, p->folder, err);
-    pthread_mutex_unlock(&p->lock);
-    return st;
-}
-
 /* ---- opening ---------------------------------------------------------------------------------------- */
 
 static mx_status check(mx_profile_net *p, mx_error *err)
@@ -179,6 +172,22 @@ static mx_status check(mx_profile_net *p, mx_error *err)
     return MX_OK;
 }
 
+/* Beside, then in place of what is there: a crash leaves the one or the other. */
+static mx_status save(const mx_profile_net *p, mx_error *err)
+{
+    static const char *const files[] = {"model.safetensors", "config.json"};
+    char made[MX_PATH], from[MX_PATH], to[MX_PATH];
+    MX_TRY(mx_path_join(made, p->folder, ".erasing", err));
+    if (mkdir(made, 0777) && errno != EEXIST) return mx_fail(err, MX_ERR_IO, "%s: %s", made, strerror(errno));
+    MX_TRY(mx_gnn_save(p->gnn, made, err));
+    for (int i = 0; i < 2; i++) {
+        MX_TRY(mx_path_join(from, made, files[i], err));
+        MX_TRY(mx_path_join(to, p->folder, files[i], err));
+        if (rename(from, to)) return mx_fail(err, MX_ERR_IO, "%s: %s", to, strerror(errno));
+    }
+    return rmdir(made) ? mx_fail(err, MX_ERR_IO, "%s: %s", made, strerror(errno)) : MX_OK;
+}
+
 static mx_status forget_erased(mx_profile_net *p, mx_error *err)
 {
     int32_t type;
@@ -186,7 +195,7 @@ static mx_status forget_erased(mx_profile_net *p, mx_error *err)
     bool told = false;
     for (int32_t i = 0; i < p->config.id_nodes; i++)
         if (!mx_user_graph_node(p->graph, i, &type, key)) told |= mx_gnn_forget(p->gnn, i);
-    return told ? mx_gnn_save(p->gnn, p->folder, err) : MX_OK;
+    return told ? save(p, err) : MX_OK;
 }
 
 static mx_status open_rows(mx_profile_net *p, mx_error *err)
@@ -215,6 +224,7 @@ static mx_status open_parts(mx_profile_net *p, const char *folder, mx_device *de
     if (dev->kind != MX_CPU) return mx_fail(err, MX_ERR_ARG, "network: profiles' networks run on a CPU device");
     MX_TRY(mx_gnn_open(&p->gnn, dev, folder, err));
     p->config = *mx_gnn_config_of(p->gnn);
+    p->print = mx_gnn_print(p->gnn);
     p->relations = p->config.kind == MX_GNN_RGCN ? p->config.relations : 1;
     p->user = mx_user_graph_find_node_type(p->graph, "user"), p->item = mx_user_graph_find_node_type(p->graph, "item");
     MX_TRY(check(p, err));
@@ -260,6 +270,19 @@ void mx_profile_net_close(mx_profile_net *p)
     pthread_mutex_destroy(&p->lock);
     free(p->due), free(p->is_due), free(p->input), free(p->folder);
     free(p);
+}
+
+mx_status mx_profile_net_erase(mx_profile_net *p, int32_t node, int64_t *rows, mx_error *err)
+{
+    mx_status st = MX_OK;
+    pthread_mutex_lock(&p->lock);
+    int32_t before = mx_vectors_count(p->users) + mx_vectors_count(p->items);
+    if (node < mx_live_graph_view(p->live)->nodes) st = mx_refresh_erase(p->refresh, node, err);
+    mx_vectors_remove(p->users, node), mx_vectors_remove(p->items, node);
+    *rows += before - mx_vectors_count(p->users) - mx_vectors_count(p->items);
+    if (!st && mx_gnn_forget(p->gnn, node)) st = save(p, err);
+    pthread_mutex_unlock(&p->lock);
+    return st;
 }
 
 /* ---- whom a vector comes from ---------------------------------------------------------------------------- */

@@ -251,6 +251,25 @@ static void print_profile(const Merx__V1__Profile *p)
     }
 }
 
+/* Of a user who withdrew consent there is nothing to say. */
+static void show_recommended(session *s, const char *user)
+{
+    static const struct { const char *method, *words; } how[] = {
+        {"network", "by the network"}, {"neighbours", "by who has the same"}, {"popular", "what most have"}};
+    Merx__V1__RecommendRequest q = MERX__V1__RECOMMEND_REQUEST__INIT;
+    mx_error err = {0};
+    bool tty = cli_term_of(stdout).tty;
+    q.user = (char *)(uintptr_t)user, q.count = 5;
+    Merx__V1__RecommendResponse *r = ask(s, "Recommend", &q.base, &merx__v1__recommend_response__descriptor, &err);
+    for (size_t i = 0; r && i < r->n_items; i++) {
+        printf(i ? ", " : "\n  may like ");
+        print(r->items[i]->item, tty);
+    }
+    for (size_t k = 0; r && r->n_items && k < sizeof how / sizeof *how; k++)
+        if (!strcmp(r->method, how[k].method)) printf("  (%s)\n", how[k].words);
+    if (r) merx__v1__recommend_response__free_unpacked(r, NULL);
+}
+
 static mx_status show(session *s, const char *user, mx_error *err)
 {
     Merx__V1__GetProfileRequest q = MERX__V1__GET_PROFILE_REQUEST__INIT;
@@ -264,6 +283,7 @@ static mx_status show(session *s, const char *user, mx_error *err)
     if (!r) return err->code;
     print_profile(r->profile);
     merx__v1__profile_answer__free_unpacked(r, NULL);
+    show_recommended(s, user);
     return MX_OK;
 }
 

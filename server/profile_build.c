@@ -187,10 +187,13 @@ static void describe_rule(const mx_profiles *p, const Merx__V1__TagRule *r, cons
 /* Through the network: one neighbour, all further ones, or what is left. */
 static void describe_network(const mx_profiles *p, const verdict *v, const clue *c, char key[MX_KEY_MOST + 1], char *out, size_t size)
 {
-    int32_t node = c->kind == MERX__V1__EVIDENCE_KIND__EVIDENCE_NETWORK ? -1 : v->parts->node[c->at - FRIENDS], type;
-    if (c->kind == MERX__V1__EVIDENCE_KIND__EVIDENCE_NETWORK)
+    int32_t type;
+    if (c->kind == MERX__V1__EVIDENCE_KIND__EVIDENCE_NETWORK) {
         snprintf(out, size, v->parts ? "its own words and figures, through the network %s" : "the network %s, of its words, figures and neighbours", p->net_name);
-    else if (node < 0 || !mx_user_graph_node(p->graph, node, &type, key)) snprintf(out, size, "all other neighbours, through the network %s", p->net_name);
+        return;
+    }
+    int32_t node = v->parts->node[c->at - FRIENDS];
+    if (node < 0 || !mx_user_graph_node(p->graph, node, &type, key)) snprintf(out, size, "all other neighbours, through the network %s", p->net_name);
     else snprintf(out, size, "%s %.128s, through the network %s", type == p->user ? "is joined to" : "has", key, p->net_name);
 }
 

@@ -8,7 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { AT_ONCE = 256 };               /* users whose profiles are made anew between two operations */
+enum { AT_ONCE = 64 };                /* users whose profiles are made anew between two operations */
 
 struct network_thread {
     pthread_t       thread;
@@ -16,62 +16,57 @@ struct network_thread {
     pthread_cond_t  more;
     int32_t        *noted, n_noted, noted_room;
     uint64_t        upto;             /* events up to here are there to be taken in          */
-    int32_t         moving;           /* operations on their way that make profiles anew      */
-    bool            work, closing, runs;
+    bool            work, moving, closing, runs;      /* moving: profiles are being made anew   */
 };
 
 typedef struct moved {
     mx_profiles_op op;
     mx_profiles   *p;
-    int32_t        n, node[AT_ONCE];
+    int32_t        at, n, node[];
 } moved;
 
 /* ---- what moved ------------------------------------------------------------------------------ */
 
 static mx_status touch_moved(mx_profiles *p, mx_profiles_op *op)
 {
-    const moved *m = (const moved *)op;
-    for (int32_t i = 0; i < m->n; i++)
-        if (profile_subject(p, m->node[i])) MX_TRY(profile_touch(p, m->node[i], &op->err));
+    moved *m = (moved *)op;
+    for (int32_t i = 0; i < AT_ONCE && m->at < m->n; i++, m->at++)
+        if (profile_subject(p, m->node[m->at])) MX_TRY(profile_touch(p, m->node[m->at], &op->err));
     return MX_OK;
 }
 
+/* The next some come behind what arrived meanwhile. */
 static void moved_done(mx_profiles_op *op)
 {
     moved *m = (moved *)op;
     struct network_thread *t = m->p->network;
     if (op->st) mx_log(MX_LOG_ERROR, "profiles", "%s", op->err.text);
     pthread_mutex_lock(&t->lock);
-    t->moving--;
-    pthread_cond_signal(&t->more);
+    bool over = op->st || m->at == m->n || t->closing;
+    if (over) t->moving = false;
+    if (over) pthread_cond_signal(&t->more);
     pthread_mutex_unlock(&t->lock);
-    free(m);
+    if (over) free(m);
+    else m->op = (mx_profiles_op){.run = touch_moved, .done = moved_done}, mx_profiles_submit(m->p, &m->op);
 }
 
-/* Their profiles follow, some at a time, so that events get in between. */
 static void send_moved(mx_profiles *p)
 {
     struct network_thread *t = p->network;
     int32_t n, type;
     char key[MX_KEY_MOST + 1];
     const int32_t *changed = mx_profile_net_changed(p->net, &n);
-    moved *m = NULL;
-    for (int32_t i = 0; i <= n; i++) {
-        bool user = i < n && mx_user_graph_node(p->graph, changed[i], &type, key) && type == p->user;
-        if (user && !m && !(m = calloc(1, sizeof *m))) {
-            mx_log(MX_LOG_ERROR, "profiles", "no memory to make profiles anew: they follow at their users' next events");
-            return;
-        }
-        if (user) m->node[m->n++] = changed[i];
-        if (!m || (i < n && m->n < AT_ONCE)) continue;
-        m->p = p;
-        m->op = (mx_profiles_op){.run = touch_moved, .done = moved_done};
-        pthread_mutex_lock(&t->lock);
-        t->moving++;
-        pthread_mutex_unlock(&t->lock);
-        mx_profiles_submit(p, &m->op);
-        m = NULL;
-    }
+    moved *m = n ? malloc(sizeof *m + (size_t)n * sizeof *m->node) : NULL;
+    if (n && !m) mx_log(MX_LOG_ERROR, "profiles", "no memory to make profiles anew: they follow at their users' next events");
+    if (!m) return;
+    *m = (moved){.op = {.run = touch_moved, .done = moved_done}, .p = p};
+    for (int32_t i = 0; i < n; i++)
+        if (mx_user_graph_node(p->graph, changed[i], &type, key) && type == p->user) m->node[m->n++] = changed[i];
+    pthread_mutex_lock(&t->lock);
+    t->moving = m->n > 0;
+    pthread_mutex_unlock(&t->lock);
+    if (m->n) mx_profiles_submit(p, &m->op);
+    else free(m);
 }
 
 /* ---- the thread ---------------------------------------------------------------------------------- */
@@ -182,8 +177,9 @@ mx_status profile_fuse(mx_profiles *p, int32_t node, const subject *s, mx_error 
 {
     int32_t d = MX_FEATURES + p->dim + p->net_dim;
     if (!p->fused) return MX_OK;
-    float *x = calloc((size_t)d, sizeof *x), *z = x + MX_FEATURES + p->dim;
+    float *x = calloc((size_t)d, sizeof *x);
     if (!x) return mx_fail(err, MX_ERR_NO_MEMORY, "a vector");
+    float *z = x + MX_FEATURES + p->dim;
     for (int32_t f = 0; f < MX_FEATURES; f++) x[f] = FEATURE_SCALE * (s->feature[f] - (float)p->prior.mean[f]);
     for (int32_t c = 0; s->text && c < p->dim; c++) x[MX_FEATURES + c] = TEXT_PART * s->text[c];
     if (p->net && mx_profile_net_get(p->net, node, z)) {
@@ -210,8 +206,9 @@ static bool write_embedding(mx_profiles *p, int32_t node, mx_arena *a, Merx__V1_
 {
     int32_t d = MX_FEATURES + p->dim + p->net_dim;
     Merx__V1__ProfileEmbedding *e = mx_arena_array(a, 1, sizeof *e);
-    float *x = mx_arena_array(a, (size_t)d + (size_t)p->net_dim + 1, sizeof *x), *z = x + d;
+    float *x = mx_arena_array(a, (size_t)d + (size_t)p->net_dim + 1, sizeof *x);
     if (!e || !x) return false;
+    float *z = x + d;
     if (!p->fused || node < 0 || !mx_vectors_get(p->fused, node, x)) return true;
     merx__v1__profile_embedding__init(e);
     out->embedding = e;

@@ -398,6 +398,7 @@ static mx_status erase_vectors(mx_profiles *p, int32_t node, Merx__V1__ErasureRe
     if (p->fused) mx_vectors_remove(p->fused, node);
     if (p->fused) r->vectors -= mx_vectors_count(p->fused);
     if (p->net) MX_TRY(mx_profile_net_erase(p->net, node, &r->vectors, err));
+    MX_TRY(profile_note(p, node, err));                      /* neighbours' vectors follow at once, whatever else happens */
     return mx_text_store_erase(p->texts, node, &r->text_vectors, err);
 }
 

@@ -116,8 +116,10 @@ static void consent_and_masks(void)
     Merx__V1__Event e[] = {event("a", "buy", "ann", "shoe"), event("b", "buy", "bob", "shoe"), event("c", "buy", "bob", "hat")}, no = event("n", "consent", "ann", "");
     no._consent_case = MERX__V1__EVENT___CONSENT_CONSENT, no.consent = false;
     for (int i = 0; i < 3; i++) e[i].price_minor = 1000;
-    FREE(put(&f, e, 3));
     Merx__V1__BatchGetProfilesRequest q = MERX__V1__BATCH_GET_PROFILES_REQUEST__INIT;
+    Merx__V1__EventsAck *first = put(&f, e, 3);
+    q.min_watermark = first ? first->watermark : 0;
+    FREE(first);
     char *users[] = {"ann", "ghost", "bob"}, *hidden[] = {"rfm", "evidence"}, *odd[] = {"shoes"};
     q.users = users, q.n_users = 3;
     Merx__V1__BatchGetProfilesResponse *b = call(&f, "BatchGetProfiles", &q.base, &merx__v1__batch_get_profiles_response__descriptor);
