@@ -225,7 +225,8 @@ static void read_act(mx_profiles *p, const subject *s, const mx_event *e, mx_act
 {
     *a = (mx_act){.what = p->kinds[e->type]};
     *vector = NULL;
-    if (is_purchase(p, e)) a->what |= MX_ACT_RANKED, a->price_rank = price_rank(p, e);
+    if (is_purchase(p, e)) a->what |= MX_ACT_RANKED;
+    if (e->price_minor > 0 && (a->what & (MX_ACT_BUY | MX_ACT_VIEW))) a->what |= MX_ACT_PRICED, a->price_rank = price_rank(p, e);
     if ((a->what & MX_ACT_BUY) && (e->flags & MX_EVENT_PROMO)) a->what |= MX_ACT_PROMO;
     if (!has_text(e)) return;
     a->what |= MX_ACT_TEXT | (mx_text_speaks_of_quality(e->text) ? MX_ACT_QUALITY : 0) | (mx_text_speaks_of_price(e->text) ? MX_ACT_PRICE : 0);

@@ -128,7 +128,7 @@ static Merx__V1__TagRule rule(const char *feature, double least, double most, bo
 
 static mx_status first_tag(mx_profiles *p, const char *name, const char *description, double bias, Merx__V1__TagRule *rules, size_t n, mx_error *err)
 {
-    Merx__V1__TagRule *list[4];
+    Merx__V1__TagRule *list[6];
     definition m = MERX__V1__TAG_DEFINITION__INIT;
     for (size_t i = 0; i < n; i++) list[i] = &rules[i];
     m.name = (char *)(uintptr_t)name, m.description = (char *)(uintptr_t)description;
@@ -140,10 +140,11 @@ static mx_status first_tag(mx_profiles *p, const char *name, const char *descrip
 static mx_status first_tags(mx_profiles *p, mx_error *err)
 {
     Merx__V1__TagRule price[] = {rule("promo_share", 0.7, -2, true, 2.5), rule("promo_share", -2, 0.3, false, -2.5),        /* what nothing says of anybody */
-                                 rule("price_rank", -2, 0.49, true, 1.5), rule("price_words", 0.7, -2, true, 1)};
+                                 rule("price_rank", -2, 0.49, true, 1.5), rule("price_words", 0.7, -2, true, 1),
+                                 rule("price_response", 0.55, -2, false, 1), rule("price_response", -2, 0.45, false, -1.5)};      /* what the user's own choices say */
     Merx__V1__TagRule quality[] = {rule("price_rank", 0.7, -2, true, 2.5), rule("quality_words", 0.8, -2, true, 2.5)};
     Merx__V1__TagRule social[] = {rule("social", 0.8, -2, true, 2), rule("social_rate", 0.8, -2, true, 1.5)};
-    MX_TRY(first_tag(p, "price-sensitive", "buys reduced (over the 70th percentile of the posterior share) and below the median price of its categories", -3, price, 4, err));
+    MX_TRY(first_tag(p, "price-sensitive", "buys reduced (over the 70th percentile of the posterior share), and below the median price of its categories or less the higher the price", -3, price, 6, err));
     MX_TRY(first_tag(p, "quality-seeking", "buys in the upper 30 % of its categories' prices, or speaks of quality", -2, quality, 2, err));
     return first_tag(p, "socially-active", "follows, joins, shares and reviews, in the upper 20 %", -2.5, social, 2, err);
 }

@@ -316,6 +316,8 @@ const mx_setting mx_settings[] = {
      "sage: rows of every layer have length one."},
     {"id-cols", 0, MX_SET_INT, "0", 0, 65536, NULL, MX_CMD_TRAIN | MX_GROUP_GRAPH, "N",
      "Columns of each node's own row that is learned, beside its features."},
+    {"max-degree", 0, MX_SET_INT, "0", 0, 4096, NULL, MX_CMD_TRAIN | MX_GROUP_GRAPH, "N",
+     "Neighbours of a relation that a node hears at most, always the same ones, when profiles are kept right too; 0 is all."},
     {"fanout", 0, MX_SET_LIST, NULL, 0, 0, NULL, MX_CMD_TRAIN | MX_GROUP_GRAPH, "N",
      "Neighbours drawn for a node, one number a layer, the layer next to the input first; 0 is all. Not given: the whole graph at once."},
     {"negatives", 0, MX_SET_INT, "1", 1, 64, NULL, MX_CMD_TRAIN | MX_GROUP_GRAPH, "N",

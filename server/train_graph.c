@@ -31,7 +31,7 @@ static mx_gnn_config describe(const mx_train_run *t)
     const mx_gnn_file *f = &t->graph_file;
     mx_gnn_config g = {.task = f->task, .layers = (int32_t)mx_config_int(c, "layers"), .features = f->features, .hidden = (int32_t)mx_config_int(c, "hidden-size"),
                        .outputs = f->classes, .id_cols = (int32_t)mx_config_int(c, "id-cols"), .act = MX_ACT_RELU, .max = !strcmp(mx_config_string(c, "aggregate"), "max"),
-                       .unit = mx_config_bool(c, "unit-rows")};
+                       .unit = mx_config_bool(c, "unit-rows"), .max_degree = (int32_t)mx_config_int(c, "max-degree")};
     for (int k = 0; k < MX_GNN_KINDS; k++)
         if (!strcmp(mx_config_string(c, "network"), mx_gnn_kind_name((mx_gnn_kind)k))) g.kind = (mx_gnn_kind)k;
     if (f->task == MX_GNN_LINKS) {

@@ -227,10 +227,13 @@ typedef struct row_i8 {
 } row_i8;
 
 /* n values of a row rounded to bf16, zeros up to `padded` */
-static void stage_bf16(float *dst, const float *x, int64_t n, int64_t padded)
+static void stage_bf16(mx_bf16_x *dst, const float *x, int64_t n, int64_t padded)
 {
 #pragma omp simd
-    for (int64_t k = 0; k < n; k++) dst[k] = mx_bf16_to_f32(mx_f32_to_bf16(x[k]));
+    for (int64_t k = 0; k < n; k++) {
+        uint16_t h = mx_f32_to_bf16(x[k]);
+        dst[k] = MX_BF16_PAIRS ? (mx_bf16_x)h : (mx_bf16_x)mx_bf16_to_f32(h);
+    }
     for (int64_t k = n; k < padded; k++) dst[k] = 0;
 }
 
@@ -302,7 +305,7 @@ static void multiply(const linear_job *j, const void *x, int64_t ldx, int64_t ro
             int here = mx_tile_rows(rows - r);
             int64_t at = r * ldc + q * MX_PANEL;
             if (p->dtype == MX_F32) mx_gemm_f32(here, (const float *)x + r * ldx, ldx, w, n, c + at, ldc, k > 0);
-            else if (p->dtype == MX_BF16) mx_gemm_bf16(here, (const float *)x + r * ldx, ldx, w, n, c + at, ldc, k > 0);
+            else if (p->dtype == MX_BF16) mx_gemm_bf16(here, (const mx_bf16_x *)x + r * ldx, ldx, w, n, c + at, ldc, k > 0);
             else mx_gemm_i8(here, (const uint8_t *)x + r * ldx, ldx, panel_i8(p, panel + q, k), n, c + at, ldc, k > 0);
             r += here;
         }
@@ -353,7 +356,7 @@ static int64_t step_of(const packed *p, int64_t rows)
 {
     size_t element = mx_dtype_size(p->dtype);
     int64_t step = rows > MX_TILE_ROWS ? (int64_t)(L1_BYTES / MX_PANEL / element) : p->padded;
-    int64_t staged = (int64_t)(STAGE / (p->dtype == MX_BF16 ? sizeof(float) : 1)) / rows / MX_INT8_GROUP * MX_INT8_GROUP;
+    int64_t staged = (int64_t)(STAGE / (p->dtype == MX_BF16 ? sizeof(mx_bf16_x) : 1)) / rows / MX_INT8_GROUP * MX_INT8_GROUP;
     return p->dtype != MX_F32 && staged < step ? staged : step;
 }
 
@@ -366,7 +369,7 @@ static void linear_part(void *ctx, int64_t part, int thread)
     int64_t rows = j->x.rows - row < j->block_rows ? j->x.rows - row : j->block_rows;
     int64_t panels = p->panels - panel < j->group ? p->panels - panel : j->group;
     row_i8 int8[BLOCK_ROWS];
-    union { float f[STAGE / sizeof(float)]; uint8_t u[STAGE]; } stage;
+    union { mx_bf16_x h[STAGE / sizeof(mx_bf16_x)]; uint8_t u[STAGE]; } stage;
     float c[BLOCK_ROWS * GROUP * MX_PANEL];
     if (p->dtype == MX_I8)
         for (int64_t r = 0; r < rows; r++) int8[r] = row_of(mx_row(j->x, row + r), p->cols);
@@ -380,7 +383,7 @@ static void linear_part(void *ctx, int64_t part, int thread)
         for (int64_t r = 0; r < rows; r++) {
             const float *x = mx_row(j->x, row + r) + k;
             if (p->dtype == MX_BF16) {
-                stage_bf16(stage.f + r * n, x, real, n);
+                stage_bf16(stage.h + r * n, x, real, n);
                 continue;
             }
             stage_i8(stage.u + r * n, x, real, n, int8[r].scale);

@@ -76,15 +76,15 @@ typedef struct drop_job {
 typedef uint32_t vu __attribute__((vector_size(64)));       /* sixteen lanes */
 typedef uint64_t vu2 __attribute__((vector_size(64)));
 
-MX_INLINE void multiply_wide(vu x, uint32_t m, vu *high, vu *low)
+MX_INLINE void multiply_wide(const vu *x, uint32_t m, vu *high, vu *low)
 {
 #if defined(MX_SIMD_AVX512)
-    __m512i by = _mm512_set1_epi64((long long)m), even = _mm512_mul_epu32((__m512i)x, by), odd = _mm512_mul_epu32(_mm512_srli_epi64((__m512i)x, 32), by);
+    __m512i by = _mm512_set1_epi64((long long)m), even = _mm512_mul_epu32((__m512i)*x, by), odd = _mm512_mul_epu32(_mm512_srli_epi64((__m512i)*x, 32), by);
     *high = (vu)_mm512_mask_blend_epi32(0xaaaa, _mm512_srli_epi64(even, 32), odd);
     *low = (vu)_mm512_mask_blend_epi32(0xaaaa, even, _mm512_slli_epi64(odd, 32));
 #else
     for (int i = 0; i < VF; i++) {
-        uint64_t p = (uint64_t)x[i] * m;
+        uint64_t p = (uint64_t)(*x)[i] * m;
         (*high)[i] = (uint32_t)(p >> 32), (*low)[i] = (uint32_t)p;
     }
 #endif
@@ -100,8 +100,8 @@ MX_INLINE void philox_16(uint32_t out[4 * VF], uint32_t first, uint32_t row, uin
     uint32_t k0 = (uint32_t)key, k1 = (uint32_t)(key >> 32);
     for (int round = 0; round < 10; round++, k0 += 0x9e3779b9u, k1 += 0xbb67ae85u) {
         vu high_a, low_a, high_c, low_c;
-        multiply_wide(a, 0xd2511f53u, &high_a, &low_a);
-        multiply_wide(c, 0xcd9e8d57u, &high_c, &low_c);
+        multiply_wide(&a, 0xd2511f53u, &high_a, &low_a);
+        multiply_wide(&c, 0xcd9e8d57u, &high_c, &low_c);
         a = high_c ^ b ^ k0, b = low_c, c = high_a ^ d ^ k1, d = low_a;
     }
     vu2 ab[2] = {(vu2)__builtin_shuffle(a, b, lower), (vu2)__builtin_shuffle(a, b, upper)};
