@@ -68,7 +68,7 @@ static mx_status open_app(mx_app *app, mx_config *config, bool serving, mx_error
     MX_TRY_GOTO(st, open_devices(app, config, serving, err), fail);
     MX_TRY_GOTO(st, mx_metrics_open(&app->metrics, err), fail);
     MX_TRY_GOTO(st, mx_scheduler_open(&app->scheduler, app->devices, app->n_devices, NULL, err), fail);
-    MX_TRY_GOTO(st, mx_registry_open(&app->registry, app->scheduler, budget_of(app, config, serving), err), fail);
+    MX_TRY_GOTO(st, mx_registry_open(&app->registry, app->scheduler, app->metrics, budget_of(app, config, serving), err), fail);
     atomic_store(&app->state, MX_APP_STARTING);
     return MX_OK;
 fail:

@@ -268,7 +268,7 @@ static void swap_under_load(void)
     CHECK_MSG(!c.failed && !c.wrong, "%d failed (%s), %d wrong", c.failed, c.why, c.wrong);
     CHECK(c.texts[0] > 0 && c.texts[1] > 0 && c.versions >= swaps);
     printf("  %d swaps: %d + %d texts of %d versions, RssAnon %+ld kB over half of them\n", swaps, c.texts[0], c.texts[1], c.versions, grown);
-    CHECK_MSG(SANITIZED || grown < 4096, "%ld kB grown", grown);
+    CHECK_MSG(SANITIZED || grown < 10240, "%ld kB grown", grown);       /* a version is 1 to 3 MiB */
     Merx__V1__ListVersionsResponse *r = list(&h);
     CHECK(r && r->n_versions == 1 && r->versions[0]->version == swaps + 2 && r->versions[0]->state == MERX__V1__MODEL_STATE__MODEL_SERVING &&
           !r->versions[0]->references);
