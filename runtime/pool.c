@@ -149,8 +149,9 @@ static void settle(const mx_pool *p, int index)
     if (p->cpus) mx_thread_bind(&p->cpus[index], 1);
     if (p->prompt) mx_thread_prompt();
     if (!p->nice) return;
-    int e = p->nice == MX_NICE_IDLE ? sched_setscheduler(0, SCHED_IDLE, &(struct sched_param){0})
-                                    : setpriority(PRIO_PROCESS, (id_t)syscall(SYS_gettid), p->nice);      /* of the thread, on Linux */
+    id_t self = (id_t)syscall(SYS_gettid);       /* nice is a thread's, on Linux */
+    int nice = getpriority(PRIO_PROCESS, self) + p->nice;
+    int e = p->nice == MX_NICE_IDLE ? sched_setscheduler(0, SCHED_IDLE, &(struct sched_param){0}) : setpriority(PRIO_PROCESS, self, nice < 19 ? nice : 19);
     if (e) mx_log(MX_LOG_WARN, "pool", "thread not in the background: %s", strerror(errno));
 }
 
