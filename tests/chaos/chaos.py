@@ -147,6 +147,7 @@ def put_item(ch):
 acknowledged = {}            # request id -> decision id, price
 stop = threading.Event()
 full = threading.Event()     # the disk is being filled
+full_ended = 0.0             # when it was last
 
 
 def texts(n):
@@ -273,6 +274,7 @@ def quotes(n):
         i += 1
         name = f"q{n}-{i}"
         request = pb.QuoteRequest(sku="s", channel="web", mode=pb.QUOTE_LIVE, request_id=name)
+        began = time.monotonic()
         try:
             r = call(request, timeout=10)
             with lock:
@@ -283,7 +285,7 @@ def quotes(n):
                 fail(f"{name}: asked again, decided again")
         except grpc.RpcError as e:
             count("quotes refused")
-            disk_error = full.is_set() and e.code() in (grpc.StatusCode.INTERNAL, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.FAILED_PRECONDITION)
+            disk_error = (full.is_set() or began < full_ended) and e.code() in (grpc.StatusCode.INTERNAL, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.FAILED_PRECONDITION)
             if e.code() not in SANE and not disk_error:
                 fail(f"Quote: {e.code()} {e.details()}")
             time.sleep(0.02)
@@ -363,6 +365,7 @@ def garbage(server):
 
 
 def fill_disk(server):
+    global full_ended
     if not small_disk:
         return
     full.set()
@@ -376,6 +379,7 @@ def fill_disk(server):
     time.sleep(0.5)
     os.unlink(filler)
     time.sleep(0.3)
+    full_ended = time.monotonic()
     full.clear()
 
 
