@@ -151,7 +151,7 @@ static void voice_message(void *user, const uint8_t *msg, size_t len)
     voice *v = user;
     Merx__V1__GenerateEvent *e = merx__v1__generate_event__unpack(NULL, len, msg);
     bool fits = e && !v->last && v->n + (int)e->n_ids <= NEW;
-    if (fits) memcpy(v->ids + v->n, e->ids, e->n_ids * sizeof *v->ids);
+    if (fits && e->n_ids) memcpy(v->ids + v->n, e->ids, e->n_ids * sizeof *v->ids);
     v->n += fits ? (int)e->n_ids : NEW + 1;
     if (e && e->last) v->last = true, v->version = e->model_version;
     if (e) merx__v1__generate_event__free_unpacked(e, NULL);
