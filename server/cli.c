@@ -174,6 +174,7 @@ int mx_cli_serve(mx_config *c, int n, char **rest)
         return cli_failed(&err);
     }
     if (app.bound) bind_to_rpc(&app.plan);
+    if (mx_config_bool(c, "isolate")) mx_thread_prompt();       /* RPC threads are started from here */
     mx_server_options o = mx_server_defaults();
     o.listen = mx_config_string(c, "listen");
     o.threads = (int32_t)mx_config_int(c, "rpc-threads");

@@ -14,6 +14,7 @@ struct mx_registry {
     pthread_cond_t  news;              /* for the thread, and for those that wait for a version's end */
     pthread_t       thread;
     mx_scheduler   *sched;
+    mx_metrics     *metrics;
     mx_served      *first;
     size_t          budget, scratch[2];      /* scratch: the largest yet, for a worker keeps it; [1]: encoders' */
     uint64_t        serial;
@@ -55,6 +56,16 @@ static void unlink_it(mx_registry *r, mx_served *s)
     pthread_cond_broadcast(&r->news);
 }
 
+/* With the lock held, so that no version of the name begins meanwhile: those share the series. */
+static void forget_name(mx_registry *r, const mx_served *last)
+{
+    char label[160];
+    for (const mx_served *s = r->first; s; s = s->next)
+        if (s != last && !strcmp(s->name, last->name)) return;
+    mx_metrics_label(label, sizeof label, "model", last->name);
+    if (r->metrics) mx_metrics_remove(r->metrics, label);
+}
+
 static mx_served *over(const mx_registry *r)
 {
     for (mx_served *s = r->first; s; s = s->next)
@@ -85,13 +96,14 @@ static void *reap(void *arg)
         mx_log(MX_LOG_INFO, "model", "%s: version %d has gone, %.0f MiB are free again", s->name, s->version,
                (double)(s->footprint.weights + s->footprint.kv) / (1 << 20));
         pthread_mutex_lock(&r->lock);
+        forget_name(r, s);
         unlink_it(r, s);
     }
     pthread_mutex_unlock(&r->lock);
     return NULL;
 }
 
-mx_status mx_registry_open(mx_registry **out, mx_scheduler *sched, size_t budget, mx_error *err)
+mx_status mx_registry_open(mx_registry **out, mx_scheduler *sched, mx_metrics *metrics, size_t budget, mx_error *err)
 {
     pthread_condattr_t attr;
     mx_registry *r = *out = calloc(1, sizeof *r);
@@ -102,6 +114,7 @@ mx_status mx_registry_open(mx_registry **out, mx_scheduler *sched, size_t budget
     pthread_cond_init(&r->news, &attr);
     pthread_condattr_destroy(&attr);
     r->sched = sched;
+    r->metrics = metrics;
     r->budget = budget;
     r->started = !pthread_create(&r->thread, NULL, reap, r);
     if (r->started) return MX_OK;
@@ -307,6 +320,7 @@ void mx_registry_abort(mx_served *s)
     mx_registry *r = s->of;
     pthread_mutex_lock(&r->lock);
     while (s->references) pthread_cond_wait(&r->news, &r->lock);      /* of lists */
+    forget_name(r, s);
     unlink_it(r, s);
     pthread_mutex_unlock(&r->lock);
 }

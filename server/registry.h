@@ -39,8 +39,9 @@ typedef struct mx_served {
     int64_t         since_ms;         /* wall clock: in this state                      */
 } mx_served;
 
-/* budget: bytes of the device that models may take together; 0: not limited.  Errors: MX_ERR_NO_MEMORY. */
-mx_status   mx_registry_open(mx_registry **out, mx_scheduler *s, size_t budget, mx_error *err);
+/* metrics: where the series of a name go when its last version has gone; may be NULL.  budget: bytes of the device
+ * that models may take together; 0: not limited.  Errors: MX_ERR_NO_MEMORY. */
+mx_status   mx_registry_open(mx_registry **out, mx_scheduler *s, mx_metrics *metrics, size_t budget, mx_error *err);
 /* No version is closed from now on but by close(): before the scheduler closes. */
 void        mx_registry_stop(mx_registry *r);
 /* After the scheduler; nobody holds a reference. */

@@ -26,7 +26,7 @@ mx_status mx_fake_app_open(mx_fake_app *f, const mx_fake_options *o, mx_error *e
     mx_fake_options plain = *o;
     plain.chat = false;
     MX_TRY(mx_fake_open(&f->models[1], "plain", f->app.scheduler, &plain, err));
-    MX_TRY(mx_registry_open(&f->app.registry, f->app.scheduler, 0, err));
+    MX_TRY(mx_registry_open(&f->app.registry, f->app.scheduler, f->app.metrics, 0, err));
     for (int i = 0; i < 2; i++) MX_TRY(serve(f, f->models[i], err));
     atomic_store(&f->app.state, MX_APP_SERVING);
     return MX_OK;

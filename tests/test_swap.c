@@ -151,7 +151,7 @@ static void voice_message(void *user, const uint8_t *msg, size_t len)
     voice *v = user;
     Merx__V1__GenerateEvent *e = merx__v1__generate_event__unpack(NULL, len, msg);
     bool fits = e && !v->last && v->n + (int)e->n_ids <= NEW;
-    if (fits) memcpy(v->ids + v->n, e->ids, e->n_ids * sizeof *v->ids);
+    if (fits && e->n_ids) memcpy(v->ids + v->n, e->ids, e->n_ids * sizeof *v->ids);
     v->n += fits ? (int)e->n_ids : NEW + 1;
     if (e && e->last) v->last = true, v->version = e->model_version;
     if (e) merx__v1__generate_event__free_unpacked(e, NULL);
@@ -207,6 +207,14 @@ static void crowd_start(crowd *c, house *h, voice *v, const char *model)
     }
 }
 
+/* Somebody has a text of this version, or of a later one. */
+static void crowd_hears(crowd *c, int32_t version)
+{
+    pthread_mutex_lock(&c->lock);
+    while (c->newest < version && !c->failed) pthread_cond_wait(&c->news, &c->lock);
+    pthread_mutex_unlock(&c->lock);
+}
+
 static void crowd_end(crowd *c)
 {
     pthread_mutex_lock(&c->lock);
@@ -249,7 +257,7 @@ static void swap_under_load(void)
     long before = 0;
     for (int i = 0; i < swaps; i++) {
         CHECK_MSG(load(&h, "tiny", path[(3 + i) % 2], NULL, &version, &st) == MX_RPC_OK && version == 3 + i, "%s", st.text);
-        nap_ms(30);
+        crowd_hears(&c, version);
         if (i != swaps / 2) continue;
         CHECK(mx_registry_settle(h.app.registry, 20000));
         before = rss_anon_kb();
@@ -258,9 +266,9 @@ static void swap_under_load(void)
     long grown = rss_anon_kb() - before;
     crowd_end(&c);
     CHECK_MSG(!c.failed && !c.wrong, "%d failed (%s), %d wrong", c.failed, c.why, c.wrong);
-    CHECK(c.texts[0] > 0 && c.texts[1] > 0 && c.versions > swaps / 3);
+    CHECK(c.texts[0] > 0 && c.texts[1] > 0 && c.versions >= swaps);
     printf("  %d swaps: %d + %d texts of %d versions, RssAnon %+ld kB over half of them\n", swaps, c.texts[0], c.texts[1], c.versions, grown);
-    CHECK_MSG(SANITIZED || grown < 4096, "%ld kB grown", grown);
+    CHECK_MSG(SANITIZED || grown < 10240, "%ld kB grown", grown);       /* a version is 1 to 3 MiB */
     Merx__V1__ListVersionsResponse *r = list(&h);
     CHECK(r && r->n_versions == 1 && r->versions[0]->version == swaps + 2 && r->versions[0]->state == MERX__V1__MODEL_STATE__MODEL_SERVING &&
           !r->versions[0]->references);
@@ -270,12 +278,15 @@ static void swap_under_load(void)
 
 /* ---- unload -------------------------------------------------------------------------------------- */
 
-typedef struct unloading { house *h; int code; mx_rpc_status st; } unloading;
+typedef struct unloading { house *h; packed ask; mx_rpc_status st; } unloading;
 
 static void *unload_other(void *user)
 {
     unloading *u = user;
-    u->code = unload(u->h, "other", 20, &u->st);
+    uint8_t *bytes = NULL;
+    size_t n = 0;
+    mx_client_unary(u->h->client, "/merx.v1.Models/Unload", u->ask.data, u->ask.len, 60000, &bytes, &n, &u->st);
+    free(bytes);
     return NULL;
 }
 
@@ -317,20 +328,30 @@ static void unload_while_requests_wait(void)
     size_t len;
     CHECK(mx_client_next(c[0], &msg, &len));
     pthread_t thread;                                /* the stream is read while the unload waits for it */
-    unloading u = {.h = &h};
+    Merx__V1__UnloadModelRequest other = MERX__V1__UNLOAD_MODEL_REQUEST__INIT;
+    other.name = "other";
+    unloading u = {.h = &h, .ask = pack(&other.base)};
     pthread_create(&thread, NULL, unload_other, &u);
     while (mx_client_next(c[0], &msg, &len)) continue;
     mx_client_finish(c[0], &st);
     CHECK_MSG(st.code == MX_RPC_OK, "%s", st.text);
     mx_client_end(c[0]);
     pthread_join(thread, NULL);
-    CHECK_MSG(u.code == MX_RPC_OK, "%s", u.st.text);
+    CHECK_MSG(u.st.code == MX_RPC_OK, "%s", u.st.text);
+    free(u.ask.data);
     CHECK(!text_of(&h, "", 1, text, NULL, &st) && st.code == MX_RPC_FAILED_PRECONDITION);
     free(p.data);
     house_close(&h);
 }
 
 /* ---- what must not change anything ----------------------------------------------------------------- */
+
+static void set_cache(house *h, size_t bytes)
+{
+    pthread_mutex_lock(&h->app.loading);
+    h->app.defaults.kv_bytes = bytes;
+    pthread_mutex_unlock(&h->app.loading);
+}
 
 static void bad_loads(void)
 {
@@ -364,9 +385,9 @@ static void bad_loads(void)
     }
     CHECK_MSG(load(&h, "tiny", bad, NULL, NULL, &st) == MX_RPC_INVALID_ARGUMENT && strstr(st.text, "model.safetensors"), "%s", st.text);
     /* it would not fit: said in bytes, before a weight is read */
-    h.app.defaults.kv_bytes = (size_t)1 << 50;
+    set_cache(&h, (size_t)1 << 50);
     CHECK_MSG(load(&h, "tiny", MODEL("gpt2"), NULL, NULL, &st) == MX_RPC_RESOURCE_EXHAUSTED && strstr(st.text, "are held, it is") && strstr(st.text, "weights"), "%s", st.text);
-    h.app.defaults.kv_bytes = 0;
+    set_cache(&h, 0);
     CHECK(text_of(&h, "tiny", 1, after, &version, &st) && version == 1 && !memcmp(before, after, sizeof before));
     Merx__V1__ListVersionsResponse *r = list(&h);
     CHECK(r && r->n_versions == 1 && r->held_bytes > 0 && r->held_bytes < r->budget_bytes);
