@@ -39,6 +39,7 @@ void gen_release_pages(mx_generation *r)
 void gen_forget(mx_generation *r)
 {
     gen_pack *out = &r->g->flying;
+    if (!r->listed) return;                  /* it had no turn, and g may be another worker's */
     gen_release_pages(r);
     for (int32_t i = 0; out->issued && i < out->n_seqs; i++)
         if (out->owner[i] == r) out->owner[i] = NULL;

@@ -200,6 +200,21 @@ template <int DP> static __device__ void put(mx_tensor out, int64_t row, int at,
         }
 }
 
+/* A tile of keys and values where the walk stands. */
+template <int DP> static __device__ void bring_keys(const learn_args &a, const walk &w, mx_bf16 *k, mx_bf16 *v, int group)
+{
+    bring<DP>(k, a.kh, a.a.kv_heads, group, w.t, w.stop);
+    bring<DP>(v, a.vh, a.a.kv_heads, group, w.t, w.stop);
+}
+
+/* What was asked for last may be on its way; what was asked for before is here, for all threads. */
+static __device__ __forceinline__ void stage_arrives(void)
+{
+    __pipeline_commit();
+    __pipeline_wait_prior(1);
+    __syncthreads();
+}
+
 template <int DP> static __global__ void __launch_bounds__(THREADS) forward_mma_kernel(learn_args a)
 {
     MX_DYN_SHARED(mx_bf16, shared);
@@ -215,21 +230,13 @@ template <int DP> static __global__ void __launch_bounds__(THREADS) forward_mma_
     walk w = {}, next;
     keys_from(a, &w, r0, last);
     bring<DP>(q, a.qh, a.a.heads, head, r0, last);
-    if (w.r < last) {
-        bring<DP>(k, a.kh, kv_heads, group, w.t, w.stop);
-        bring<DP>(v, a.vh, kv_heads, group, w.t, w.stop);
-    }
+    if (w.r < last) bring_keys<DP>(a, w, k, v, group);
     __pipeline_commit();
     for (int stage = 0; w.r < last; stage ^= 1, w = next) {
         next = w;
         keys_next(a, &next, last);
-        if (next.r < last) {
-            bring<DP>(k + (stage ^ 1) * tile_size<DP>(), a.kh, kv_heads, group, next.t, next.stop);
-            bring<DP>(v + (stage ^ 1) * tile_size<DP>(), a.vh, kv_heads, group, next.t, next.stop);
-        }
-        __pipeline_commit();
-        __pipeline_wait_prior(1);
-        __syncthreads();
+        if (next.r < last) bring_keys<DP>(a, next, k + (stage ^ 1) * tile_size<DP>(), v + (stage ^ 1) * tile_size<DP>(), group);
+        stage_arrives();
         float s[TILES][4];
         scores<DP>(s, q + 16 * warp * tile_pitch<DP>(), k + stage * tile_size<DP>(), lane);
         soften<DP>(s, mine, w.t, w.stop, scale, m, l, acc, lane);
@@ -247,6 +254,15 @@ template <int DP> static __global__ void __launch_bounds__(THREADS) forward_mma_
 }
 
 /* ---- backward: p = e^(s - lse), ds = p (dp - delta) scale ------------------------------------------------ */
+
+/* Of the block's own two tiles (q and dy, or k and v) with the two of a stage: the first with the first, the second with
+ * the second, which lies behind both stages of the first. */
+template <int DP> static __device__ __forceinline__ void both_scores(float s[TILES][4], float dp[TILES][4], const mx_bf16 *own, const mx_bf16 *now, int warp, int lane)
+{
+    own += 16 * warp * tile_pitch<DP>();
+    scores<DP>(s, own, now, lane);
+    scores<DP>(dp, own + tile_size<DP>(), now + 2 * tile_size<DP>(), lane);
+}
 
 template <int DP> static __global__ void __launch_bounds__(THREADS) dq_mma_kernel(learn_args a)
 {
@@ -267,24 +283,15 @@ template <int DP> static __global__ void __launch_bounds__(THREADS) dq_mma_kerne
     keys_from(a, &w, r0, last);
     bring<DP>(q, a.qh, a.a.heads, head, r0, last);
     bring<DP>(dy, a.dyh, a.a.heads, head, r0, last);
-    if (w.r < last) {
-        bring<DP>(k, a.kh, kv_heads, group, w.t, w.stop);
-        bring<DP>(v, a.vh, kv_heads, group, w.t, w.stop);
-    }
+    if (w.r < last) bring_keys<DP>(a, w, k, v, group);
     __pipeline_commit();
     for (int stage = 0; w.r < last; stage ^= 1, w = next) {
         next = w;
         keys_next(a, &next, last);
-        if (next.r < last) {
-            bring<DP>(k + (stage ^ 1) * tile_size<DP>(), a.kh, kv_heads, group, next.t, next.stop);
-            bring<DP>(v + (stage ^ 1) * tile_size<DP>(), a.vh, kv_heads, group, next.t, next.stop);
-        }
-        __pipeline_commit();
-        __pipeline_wait_prior(1);
-        __syncthreads();
+        if (next.r < last) bring_keys<DP>(a, next, k + (stage ^ 1) * tile_size<DP>(), v + (stage ^ 1) * tile_size<DP>(), group);
+        stage_arrives();
         float s[TILES][4], dp[TILES][4];
-        scores<DP>(s, q + 16 * warp * tile_pitch<DP>(), k + stage * tile_size<DP>(), lane);
-        scores<DP>(dp, dy + 16 * warp * tile_pitch<DP>(), v + stage * tile_size<DP>(), lane);
+        both_scores<DP>(s, dp, q, k + stage * tile_size<DP>(), warp, lane);
 #pragma unroll
         for (int j = 0; j < TILES; j++)
 #pragma unroll
@@ -341,13 +348,10 @@ template <int DP> static __global__ void __launch_bounds__(THREADS) dkv_mma_kern
         next = w;
         queries_next(a, &next, last, first, first + per_group);
         if (next.r < last) bring_queries<DP>(a, next, q + (stage ^ 1) * tile_size<DP>(), dy + (stage ^ 1) * tile_size<DP>(), side + (stage ^ 1));
-        __pipeline_commit();
-        __pipeline_wait_prior(1);
-        __syncthreads();
+        stage_arrives();
         float s[TILES][4], dp[TILES][4];
         const query_side *now = side + stage;
-        scores<DP>(s, k + 16 * warp * tile_pitch<DP>(), q + stage * tile_size<DP>(), lane);
-        scores<DP>(dp, v + 16 * warp * tile_pitch<DP>(), dy + stage * tile_size<DP>(), lane);
+        both_scores<DP>(s, dp, k, q + stage * tile_size<DP>(), warp, lane);
 #pragma unroll
         for (int j = 0; j < TILES; j++)
 #pragma unroll
