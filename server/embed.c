@@ -2,6 +2,8 @@
  *
  * One call is one `work`; begin, pump, cancelled and closed run on the call's RPC thread. */
 #include "server/rpc.h"
+
+#include "runtime/slab.h"
 #include "server/services.h"
 #include "server/texts.h"
 
@@ -131,7 +133,7 @@ static void closed(void *user)
     work *w = user;
     mx_texts_close(w->texts);
     mx_arena_close(&w->decoded);
-    free(w);
+    mx_slab_free(w);
 }
 
 /* ---- begin --------------------------------------------------------------------------- */
@@ -162,10 +164,10 @@ static mx_status begin(mx_app *app, mx_call *call, const char *model, char **tex
     mx_embedder_info_get(e, &info);
     if (q->classify && !info.classes) return mx_fail(err, MX_ERR_STATE, "model: %s has no classification head", info.name);
     if (q->embed && q->pooling == MX_POOL_POOLER && !info.pooler) return mx_fail(err, MX_ERR_STATE, "pooling: model %s has no pooler", info.name);
-    work *w = calloc(1, sizeof *w);
+    work *w = mx_slab_zeroed(sizeof *w);
     if (w) w->texts = mx_texts_open(e, texts, (int)n, q, mx_call_deadline_ns(call), mx_call_tenant(call), wake, call);
     if (!w || !w->texts) {
-        free(w);
+        mx_slab_free(w);
         return mx_fail(err, MX_ERR_NO_MEMORY, "no memory for the request");
     }
     w->call = call;

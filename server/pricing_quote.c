@@ -2,6 +2,7 @@
 #include "server/pricing_internal.h"
 
 #include "server/messages.h"
+#include "runtime/slab.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -475,13 +476,13 @@ static mx_status make_quote(mx_pricing *p, quote *q, const Merx__V1__QuoteReques
 
 mx_status mx_pricing_quote(mx_pricing *p, mx_pricing_op *op)
 {
-    quote *q = malloc(sizeof *q);
+    quote *q = mx_slab_alloc(sizeof *q);
     if (!q) return mx_fail(&op->err, MX_ERR_NO_MEMORY, "a quote");
     mx_status st = make_quote(p, q, (const Merx__V1__QuoteRequest *)op->request, &op->err);
-    free(q);
+    mx_slab_free(q);
     MX_TRY(st);
     op->type = &merx__v1__quote_response__descriptor;
-    op->answer = malloc(p->written + 1);
+    op->answer = mx_slab_alloc(p->written + 1);
     if (!op->answer) return mx_fail(&op->err, MX_ERR_NO_MEMORY, "no memory for an answer");
     memcpy(op->answer, p->paper, op->size = p->written);
     return MX_OK;
@@ -506,7 +507,7 @@ static mx_status append(mx_pricing_op *op, size_t *room, const uint8_t *head, si
 {
     if (op->size + n + size + 2 * MX_QUOTE_HEAD > *room) {
         size_t more = 2 * (op->size + n + size + 2 * MX_QUOTE_HEAD);
-        uint8_t *grown = realloc(op->answer, more);
+        uint8_t *grown = mx_slab_grow(op->answer, more);
         if (!grown) return mx_fail(&op->err, MX_ERR_NO_MEMORY, "no memory for an answer");
         op->answer = grown;
         *room = more;
@@ -540,11 +541,11 @@ mx_status mx_pricing_batch(mx_pricing *p, mx_pricing_op *op)
     if (!n || n > PRICE_BATCH) return mx_fail(&op->err, MX_ERR_ARG, "requests: %zu of them, 1..%d are allowed", n, PRICE_BATCH);
     for (size_t i = 0; i < n; i++) explained += r->requests[i]->explain == MERX__V1__QUOTE_EXPLAIN__EXPLAIN_FULL;
     if (explained > EXPLAINED) return mx_fail(&op->err, MX_ERR_ARG, "requests: %zu of them ask for EXPLAIN_FULL, at most %d", explained, EXPLAINED);
-    quote *q = malloc(sizeof *q);
+    quote *q = mx_slab_alloc(sizeof *q);
     mx_status st = q ? MX_OK : mx_fail(&op->err, MX_ERR_NO_MEMORY, "%zu quotes", n);
     op->type = &merx__v1__batch_quote_response__descriptor;
     for (size_t i = 0; !st && i < n; i++) st = append_quote(p, op, &room, q, r->requests[i]);
-    free(q);
+    mx_slab_free(q);
     return st;
 }
 

@@ -26,6 +26,7 @@ typedef struct mx_server_options {
     struct mx_auth *auth;           /* callers need a token of it; NULL: anybody may call       */
     bool     no_reflection;         /* what the server offers is nobody's business              */
     bool     log_calls;             /* a line for each call at level info                       */
+    struct mx_spans *spans;         /* where calls are told as spans; NULL: nowhere             */
 } mx_server_options;
 mx_server_options mx_server_defaults(void);
 

@@ -5,6 +5,7 @@
 #include "models/qnet.h"
 #include "server/pricing.h"
 #include "tests/test.h"
+#include "runtime/slab.h"
 
 #include <jansson.h>
 #include <semaphore.h>
@@ -76,7 +77,7 @@ static void *run(mx_pricing *p, mx_pricing_run *what, const ProtobufCMessage *q)
     sem_destroy(&c.over);
     last = c.op.err;
     void *answer = c.op.st ? NULL : protobuf_c_message_unpack(c.op.type, NULL, c.op.size, c.op.answer);
-    free(c.op.answer);
+    mx_slab_free(c.op.answer);
     return answer;
 }
 

@@ -4,6 +4,7 @@
 #include "server/pricing.h"
 #include "server/rpc.h"
 #include "tests/test.h"
+#include "runtime/slab.h"
 
 #include <pthread.h>
 #include <signal.h>
@@ -423,7 +424,7 @@ static void storm(int out)
         Merx__V1__QuoteResponse *r = merx__v1__quote_response__unpack(NULL, w.op.size, w.op.answer);
         int64_t told[2] = {strtoll(r->decision_id + 1, NULL, 10), r->price};
         merx__v1__quote_response__free_unpacked(r, NULL);
-        free(w.op.answer);
+        mx_slab_free(w.op.answer);
         if (write(out, told, sizeof told) != sizeof told) _exit(6);
     }
 }
@@ -443,7 +444,7 @@ static void killed_in_a_storm(void)
     put_all.items = list;
     put_all.n_items = 1;
     CHECK(carry_out(p, &w, mx_pricing_put_items, &put_all.base) == MX_OK);
-    free(w.op.answer);
+    mx_slab_free(w.op.answer);
     mx_pricing_close(p);
     for (int round = 0; round < 5; round++) {
         int pipes[2];
@@ -451,7 +452,13 @@ static void killed_in_a_storm(void)
         pid_t child = fork();
         if (!child) storm(pipes[1]);
         close(pipes[1]);
-        usleep(60000 + (useconds_t)(uniform() * 60000));
+        int64_t enough = count + 5 + (int64_t)(uniform() * 20);        /* then somewhere within the next ones */
+        while (count < enough && read(pipes[0], told, sizeof told) == sizeof told) {
+            CHECK(told[0] > last[0]);
+            ids[count] = told[0], prices[count++] = told[1];
+            last[0] = told[0], last[1] = told[1];
+        }
+        usleep((useconds_t)(uniform() * 20000));
         kill(child, SIGKILL);
         waitpid(child, NULL, 0);
         while (read(pipes[0], told, sizeof told) == sizeof told && count < 100000) {
@@ -472,7 +479,7 @@ static void killed_in_a_storm(void)
         Merx__V1__QuoteResponse *r = w.op.answer ? merx__v1__quote_response__unpack(NULL, w.op.size, w.op.answer) : NULL;
         CHECK(r && r->price == prices[i]);
         if (r) merx__v1__quote_response__free_unpacked(r, NULL);
-        free(w.op.answer);
+        mx_slab_free(w.op.answer);
     }
     mx_pricing_close(p);
     fresh_file();
