@@ -128,6 +128,8 @@ typedef struct mx_lane_stats {
 } mx_lane_stats;
 /* Sums over replicas.  False when there is no such lane. */
 bool      mx_scheduler_stats(mx_scheduler *s, const char *lane, mx_lane_stats *out);
+/* Sums over the lanes that a device has now. */
+void      mx_scheduler_device_stats(mx_scheduler *s, int device, mx_lane_stats *out);
 
 /* Stop taking jobs (submit says MX_ERR_UNAVAILABLE) and return at once. */
 void      mx_scheduler_drain(mx_scheduler *s);

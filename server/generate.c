@@ -200,6 +200,13 @@ static work *work_open(mx_app *app, mx_call *call, int n_items)
     return w;
 }
 
+/* From the first turn to the last token; the queue before it is not of the turn. */
+static void tell_turn(const work *w, const item *it, const mx_generation_stats *st)
+{
+    uint64_t from = it->submitted_ns + st->queue_ns;
+    if (w->n_items == 1) mx_call_turn(w->call, from, from + st->prefill_ns + st->decode_ns);
+}
+
 /* The whole answer of an item; NULL: the arena is full. */
 static Merx__V1__GenerateResponse *respond(const work *w, item *it, mx_arena *a)
 {
@@ -207,6 +214,7 @@ static Merx__V1__GenerateResponse *respond(const work *w, item *it, mx_arena *a)
     mx_generator_info info;
     mx_generation_stats_get(it->g, &st);
     mx_generator_info_get(it->model, &info);
+    tell_turn(w, it, &st);
     Merx__V1__GenerateResponse *r = mx_response_build(a, it->g, it->said, mx_generator_tokenizer(it->model));
     if (!r) return NULL;
     r->model = (char *)(uintptr_t)info.name;
@@ -310,6 +318,7 @@ static bool add_totals(const work *w, item *it, Merx__V1__GenerateEvent *e, mx_a
     mx_generator_info info;
     mx_generation_stats_get(it->g, &st);
     mx_generator_info_get(it->model, &info);
+    tell_turn(w, it, &st);
     e->last = true;
     e->model = (char *)(uintptr_t)info.name;
     e->request_id = it->request_id;

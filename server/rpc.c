@@ -343,6 +343,11 @@ const char *mx_server_address(const mx_server *s)
     return s->address;
 }
 
+const struct mx_spans *mx_server_spans(const mx_server *s)
+{
+    return s->opt.spans;
+}
+
 int mx_server_inflight(const mx_server *s)
 {
     return atomic_load(&((mx_server *)(uintptr_t)s)->inflight);
