@@ -1,6 +1,8 @@
 /* embed.c - an encoder made ready to serve, and its turns. */
 #include "models/embed_modules.h"
 
+#include "runtime/slab.h"
+
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -293,12 +295,12 @@ mx_status mx_embedding_open(mx_embedding **out, mx_embedder *e, const char *text
     mx_status st;
     *out = NULL;
     MX_TRY(check_request(e, q, err));
-    mx_embedding *m = calloc(1, sizeof *m);
+    mx_embedding *m = mx_slab_zeroed(sizeof *m);
     if (!m) return mx_fail(err, MX_ERR_NO_MEMORY, "a text");
     *m = (mx_embedding){.of = e, .q = *q, .done = done, .user = user};
     MX_TRY_GOTO(st, tokens_of(m, text, len, err), fail);
-    if (q->embed) m->values = calloc((size_t)e->model.config.d_model, sizeof *m->values);
-    if (q->classify) m->probabilities = calloc((size_t)e->model.config.classes, sizeof *m->probabilities);
+    if (q->embed) m->values = mx_slab_zeroed((size_t)e->model.config.d_model * sizeof *m->values);
+    if (q->classify) m->probabilities = mx_slab_zeroed((size_t)e->model.config.classes * sizeof *m->probabilities);
     if ((q->embed && !m->values) || (q->classify && !m->probabilities)) {
         st = mx_fail(err, MX_ERR_NO_MEMORY, "a text's numbers");
         goto fail;
@@ -317,9 +319,9 @@ void mx_embedding_close(mx_embedding *m)
 {
     if (!m) return;
     mx_ids_free(&m->ids);
-    free(m->values);
-    free(m->probabilities);
-    free(m);
+    mx_slab_free(m->values);
+    mx_slab_free(m->probabilities);
+    mx_slab_free(m);
 }
 
 mx_status mx_embedding_submit(mx_embedding *m, mx_error *err)

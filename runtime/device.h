@@ -59,6 +59,7 @@ struct mx_device {
     char     name[64];
     char     pci[16];         /* "0000:65:00.0", "" for the CPU                 */
     size_t   memory;          /* bytes                                          */
+    size_t   held;            /* of open buffers; mx_device_held() reads it     */
     mx_pool *pool;            /* the CPU device's threads; NULL on CUDA         */
     bool     serves;          /* the plan puts models here                      */
     int      node;            /* NUMA node of its host memory; -1: wherever     */
@@ -113,6 +114,8 @@ void      mx_device_enter(mx_device *d);
 mx_status mx_device_twin(mx_device *twin, mx_device *d, mx_error *err);
 void      mx_device_twin_close(mx_device *twin);
 
+/* Bytes of buffers that are open; any thread. */
+size_t    mx_device_held(const mx_device *d);
 /* Zeroed.  size 0 is a buffer with base NULL.  Errors: MX_ERR_NO_MEMORY. */
 mx_status mx_buffer_open(mx_buffer *b, mx_device *d, size_t size, mx_error *err);
 void      mx_buffer_close(mx_buffer *b);

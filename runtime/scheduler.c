@@ -548,27 +548,38 @@ void mx_scheduler_wake(mx_scheduler *s)
     pthread_mutex_unlock(&s->lock);
 }
 
+static void count_lane(mx_lane_stats *out, const mx_lane *l)
+{
+    out->waiting += l->waiting.n;
+    out->running += l->running.n;
+    out->turns += l->turns;
+    out->rows += l->rows;
+    out->done += l->done;
+    out->refused += l->refused;
+    out->busy_ns += l->busy_ns;
+    out->replicas++;
+    out->lost += l->worker->lost;
+    out->budget += l->budget;
+    if (l->last_turn_ns > out->last_turn_ns) out->last_turn_ns = l->last_turn_ns;
+}
+
 bool mx_scheduler_stats(mx_scheduler *s, const char *name, mx_lane_stats *out)
 {
     *out = (mx_lane_stats){0};
-    bool found = false;
     pthread_mutex_lock(&s->lock);
     for (int i = 0; i < s->n_workers; i++) {
         mx_lane *l = find_lane(&s->workers[i], name);
-        if (!l) continue;
-        found = true;
-        out->waiting += l->waiting.n;
-        out->running += l->running.n;
-        out->turns += l->turns;
-        out->rows += l->rows;
-        out->done += l->done;
-        out->refused += l->refused;
-        out->busy_ns += l->busy_ns;
-        out->replicas++;
-        out->lost += s->workers[i].lost;
-        out->budget += l->budget;
-        if (l->last_turn_ns > out->last_turn_ns) out->last_turn_ns = l->last_turn_ns;
+        if (l) count_lane(out, l);
     }
     pthread_mutex_unlock(&s->lock);
-    return found;
+    return out->replicas > 0;
+}
+
+void mx_scheduler_device_stats(mx_scheduler *s, int device, mx_lane_stats *out)
+{
+    *out = (mx_lane_stats){0};
+    pthread_mutex_lock(&s->lock);
+    for (int i = device; i < s->n_workers; i += s->n_devices)      /* its worker, and its express one */
+        for (const mx_lane *l = s->workers[i].lanes; l; l = l->next) count_lane(out, l);
+    pthread_mutex_unlock(&s->lock);
 }

@@ -137,6 +137,8 @@ typedef struct mx_lane_stats {
 } mx_lane_stats;
 /* Sums over replicas.  False when there is no such lane. */
 bool      mx_scheduler_stats(mx_scheduler *s, const char *lane, mx_lane_stats *out);
+/* Sums over the lanes that a device has now. */
+void      mx_scheduler_device_stats(mx_scheduler *s, int device, mx_lane_stats *out);
 
 /* LOST DEVICES.  When a turn leaves a device lost (device.h), all jobs of its lanes end
  * with MX_ERR_UNAVAILABLE; submit chooses among the other devices, and says the same when

@@ -6,6 +6,7 @@
 #include "server/auth.h"
 #include "server/http.h"
 #include "server/settings.h"
+#include "server/spans.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -62,6 +63,8 @@ mx_status cli_operations_open(cli_operations *p, mx_app *app, mx_config *c, mx_s
     o->log_calls = mx_config_bool(c, "log-calls");
     if (tokens) MX_TRY(mx_auth_open(&p->auth, tokens, err));
     o->auth = p->auth;
+    if (mx_config_string(c, "spans")) MX_TRY(mx_spans_open(&p->spans, mx_config_string(c, "spans"), mx_config_float(c, "spans-share"), err));
+    o->spans = p->spans;
     MX_TRY(plan_memory(app, o, err));
     if (tokens && !o->tls_cert) mx_log(MX_LOG_WARN, "server", "tokens without TLS: who sees the traffic sees the tokens");
     return MX_OK;
@@ -142,7 +145,8 @@ void cli_operations_close(cli_operations *p)
 void cli_operations_free(cli_operations *p)
 {
     mx_auth_close(p->auth);
-    p->auth = NULL;
+    mx_spans_close(p->spans);
+    *p = (cli_operations){0};
 }
 
 mx_client_options cli_client_options(const mx_config *c)

@@ -2,6 +2,8 @@
  *
  * One call is one `work`; begin, pump, cancelled and closed run on the call's RPC thread. */
 #include "server/rpc.h"
+
+#include "runtime/slab.h"
 #include "server/services.h"
 #include "server/texts.h"
 
@@ -135,7 +137,7 @@ static void closed(void *user)
     mx_texts_close(w->texts);
     mx_registry_release(w->served);
     mx_arena_close(&w->decoded);
-    free(w);
+    mx_slab_free(w);
 }
 
 /* ---- begin --------------------------------------------------------------------------- */
@@ -158,10 +160,10 @@ static mx_status begin(mx_call *call, mx_served *served, char **texts, size_t n,
     if (strlen(request_id) > MX_MAX_REQUEST_ID)
         return mx_fail(err, MX_ERR_ARG, "request_id: %zu bytes, at most %d", strlen(request_id), MX_MAX_REQUEST_ID);
     MX_TRY(check(served->encoder, q, err));
-    work *w = calloc(1, sizeof *w);
+    work *w = mx_slab_zeroed(sizeof *w);
     if (w) w->texts = mx_texts_open(served->encoder, texts, (int)n, q, mx_call_deadline_ns(call), mx_call_tenant(call), wake, call);
     if (!w || !w->texts) {
-        free(w);
+        mx_slab_free(w);
         return mx_fail(err, MX_ERR_NO_MEMORY, "no memory for the request");
     }
     w->call = call;

@@ -4,6 +4,7 @@
  * stall_ms, so that a probe need not come twice to learn that nothing moves. */
 #include "server/http.h"
 #include "server/services.h"
+#include "server/spans.h"
 
 #include "runtime/log.h"
 
@@ -167,6 +168,32 @@ static void put_models(FILE *out, const served *all)
     }
 }
 
+static void put_devices(FILE *out, mx_app *app)
+{
+    static const struct { const char *name, *kind, *help; } family[] = {
+        {"merx_device_busy_seconds_total", "counter", "Time in turns of the device's lanes."},
+        {"merx_device_turns_total", "counter", "Turns of the device's lanes."},
+        {"merx_device_rows_total", "counter", "Rows computed."},
+        {"merx_device_waiting", "gauge", "Jobs of the device's lanes that have had no turn yet."},
+        {"merx_device_running", "gauge", "Jobs of the device's lanes between their first and last turn."},
+        {"merx_device_memory_bytes", "gauge", "Memory of the device."},
+        {"merx_device_held_bytes", "gauge", "Memory that weights, caches and scratch hold."},
+    };
+    for (size_t k = 0; k < sizeof family / sizeof *family; k++) {
+        put_family(out, family[k].name, family[k].kind, family[k].help);
+        for (int i = 0; i < app->n_devices; i++) {
+            const mx_device *d = &app->devices[i];
+            mx_lane_stats s;
+            char name[160], as[100];
+            mx_scheduler_device_stats(app->scheduler, i, &s);
+            const double value[] = {(double)s.busy_ns * 1e-9, (double)s.turns, (double)s.rows, s.waiting, s.running, (double)d->memory, (double)mx_device_held(d)};
+            snprintf(as, sizeof as, "%s:%d", d->kind == MX_CPU ? "cpu" : "cuda", d->index);
+            mx_metrics_label(name, sizeof name, "device", as);
+            fprintf(out, "%s{%s} %.15g\n", family[k].name, name, value[k]);
+        }
+    }
+}
+
 static void put_calls(FILE *out, const mx_server *s)
 {
     const char *method;
@@ -177,6 +204,12 @@ static void put_calls(FILE *out, const mx_server *s)
         fprintf(out, "merx_rpc_total{method=\"%s\",code=\"%s\"} %llu\n", method, mx_rpc_code_name(code), (unsigned long long)n);
     put_family(out, "merx_rpc_inflight", "gauge", "Calls that a shutdown would wait for.");
     fprintf(out, "merx_rpc_inflight %d\n", mx_server_inflight(s));
+    const mx_spans *spans = mx_server_spans(s);
+    if (!spans) return;
+    put_family(out, "merx_spans_written_total", "counter", "Calls told as spans.");
+    fprintf(out, "merx_spans_written_total %llu\n", (unsigned long long)mx_spans_written(spans));
+    put_family(out, "merx_spans_dropped_total", "counter", "Calls whose spans could not be kept or written.");
+    fprintf(out, "merx_spans_dropped_total %llu\n", (unsigned long long)mx_spans_dropped(spans));
 }
 
 static int open_files(void)
@@ -225,6 +258,7 @@ static char *render(const mx_http *h, size_t *len)
     free(registered);
     put_lanes(out, &all);
     put_models(out, &all);
+    put_devices(out, h->app);
     served_free(&all);
     if (h->server) put_calls(out, h->server);
     put_process(out, h);

@@ -1,7 +1,9 @@
 /* pricing.c - items and sales, and the thread that owns them. */
 #include "server/pricing_internal.h"
 
+#include "runtime/clock.h"
 #include "runtime/log.h"
+#include "runtime/slab.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -24,7 +26,7 @@ mx_status price_answer(mx_pricing_op *op, const ProtobufCMessage *m)
 {
     op->type = m->descriptor;
     op->size = protobuf_c_message_get_packed_size(m);
-    op->answer = malloc(op->size + 1);
+    op->answer = mx_slab_alloc(op->size + 1);
     if (!op->answer) return mx_fail(&op->err, MX_ERR_NO_MEMORY, "no memory for an answer");
     protobuf_c_message_pack(m, op->answer);
     return MX_OK;
@@ -447,6 +449,7 @@ static mx_status read_all(mx_pricing *p, mx_error *err)
 static void carry_out_all(mx_pricing *p, mx_pricing_op *batch)
 {
     mx_error err = {0}, again_err = {0};
+    uint64_t began = mx_now_ns(&mx_clock_monotonic), ended;
     mx_status disk = mx_store_begin(p->store, &err);
     price_foresee(p, batch);
     for (mx_pricing_op *op = batch; op && !disk; op = op->next) {
@@ -456,6 +459,7 @@ static void carry_out_all(mx_pricing *p, mx_pricing_op *batch)
     for (; p->changed && !disk; p->changed = p->changed->next_changed) disk = store_item(p, p->changed, &err);
     for (price_policy *q = p->policies; q && !disk; q = q->next)
         if (q->changed) disk = price_policy_store(p, q, &err);
+    if (!disk && batch->commits) batch->commits(batch);
     if (!disk) disk = mx_store_commit(p->store, &err);
     if (disk) {
         mx_log(MX_LOG_ERROR, "pricing", "%s: nothing of this batch is acknowledged", err.text);
@@ -470,10 +474,13 @@ static void carry_out_all(mx_pricing *p, mx_pricing_op *batch)
             price_policy_free(q);
         }
     }
+    ended = mx_now_ns(&mx_clock_monotonic);
     for (mx_pricing_op *op = batch, *next; op; op = next) {
         next = op->next;
+        op->began_ns = began;
+        op->ended_ns = ended;
         if (disk) {
-            free(op->answer);
+            mx_slab_free(op->answer);
             op->answer = NULL;
             op->st = disk;
             op->err = err;
@@ -499,14 +506,16 @@ static void *thread_main(void *ctx)
     mx_pricing *p = ctx;
     pthread_mutex_lock(&p->lock);
     while (!p->stop || p->first) {
-        mx_pricing_op *batch = take(p);
-        if (!batch) {
+        if (!p->first || p->busy) {
             pthread_cond_wait(&p->news, &p->lock);
             continue;
         }
+        mx_pricing_op *batch = take(p);
+        p->busy = true;
         pthread_mutex_unlock(&p->lock);
         carry_out_all(p, batch);
         pthread_mutex_lock(&p->lock);
+        p->busy = false;
     }
     pthread_mutex_unlock(&p->lock);
     return NULL;
@@ -519,6 +528,25 @@ void mx_pricing_submit(mx_pricing *p, mx_pricing_op *op)
     *p->last = op;
     p->last = &op->next;
     pthread_cond_signal(&p->news);
+    pthread_mutex_unlock(&p->lock);
+}
+
+bool mx_pricing_claim(mx_pricing *p)
+{
+    pthread_mutex_lock(&p->lock);
+    bool mine = !p->busy && !p->first;
+    if (mine) p->busy = true;
+    pthread_mutex_unlock(&p->lock);
+    return mine;
+}
+
+void mx_pricing_carry_out(mx_pricing *p, mx_pricing_op *op)
+{
+    op->next = NULL;
+    carry_out_all(p, op);
+    pthread_mutex_lock(&p->lock);
+    p->busy = false;
+    if (p->first || p->stop) pthread_cond_signal(&p->news);
     pthread_mutex_unlock(&p->lock);
 }
 

@@ -24,10 +24,12 @@ struct mx_pricing_op {
     void (*done)(mx_pricing_op *op);      /* once, from the thread                        */
     const ProtobufCMessage *request;      /* stays until done                             */
     const ProtobufCMessageDescriptor *type;      /* of the answer                         */
-    uint8_t  *answer;             /* packed, malloc'ed; the caller frees                  */
+    uint8_t  *answer;             /* packed, mx_slab_alloc'ed; the caller frees                  */
     size_t    size;
     mx_status st;
     mx_error  err;
+    uint64_t  began_ns, ended_ns; /* its transaction, from the first step to the commit   */
+    void    (*commits)(mx_pricing_op *op);       /* of mx_pricing_carry_out: what follows waits for the disk */
 };
 /* Of the request's kind each. */
 mx_pricing_run mx_pricing_put_items, mx_pricing_get_item, mx_pricing_quote, mx_pricing_batch, mx_pricing_put_guardrails, mx_pricing_get_guardrails,
@@ -45,6 +47,10 @@ mx_status mx_pricing_open(mx_pricing **out, const char *path, double exploration
 void      mx_pricing_allow_discounts(mx_pricing *p);
 void      mx_pricing_close(mx_pricing *p);            /* what waits is carried out first */
 void      mx_pricing_submit(mx_pricing *p, mx_pricing_op *op);
+/* For a caller that may wait: when nothing else is there it carries its one operation out itself, and no thread is
+ * woken for it. True: it must go on with mx_pricing_carry_out(), at once. */
+bool      mx_pricing_claim(mx_pricing *p);
+void      mx_pricing_carry_out(mx_pricing *p, mx_pricing_op *op);      /* op->done is called too */
 /* A learned policy that is live from the start, without a gate.  Before operations. */
 mx_status mx_pricing_live_policy(mx_pricing *p, const char *name, const char *path, mx_error *err);
 /* The log's steps (a published decision, what it sold, the item's next decision) as JSON

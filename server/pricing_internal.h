@@ -56,7 +56,7 @@ struct mx_pricing {
     pthread_mutex_t  lock;
     pthread_cond_t   news;
     pthread_t        thread;
-    bool             started, stop;
+    bool             started, stop, busy;      /* busy: somebody carries operations out      */
     mx_pricing_op   *first, **last;
 };
 

@@ -2,6 +2,7 @@
 #include "server/pricing_internal.h"
 
 #include "server/messages.h"
+#include "runtime/slab.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -486,7 +487,7 @@ mx_status mx_pricing_quote(mx_pricing *p, mx_pricing_op *op)
     if (!q) return MX_ERR_NO_MEMORY;
     MX_TRY(make_quote(p, q, (const Merx__V1__QuoteRequest *)op->request, &op->err));
     op->type = &merx__v1__quote_response__descriptor;
-    op->answer = malloc(p->written + 1);
+    op->answer = mx_slab_alloc(p->written + 1);
     if (!op->answer) return mx_fail(&op->err, MX_ERR_NO_MEMORY, "no memory for an answer");
     memcpy(op->answer, p->paper, op->size = p->written);
     return MX_OK;
@@ -511,7 +512,7 @@ static mx_status append(mx_pricing_op *op, size_t *room, const uint8_t *head, si
 {
     if (op->size + n + size + 2 * MX_QUOTE_HEAD > *room) {
         size_t more = 2 * (op->size + n + size + 2 * MX_QUOTE_HEAD);
-        uint8_t *grown = realloc(op->answer, more);
+        uint8_t *grown = mx_slab_grow(op->answer, more);
         if (!grown) return mx_fail(&op->err, MX_ERR_NO_MEMORY, "no memory for an answer");
         op->answer = grown;
         *room = more;

@@ -1,6 +1,8 @@
 /* profile_service.c - the service Profiling: reads from published bytes, everything else
  * one operation of server/profiles.h each. */
 #include "models/label.h"
+
+#include "runtime/slab.h"
 #include "server/explain.h"
 #include "server/profiles.h"
 #include "server/rpc.h"
@@ -61,10 +63,10 @@ static void op_closed(void *user)
 {
     work *w = user;
     if (w->explained) merx__v1__label_explanation__free_unpacked(w->explained, NULL);
-    for (int i = 0; i < MX_EXPLAINED_TEXTS; i++) mx_attribution_free(&w->job[i].out), free(w->direction[i]);
-    free(w->op.op.answer);
+    for (int i = 0; i < MX_EXPLAINED_TEXTS; i++) mx_attribution_free(&w->job[i].out), mx_slab_free(w->direction[i]);
+    mx_slab_free(w->op.op.answer);
     mx_arena_close(&w->decoded);
-    free(w);
+    mx_slab_free(w);
 }
 
 /* Takes `decoded`. */
@@ -72,7 +74,7 @@ static mx_status submit(mx_app *app, mx_call *call, const ProtobufCMessage *m, m
                         void (*answer)(mx_call *call, work *w, mx_arena *scratch), mx_error *err)
 {
     static const mx_call_handler handler = {.pump = op_pump, .closed = op_closed};
-    work *w = calloc(1, sizeof *w);
+    work *w = mx_slab_zeroed(sizeof *w);
     if (!w) return mx_fail(err, MX_ERR_NO_MEMORY, "no memory for the request");
     w->app = app;
     w->call = call;
@@ -163,7 +165,7 @@ static void answer_words(mx_call *call, work *w, mx_arena *scratch)
 static bool ask_words(work *w, int i, const char *folder, int32_t dim)
 {
     const Merx__V1__LabelExplanation *x = w->explained;
-    float *v = w->direction[i] = calloc((size_t)dim, sizeof *v);
+    float *v = w->direction[i] = mx_slab_zeroed((size_t)dim * sizeof *v);
     if (!v) return false;
     for (int32_t c = 0; c < dim; c++) v[c] = (float)(w->op.text[i].factor * x->definition->head[MX_FEATURES + c]);
     w->job[i] = (mx_explain_job){.folder = folder, .text = x->tag->evidence[w->op.text[i].evidence]->text, .done = words_done, .ctx = w,

@@ -2,6 +2,7 @@
 #include "server/profiles_internal.h"
 
 #include "runtime/log.h"
+#include "runtime/slab.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -23,7 +24,7 @@ mx_status profile_answer(mx_profiles_op *op, const ProtobufCMessage *m)
 {
     op->type = m->descriptor;
     op->size = protobuf_c_message_get_packed_size(m);
-    op->answer = malloc(op->size + 1);
+    op->answer = mx_slab_alloc(op->size + 1);
     if (!op->answer) return mx_fail(&op->err, MX_ERR_NO_MEMORY, "no memory for an answer");
     protobuf_c_message_pack(m, op->answer);
     return MX_OK;

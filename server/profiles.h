@@ -73,7 +73,7 @@ struct mx_profiles_op {
     void (*done)(mx_profiles_op *op); /* once, from the thread                            */
     const ProtobufCMessage *request;  /* stays until done                                 */
     const ProtobufCMessageDescriptor *type;      /* of the answer                         */
-    uint8_t  *answer;                 /* packed, malloc'ed; the caller frees              */
+    uint8_t  *answer;                 /* packed, mx_slab_alloc'ed; the caller frees            */
     size_t    size;
     mx_status st;
     mx_error  err;

@@ -22,7 +22,7 @@
 #include "server/auth.h"
 #include "server/messages.h"
 #include "server/rpc.h"
-#include "server/rpc_init.h"
+#include "server/rpc_core.h"
 
 #include <pthread.h>
 #include <stddef.h>
@@ -255,7 +255,7 @@ mx_status mx_client_open(mx_client **out, const char *target, const mx_client_op
     }
     pthread_mutex_init(&c->lock, NULL);
     pthread_cond_init(&c->quiet, NULL);
-    mx_rpc_init();
+    mx_rpc_library_open();
     grpc_arg args[6];
     size_t n = 0;
     /* Else clients of one program with equal arguments share one connection. */

@@ -5,7 +5,7 @@ target_link_libraries(merx_fake PUBLIC merx_models)
 # The archives hold the real ones too, and other parts of them may be needed: the objects come first.
 target_link_options(merx_fake PUBLIC -Wl,--allow-multiple-definition)
 foreach(name test_server test_server_load test_server_rate test_server_allocations test_server_engine test_swap)
-  if(NOT name STREQUAL "test_server_engine" AND NOT name STREQUAL "test_swap")
+  if(NOT name MATCHES "test_(server_(engine|allocations)|swap)")
     target_link_libraries(${name} PRIVATE merx_fake)
   endif()
   set_tests_properties(${name} PROPERTIES TIMEOUT 300)

@@ -6,6 +6,7 @@
 #include "server/pricing.h"
 #include "server/store.h"
 #include "tests/test.h"
+#include "runtime/slab.h"
 
 #include <jansson.h>
 #include <semaphore.h>
@@ -79,7 +80,7 @@ static void *run(mx_pricing *p, mx_pricing_run *what, const ProtobufCMessage *q)
     sem_destroy(&c.over);
     last = c.op.err;
     void *answer = c.op.st ? NULL : protobuf_c_message_unpack(c.op.type, NULL, c.op.size, c.op.answer);
-    free(c.op.answer);
+    mx_slab_free(c.op.answer);
     return answer;
 }
 

@@ -1,5 +1,6 @@
 /* test_price_response.c - what users look at and buy becomes their own reaction to price, and part of a label with evidence. */
 #include "server/profiles.h"
+#include "runtime/slab.h"
 #include "tests/test.h"
 
 #include <ftw.h>
@@ -52,7 +53,7 @@ static uint64_t fill(mx_profiles *p)
     CHECK_MSG(r && r->accepted == (int)n, "%s", w.op.err.text);
     uint64_t mark = r ? r->watermark : 0;
     if (r) merx__v1__events_ack__free_unpacked(r, NULL);
-    free(w.op.answer);
+    mx_slab_free(w.op.answer);
     return mark;
 }
 

@@ -4,6 +4,7 @@
 #include "server/pricing.h"
 #include "server/rpc.h"
 #include "tests/test.h"
+#include "runtime/slab.h"
 
 #include <pthread.h>
 #include <signal.h>
@@ -443,7 +444,7 @@ static int report_sale(mx_pricing *p, int who, int number, int64_t decision, int
     Merx__V1__ReportSalesResponse *r = merx__v1__report_sales_response__unpack(NULL, w.op.size, w.op.answer);
     if (r && r->accepted + r->duplicate == 1) what = r->accepted ? 1 : 2;
     if (r) merx__v1__report_sales_response__free_unpacked(r, NULL);
-    free(w.op.answer);
+    mx_slab_free(w.op.answer);
     return what;
 }
 
@@ -461,7 +462,7 @@ static void *sell_on(void *ctx)
         Merx__V1__QuoteResponse *r = merx__v1__quote_response__unpack(NULL, w.op.size, w.op.answer);
         told t = {s->who, s->next, strtoll(r->decision_id + 1, NULL, 10), r->price};
         merx__v1__quote_response__free_unpacked(r, NULL);
-        free(w.op.answer);
+        mx_slab_free(w.op.answer);
         int what = report_sale(s->p, s->who, s->next, t.id, t.price);
         if (what != 1 && !(what == 2 && again)) _exit(5);
         s->next++;
@@ -492,7 +493,7 @@ static int64_t sales_of_k(mx_pricing *p)
     Merx__V1__PriceItem *i = merx__v1__price_item__unpack(NULL, w.op.size, w.op.answer);
     int64_t n = i ? i->sales : -1;
     FREE(i);
-    free(w.op.answer);
+    mx_slab_free(w.op.answer);
     return n;
 }
 
@@ -515,7 +516,7 @@ static void check_after_storm(const told *all, int64_t count, const int next[SEL
         Merx__V1__QuoteResponse *r = w.op.answer ? merx__v1__quote_response__unpack(NULL, w.op.size, w.op.answer) : NULL;
         CHECK(r && r->price == all[i].price);
         FREE(r);
-        free(w.op.answer);
+        mx_slab_free(w.op.answer);
         CHECK(report_sale(p, all[i].who, all[i].sale, all[i].id, all[i].price) == 2);      /* said again: nothing new */
     }
     for (int k = 0; k < SELLERS; k++) {
@@ -544,7 +545,7 @@ static void killed_in_a_storm(void)
     put_all.items = list;
     put_all.n_items = 1;
     CHECK(carry_out(p, &w, mx_pricing_put_items, &put_all.base) == MX_OK);
-    free(w.op.answer);
+    mx_slab_free(w.op.answer);
     mx_pricing_close(p);
     for (int round = 0; round < 6; round++) {
         int pipes[2], status;

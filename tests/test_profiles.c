@@ -1,5 +1,6 @@
 /* test_profiles.c - the Profiling service through real gRPC: evidence adds up to the score,
  * what is acknowledged survives kill -9, and every strange event has its defined end. */
+#include "runtime/slab.h"
 #include "tests/profiles_fixture.h"
 
 static void check_all(fixture *f, uint64_t w, const char *source)
@@ -384,7 +385,7 @@ static void storm(int fd, int round)
         Merx__V1__PutEventsRequest q = MERX__V1__PUT_EVENTS_REQUEST__INIT;
         q.events = list, q.n_events = 1;
         carry_out(p, &w, mx_profiles_put, &q.base);
-        free(w.op.answer);
+        mx_slab_free(w.op.answer);
         if (w.op.st || write(fd, &i, sizeof i) != sizeof i) _exit(1);
     }
 }
@@ -422,7 +423,7 @@ static void killed_in_a_storm(void)
             Merx__V1__EventsAck *r = w.op.answer ? merx__v1__events_ack__unpack(NULL, w.op.size, w.op.answer) : NULL;
             CHECK_MSG(r && r->duplicates == 1, "%s was lost", id);
             FREE(r);
-            free(w.op.answer);
+            mx_slab_free(w.op.answer);
         }
     CHECK_MSG(all > 20, "only %d", all);
     const mx_profile_view *v = NULL;
