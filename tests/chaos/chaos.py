@@ -67,6 +67,9 @@ port, http = free_port(), free_port()
 address = f"127.0.0.1:{port}"
 
 
+running = []                      # the server's process
+
+
 class Server:
     """Restarted when it dies, as systemd would."""
 
@@ -85,6 +88,7 @@ class Server:
                                    "--training-folder", os.path.join(folder, "training"),
                                    "--training-data", os.path.join(a.source, "tests/golden"), "--log-level", "warn"],
                                   stdout=self.log, stderr=self.log)
+        running[:] = [self.p]
         while True:
             try:
                 text = get("/readyz")
@@ -578,6 +582,9 @@ except Exception as e:
     with open(os.path.join(folder, "server.log"), errors="replace") as f:
         print(f.read()[-3000:])
 finally:
+    for p in running:
+        p.kill()
+        p.wait()
     if small_disk:
         subprocess.run(["umount", "-l", disk])
     shutil.rmtree(folder, ignore_errors=True)
