@@ -1,6 +1,8 @@
 /* profiles.c - profiles a second through gRPC, and how long each took, while events stream in.
  *
- *     build/profiles [USERS [SECONDS [EVENTS_PER_S]]]        # 20000, 5, 1000
+ *     build/profiles [USERS [SECONDS [EVENTS_PER_S [NETWORK]]]]        # 20000, 5, 1000
+ *
+ * NETWORK: a folder of merx train gnn over features alone (no texts, no --id-cols), refreshed beside.
  *
  * Server and clients share this process and its cores.  One user has 20 events; reads are by 32 calls in flight,
  * of one profile, then of 100 in a batch; a line each, with and without the stream of events. */
@@ -165,14 +167,14 @@ static int remove_one(const char *path, const struct stat *s, int flag, struct F
     return remove(path);
 }
 
-static mx_status run(mx_app *app, mx_server **server, int users, double seconds, int rate, const char *folder, mx_error *err)
+static mx_status run(mx_app *app, mx_server **server, int users, double seconds, int rate, const char *folder, const char *network, mx_error *err)
 {
     mx_client *reads, *writes;
     pthread_t thread;
     mx_server_options so = mx_server_defaults();
     so.listen = "127.0.0.1:0";
     MX_TRY(mx_app_open(app, NULL, err));
-    MX_TRY(mx_profiles_open(&app->profiles, folder, &(mx_profiles_options){0}, err));
+    MX_TRY(mx_profiles_open(&app->profiles, folder, &(mx_profiles_options){.device = &app->devices[0], .network = network}, err));
     MX_TRY(mx_server_open(server, app, &so, err));
     atomic_store(&app->state, MX_APP_SERVING);
     MX_TRY(mx_client_open(&reads, mx_server_address(*server), NULL, err));
@@ -203,10 +205,10 @@ int main(int argc, char **argv)
     mx_error err = {0};
     char folder[] = "/tmp/merx-profiles-XXXXXX";
     if (users < 1 || seconds <= 0 || rate < 1 || !mkdtemp(folder)) {
-        fprintf(stderr, "usage: profiles [USERS [SECONDS [EVENTS_PER_S]]]\n");
+        fprintf(stderr, "usage: profiles [USERS [SECONDS [EVENTS_PER_S [NETWORK]]]]\n");
         return 2;
     }
-    mx_status st = run(&app, &server, users, seconds, rate, folder, &err);
+    mx_status st = run(&app, &server, users, seconds, rate, folder, argc > 4 ? argv[4] : NULL, &err);
     if (st) fprintf(stderr, "profiles: %s\n", err.text);
     mx_server_close(server);
     mx_app_close(&app, 0);

@@ -81,6 +81,12 @@ mx_status mx_weight_open(mx_weight *w, mx_device *d, const mx_row_source *parts,
     return st;
 }
 
+size_t mx_weight_bytes(const mx_device *d, int64_t rows, int64_t cols, mx_dtype as)
+{
+    if (rows < 1 || rows > INT32_MAX || cols < 1 || cols > 65536 || (as != MX_F32 && as != MX_BF16 && as != MX_I8)) return 0;
+    return tables[d->kind]->weight_bytes(d, rows, cols, as);
+}
+
 void mx_weight_close(mx_weight *w)
 {
     if (!w || !w->dev) return;

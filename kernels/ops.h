@@ -58,6 +58,8 @@ typedef struct mx_weight {
  * gate and up in one.  Errors: MX_ERR_ARG (shapes, dtype), MX_ERR_NO_MEMORY. */
 mx_status mx_weight_open(mx_weight *w, mx_device *d, const mx_row_source *parts, int n, mx_dtype as, mx_error *err);
 void      mx_weight_close(mx_weight *w);
+/* Device memory that open() of rows x cols will take, or 0 where it would overflow. */
+size_t    mx_weight_bytes(const mx_device *d, int64_t rows, int64_t cols, mx_dtype as);
 
 typedef enum mx_activation {
     MX_ACT_NONE, MX_ACT_GELU_TANH, MX_ACT_GELU_ERF, MX_ACT_SILU, MX_ACT_RELU, MX_ACT_TANH,
@@ -437,12 +439,13 @@ void mx_logistic(mx_stream *s, mx_tensor loss, mx_tensor x, mx_tensor target, fl
     X(dot) X(dot_back) X(logistic)
 
 /* A backend: one pointer per op, none of them NULL (a test asserts it), and
- * the two weight calls. */
+ * the three weight calls. */
 #define X(name) __typeof__(mx_##name) *name;
 typedef struct mx_kernels {
     MX_OPS(X)
     __typeof__(mx_weight_open)  *weight_open;
     __typeof__(mx_weight_close) *weight_close;
+    __typeof__(mx_weight_bytes) *weight_bytes;
 } mx_kernels;
 #undef X
 

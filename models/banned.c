@@ -8,6 +8,8 @@
  * (then the token begins with the text's rest: a range of the sorted pieces). */
 #include "models/generation.h"
 
+#include "runtime/slab.h"
+
 #include <stdlib.h>
 
 static int compare_bytes(const char *a, size_t a_len, const char *b, size_t b_len)
@@ -69,7 +71,7 @@ mx_status gen_banned_open(mx_generation *r, mx_error *err)
         next[i] = first[c];
         first[c] = i;
     }
-    r->banned_id = malloc((size_t)g->n_pieces * sizeof *r->banned_id + 1);
+    r->banned_id = mx_slab_alloc((size_t)g->n_pieces * sizeof *r->banned_id + 1);
     if (!r->banned_id) return mx_fail(err, MX_ERR_NO_MEMORY, "banned tokens");
     for (int32_t i = 0; i < g->n_pieces; i++) {
         size_t len;

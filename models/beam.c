@@ -7,6 +7,8 @@
  * of `beams` finished ones, or at the length limit. */
 #include "models/generation.h"
 
+#include "runtime/slab.h"
+
 #include <math.h>
 #include <stdlib.h>
 
@@ -86,7 +88,7 @@ static mx_status finish(mx_generation *r, mx_error *err)
         for (int32_t k = r->n_prompt; k < n; k++) {
             size_t len;
             const char *text = mx_detokenizer_push(&q->detok, q->ids[k], &len);
-            char *grown = text ? realloc(q->text, q->text_len + len + 1) : NULL;
+            char *grown = text ? mx_slab_grow(q->text, q->text_len + len + 1) : NULL;
             if (!grown) return mx_fail(err, MX_ERR_NO_MEMORY, "text of a beam");
             memcpy(grown + q->text_len, text, len);
             q->text = grown;

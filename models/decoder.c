@@ -152,16 +152,22 @@ static size_t vector_floats(const mx_decoder_config *c)
     return (size_t)c->layers * per_layer + 2 * C + (size_t)c->head_dim;
 }
 
-/* A table of embeddings: where it lies in the file when ops can read it there. */
-static mx_status load_table(mx_decoder *m, const mx_blob *b, mx_buffer *memory, mx_tensor *table, mx_error *err)
+/* How a table is kept; true: where it lies in the file, because ops can read it there. */
+static bool stays_in_file(const mx_device *dev, const mx_blob *b, mx_dtype *type)
 {
     static const mx_dtype plain[] = {[MX_FILE_F32] = MX_F32, [MX_FILE_F16] = MX_F16, [MX_FILE_BF16] = MX_BF16};
-    if (b->dtype <= MX_FILE_BF16 && m->dev->kind == MX_CPU && (uintptr_t)b->data % mx_dtype_size(plain[b->dtype]) == 0) {
-        *table = mx_tensor_of((void *)(uintptr_t)b->data, plain[b->dtype], b->rows, b->cols);
+    *type = b->dtype <= MX_FILE_BF16 ? plain[b->dtype] : MX_F32;
+    return b->dtype <= MX_FILE_BF16 && dev->kind == MX_CPU && (uintptr_t)b->data % mx_dtype_size(*type) == 0;
+}
+
+static mx_status load_table(mx_decoder *m, const mx_blob *b, mx_buffer *memory, mx_tensor *table, mx_error *err)
+{
+    mx_dtype type;
+    if (stays_in_file(m->dev, b, &type)) {
+        *table = mx_tensor_of((void *)(uintptr_t)b->data, type, b->rows, b->cols);
         return MX_OK;
     }
     bool as_it_is = b->dtype <= MX_FILE_BF16;
-    mx_dtype type = as_it_is ? plain[b->dtype] : MX_F32;
     size_t n;
     if (!mx_mul_size((size_t)b->rows, (size_t)b->cols * mx_dtype_size(type), &n))
         return mx_fail(err, MX_ERR_FORMAT, "%s: tensor %s: size overflows", b->file, b->name);
@@ -205,6 +211,38 @@ static mx_status load_tables(mx_decoder *m, mx_error *err)
     return send(m->dev, m->vectors.base, m->vector_stage, m->vectors.size, err);
 }
 
+static bool count_table(mx_footprint *f, const mx_device *dev, const mx_blob *b)
+{
+    mx_dtype type;
+    size_t n;
+    if (!b || b->dtype == MX_FILE_OTHER) return false;
+    if (stays_in_file(dev, b, &type)) return true;
+    if (!mx_mul_size((size_t)b->rows, (size_t)b->cols * mx_dtype_size(type), &n) || !mx_add_size(f->weights, n, &f->weights)) return false;
+    if (b->dtype > MX_FILE_BF16 && n > f->loading) f->loading = n;
+    return true;
+}
+
+bool mx_decoder_footprint(mx_footprint *out, const mx_device *dev, const mx_checkpoint *file, const mx_decoder_config *config, mx_dtype dtype)
+{
+    const mx_decoder_config *c = config;
+    mx_decoder m = {.config = *config, .file = (mx_checkpoint *)(uintptr_t)file};       /* only looked into */
+    const name_table *t = &names[c->names];
+    int64_t C = c->d_model, q = (int64_t)c->heads * c->head_dim, kv = (int64_t)c->kv_heads * c->head_dim, F = c->d_ff;
+    const int64_t matrix[][3] = {{c->layers, q + 2 * kv, C}, {c->layers, C, q}, {c->layers, c->gated ? 2 * F : F, C}, {c->layers, C, F}, {1, c->vocab, C}};
+    char full[256];
+    size_t threads = dev->pool ? (size_t)mx_pool_threads(dev->pool) : 1;
+    *out = (mx_footprint){.weights = vector_floats(c) * sizeof(float)};
+    for (size_t i = 0; i < sizeof matrix / sizeof *matrix; i++) {
+        size_t n = mx_weight_bytes(dev, matrix[i][1], matrix[i][2], dtype), stage = threads * 64 * (size_t)matrix[i][2] * sizeof(float);
+        if (!n || !mx_mul_size(n, (size_t)matrix[i][0], &n) || !mx_add_size(out->weights, n, &out->weights)) return false;
+        if (stage > out->loading) out->loading = stage;
+    }
+    if (!count_table(out, dev, find(&m, t->tokens, 0, "weight", full, sizeof full))) return false;
+    if (c->learned_positions && !count_table(out, dev, find(&m, t->positions, 0, "weight", full, sizeof full))) return false;
+    out->loading += vector_floats(c) * sizeof(float);
+    return true;
+}
+
 mx_status mx_decoder_open(mx_decoder *m, mx_device *dev, mx_checkpoint *file, const mx_decoder_config *config,
                           mx_dtype dtype, mx_error *err)
 {
@@ -213,8 +251,10 @@ mx_status mx_decoder_open(mx_decoder *m, mx_device *dev, mx_checkpoint *file, co
     MX_TRY_GOTO(st, mx_buffer_open(&m->vectors, dev, vector_floats(config) * sizeof(float), err), fail);
     m->weight_bytes = m->vectors.size;
     m->layer = calloc((size_t)config->layers, sizeof *m->layer);
+    m->adapter = calloc(MX_ADAPTERS, sizeof *m->adapter);
+    if (config->names != MX_NAMES_GGUF) m->adapter_rank = MX_ADAPTER_RANK;
     m->vector_stage = calloc(1, m->vectors.size);
-    if (!m->layer || !m->vector_stage) {
+    if (!m->layer || !m->adapter || !m->vector_stage) {
         st = mx_fail(err, MX_ERR_NO_MEMORY, "%d layers", config->layers);
         goto fail;
     }
@@ -228,22 +268,9 @@ fail:
     return st;
 }
 
-mx_status mx_decoder_adapter(mx_decoder *m, const char *name, const char *folder, mx_error *err)
-{
-    for (int i = 0; i < m->n_adapters; i++)
-        if (!strcmp(m->adapter[i].name, name)) return mx_fail(err, MX_ERR_ARG, "lora-modules: \"%s\" is given twice", name);
-    mx_adapter *grown = realloc(m->adapter, ((size_t)m->n_adapters + 1) * sizeof *grown);
-    if (!grown) return mx_fail(err, MX_ERR_NO_MEMORY, "adapter %s", name);
-    m->adapter = grown;
-    MX_TRY(mx_adapter_open(&grown[m->n_adapters], m->dev, &m->config, name, folder, err));
-    if (grown[m->n_adapters].rank > m->adapter_rank) m->adapter_rank = grown[m->n_adapters].rank;
-    m->weight_bytes += grown[m->n_adapters++].bytes;
-    return MX_OK;
-}
-
 void mx_decoder_close(mx_decoder *m)
 {
-    for (int i = 0; i < m->n_adapters; i++) mx_adapter_close(&m->adapter[i]);
+    for (int i = 0; m->adapter && i < MX_ADAPTERS; i++) mx_adapter_close(&m->adapter[i]);
     free(m->adapter);
     mx_weight_close(&m->head);
     for (int l = 0; m->layer && l < m->config.layers; l++) {

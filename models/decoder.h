@@ -7,6 +7,7 @@
 #define MX_DECODER_H
 
 #include "models/decoder_config.h"
+#include "models/footprint.h"
 #include "models/kv.h"
 #include "models/lora.h"
 
@@ -29,9 +30,9 @@ typedef struct mx_decoder {
     mx_tensor          final_gain, final_bias;
     mx_weight          head;             /* [V,C]                                                */
     mx_decoder_layer  *layer;
-    mx_adapter        *adapter;          /* [n_adapters], served beside the base                 */
-    int                n_adapters;
-    int32_t            adapter_rank;     /* the largest                                          */
+    mx_adapter        *adapter;          /* [MX_ADAPTERS], served beside the base; zeros: none.  Whoever fills one
+                                            does it before the first batch that names it         */
+    int32_t            adapter_rank;     /* the largest that scratch is kept for                 */
     mx_dtype           dtype;
     const char        *quantization;     /* name of the file's dtype of the matrices             */
     size_t             weight_bytes;     /* device memory of all of it, mapped tables left out   */
@@ -43,9 +44,8 @@ typedef struct mx_decoder {
 mx_status mx_decoder_open(mx_decoder *m, mx_device *dev, mx_checkpoint *file, const mx_decoder_config *config,
                           mx_dtype dtype, mx_error *err);
 void      mx_decoder_close(mx_decoder *m);
-
-/* Before the first forward().  Errors: those of mx_adapter_open; MX_ERR_ARG (a name twice). */
-mx_status mx_decoder_adapter(mx_decoder *m, const char *name, const char *folder, mx_error *err);
+/* What open() will take: weights, loading.  False: it overflows, or the file lacks its tables (open says which). */
+bool      mx_decoder_footprint(mx_footprint *out, const mx_device *dev, const mx_checkpoint *file, const mx_decoder_config *config, mx_dtype dtype);
 
 /* Neighbouring rows that go through an adapter. */
 typedef struct mx_adapter_span { int32_t adapter, first, n; } mx_adapter_span;

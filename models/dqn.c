@@ -14,7 +14,7 @@ static float linear(float from, float to, double part)
     return (float)((double)from + ((double)to - (double)from) * (part < 1 ? part : 1));
 }
 
-static double progress(const mx_dqn *d)
+static double part_of(const mx_dqn *d)
 {
     return (double)d->at.step / (double)d->o.steps;
 }
@@ -22,7 +22,7 @@ static double progress(const mx_dqn *d)
 static float epsilon_now(const mx_dqn *d)
 {
     if (d->o.net.noisy || d->data) return 0;     /* the noise explores; from data nothing does */
-    return d->o.epsilon_part > 0 ? linear(1, d->o.epsilon, progress(d) / (double)d->o.epsilon_part) : d->o.epsilon;
+    return d->o.epsilon_part > 0 ? linear(1, d->o.epsilon, part_of(d) / (double)d->o.epsilon_part) : d->o.epsilon;
 }
 
 static uint64_t noise_seed(const mx_dqn *d, int64_t when, uint32_t who)
@@ -97,6 +97,8 @@ mx_status mx_dqn_open(mx_dqn **out, mx_device *dev, const char *env, const char 
     *out = NULL;
     MX_TRY(check(o, err));
     if (run && strlen(run) >= MX_PATH) return mx_fail(err, MX_ERR_ARG, "run: the path is longer than %d bytes", MX_PATH - 1);
+    const char *judge = o->eval_env ? o->eval_env : env;
+    if (strlen(judge) >= sizeof((mx_dqn *)0)->judge) return mx_fail(err, MX_ERR_ARG, "eval-env: longer than 255 bytes");
     if (strlen(env) >= sizeof((mx_dqn *)0)->name) return mx_fail(err, MX_ERR_ARG, "env: longer than 255 bytes");
     mx_dqn *d = calloc(1, sizeof *d);
     if (!d) return mx_fail(err, MX_ERR_NO_MEMORY, "a learner");
@@ -105,6 +107,8 @@ mx_status mx_dqn_open(mx_dqn **out, mx_device *dev, const char *env, const char 
     d->saved_step = d->resumed_from = -1;
     d->at.best_step = -1;
     snprintf(d->name, sizeof d->name, "%s", env);
+    snprintf(d->judge, sizeof d->judge, "%s", judge);
+    d->o.eval_env = NULL;             /* the caller's */
     if (run) snprintf(d->run, sizeof d->run, "%s", run);
     if (o->data) MX_TRY_GOTO(st, dqn_offline_open(d, err), fail);
     else MX_TRY_GOTO(st, mx_env_open(&d->env, env, o->envs, o->seed, err), fail);
@@ -240,7 +244,7 @@ static void draw(mx_dqn *d, mx_replay_batch *b)
     const mx_dqn_options *o = &d->o;
     for (int32_t i = 0; i < o->batch; i++)
         d->uniform[i] = (float)mx_uniform(o->seed, (uint32_t)d->at.updates, (uint32_t)(d->at.updates >> 32), (uint32_t)i, DRAW_BATCH) * 0.9999999f;
-    mx_replay_draw(d->replay, &d->stream, d->uniform, o->batch, linear(o->beta, 1, progress(d)), b);
+    mx_replay_draw(d->replay, &d->stream, d->uniform, o->batch, linear(o->beta, 1, part_of(d)), b);
 }
 
 static mx_tensor go_back(mx_dqn *d, const mx_qnet_pass *now, mx_tensor gradient, mx_tensor error)
@@ -303,7 +307,7 @@ mx_status dqn_apply(mx_dqn *d, mx_error *err)
     if (!isfinite(d->at.loss) || !isfinite(d->gap) || !isfinite(squares))
         return mx_fail(err, MX_ERR_STATE, "step %lld: the loss or a gradient is not a number; try a smaller lr or clip", (long long)d->at.step);
     d->at.updates++;
-    mx_adamw_options adam = {.lr = linear(o->lr, o->min_lr, progress(d)), .beta1 = 0.9f, .beta2 = 0.999f, .eps = 1e-8f, .step = d->at.updates, .scale = 1};
+    mx_adamw_options adam = {.lr = linear(o->lr, o->min_lr, part_of(d)), .beta1 = 0.9f, .beta2 = 0.999f, .eps = 1e-8f, .step = d->at.updates, .scale = 1};
     if (o->clip > 0 && d->at.grad_norm > (double)o->clip) adam.scale = (float)((double)o->clip / d->at.grad_norm);
     MX_TRY(mx_params_adamw(p, s, &d->m, &d->v, 0, p->count, &adam, err));
     mx_stream_rewind(s);
@@ -327,7 +331,7 @@ static void fill(const mx_dqn *d, mx_dqn_report *r)
     double sum = 0, seconds = (double)(mx_now_ns(&mx_clock_monotonic) - d->began_ns) * 1e-9 + 1e-9;
     for (int64_t i = 0; i < n; i++) sum += d->at.recent[i];
     *r = (mx_dqn_report){.step = d->at.step, .steps = d->o.steps, .updates = d->at.updates, .episodes = d->at.episodes, .mean_return = n ? sum / (double)n : NAN,
-                         .loss = d->at.loss, .grad_norm = d->at.grad_norm, .lr = (double)linear(d->o.lr, d->o.min_lr, progress(d)), .epsilon = (double)epsilon_now(d),
+                         .loss = d->at.loss, .grad_norm = d->at.grad_norm, .lr = (double)linear(d->o.lr, d->o.min_lr, part_of(d)), .epsilon = (double)epsilon_now(d),
                          .steps_per_s = (double)(d->at.step - d->began_step) / seconds, .updates_per_s = (double)(d->at.updates - d->began_updates) / seconds,
                          .offline = d->data != NULL, .mean_value = NAN, .cloning = dqn_cloning(d), .gap = d->gap, .best_return = d->at.best_return, .best_step = d->at.best_step,
                          .memory = mx_replay_bytes(d->replay) + 2 * mx_qnet_params(d->online)->value.size + 3 * d->m.size + d->stream.scratch.size};
@@ -347,8 +351,8 @@ static mx_status measure(mx_dqn *d, mx_dqn_report *r, mx_error *err)
     mx_qnet_noise(d->online, &d->stream, 0);
     MX_TRY(mx_stream_sync(&d->stream, err));
     if (d->data) MX_TRY(dqn_offline_measure(d, r, err));
-    if (d->name[0]) {
-        MX_TRY(mx_dqn_evaluate(d->online, d->name, d->o.episodes, d->o.seed + 1000003, NULL, &score, err));
+    if (d->judge[0]) {
+        MX_TRY(mx_dqn_evaluate(d->online, d->judge, d->o.episodes, d->o.seed + 1000003, NULL, &score, NULL, NULL, err));
         r->evaluated = true;
         r->eval_return = score.mean;
         r->eval_error = score.error;
@@ -444,15 +448,18 @@ static mx_status play(player *p, const mx_qnet *q, double *returns, double *leng
     return MX_OK;
 }
 
-mx_status mx_dqn_evaluate(const mx_qnet *q, const char *env, int64_t episodes, uint64_t seed, double *returns, mx_dqn_score *out, mx_error *err)
+mx_status mx_dqn_evaluate(const mx_qnet *q, const char *env, int64_t episodes, uint64_t seed, double *returns, mx_dqn_score *out,
+                          bool (*progress)(void *ctx, int64_t done, int64_t all), void *ctx, mx_error *err)
 {
     player p = {0};
     double *earned = returns ? returns : malloc((size_t)(episodes > 0 ? episodes : 1) * sizeof *earned), sum = 0, squares = 0;
     int64_t left = episodes;
     *out = (mx_dqn_score){.episodes = episodes, .least = INFINITY, .most = -INFINITY};
     mx_status st = earned ? open_player(&p, q, env, episodes, seed, err) : mx_fail(err, MX_ERR_NO_MEMORY, "%lld episodes", (long long)episodes);
-    for (int64_t t = 0; !st && left; t++)
+    for (int64_t t = 0; !st && left; t++) {
         st = t < 100000 ? play(&p, q, earned, &out->length, &left, err) : mx_fail(err, MX_ERR_STATE, "env: an episode of %s does not end", env);
+        if (!st && progress && !progress(ctx, episodes - left, episodes)) st = mx_fail(err, MX_ERR_CANCELLED, "stopped");
+    }
     for (int64_t r = 0; !st && r < episodes; r++) {
         sum += earned[r];
         out->least = fmin(out->least, earned[r]);

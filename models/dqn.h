@@ -12,7 +12,8 @@
  * policy that was logged is cloned: cross-entropy of softmax(Q) over feasible actions.
  * A step is then an update.
  *
- * A run is a folder as trainer.h's are: metrics.jsonl and checkpoints.  A checkpoint
+ * A run is a folder as trainer.h's are: metrics.jsonl, checkpoints, and a link `best` to the
+ * one whose policy was evaluated best.  A checkpoint
  * holds the network as qnet.h opens it, and all that the run needs to go on: target,
  * moments, replay memory, worlds and counts.  What is random follows from (seed,
  * step), so a run that was stopped or killed gives the bits of one that was not. */
@@ -24,6 +25,7 @@
 #include "models/trainer.h"
 
 typedef struct mx_dqn_options {
+    const char *eval_env;             /* the world to evaluate in; NULL: the one learned in  */
     const char *data;                 /* offline: a file of transitions.h, read at opening; NULL: act in env */
     float    cql_alpha;               /* with data                                           */
     int64_t  clone_steps;             /* with data                                           */
@@ -96,8 +98,10 @@ typedef struct mx_dqn_score {
     double  least, most, length;      /* length: mean steps                                  */
 } mx_dqn_score;
 /* `episodes` worlds play one episode each, greedily.  returns[episodes] may be NULL.
+ * progress (may be NULL): episodes that are over; false stops.
  * Errors: MX_ERR_ARG (the network does not fit the world), MX_ERR_STATE (an episode of
- * over 100,000 steps). */
-mx_status mx_dqn_evaluate(const mx_qnet *q, const char *env, int64_t episodes, uint64_t seed, double *returns, mx_dqn_score *out, mx_error *err);
+ * over 100,000 steps), MX_ERR_CANCELLED. */
+mx_status mx_dqn_evaluate(const mx_qnet *q, const char *env, int64_t episodes, uint64_t seed, double *returns, mx_dqn_score *out,
+                          bool (*progress)(void *ctx, int64_t done, int64_t all), void *ctx, mx_error *err);
 
 #endif

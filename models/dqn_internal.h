@@ -20,7 +20,7 @@ typedef struct dqn_counts {           /* of the run, plain data                 
 struct mx_dqn {
     mx_dqn_options o;
     mx_device     *dev;
-    char           name[256], run[MX_PATH], resumed[MX_PATH];
+    char           name[256], judge[256], run[MX_PATH], resumed[MX_PATH];
     mx_env         env;
     mx_qnet       *online, *target;
     mx_replay     *replay;

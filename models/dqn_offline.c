@@ -18,10 +18,10 @@ mx_status dqn_offline_open(mx_dqn *d, mx_error *err)
     d->o.buffer = d->data->n > d->o.n_step ? d->data->n : d->o.n_step;
     d->env.observation = d->data->observation;
     d->env.actions = d->data->actions;
-    if (!d->name[0]) return MX_OK;
-    MX_TRY(mx_env_open(&world, d->name, 1, d->o.seed, err));
+    if (!d->judge[0]) return MX_OK;
+    MX_TRY(mx_env_open(&world, d->judge, 1, d->o.seed, err));
     if (world.observation != d->data->observation || world.actions != d->data->actions)
-        st = mx_fail(err, MX_ERR_ARG, "data: state has %d numbers and mask %d actions; %s has %d and %d", d->data->observation, d->data->actions, d->name,
+        st = mx_fail(err, MX_ERR_ARG, "data: state has %d numbers and mask %d actions; %s has %d and %d", d->data->observation, d->data->actions, d->judge,
                      world.observation, world.actions);
     mx_env_close(&world);
     return st;
@@ -105,7 +105,7 @@ mx_status dqn_offline_measure(mx_dqn *d, mx_dqn_report *r, mx_error *err)
     mx_status st = value && best && next ? MX_OK : mx_fail(err, MX_ERR_NO_MEMORY, "%lld logged steps", (long long)t->n);
     if (!st) st = look(d, t->state, t->mask, value, best, &sum, err);
     r->mean_value = sum / (double)t->n;
-    if (!st && !d->name[0]) {
+    if (!st && !d->judge[0]) {
         st = look(d, t->next, t->next_mask, value, next, &unused, err);
         if (!st && mx_transitions_worth(t, best, next, (double)d->o.gamma, &worth, &why)) {
             mx_log(MX_LOG_WARN, "dqn", "no fitted Q evaluation: %s", why.text);

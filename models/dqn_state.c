@@ -7,6 +7,7 @@
 #include <jansson.h>
 #include <math.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #define STATE "dqn.safetensors"
 #define SETTINGS "dqn.json"
@@ -29,9 +30,9 @@ mx_dqn_options mx_dqn_defaults(const char *env)
                              .double_q = true, .alpha = 0.6f, .beta = 0.4f, .episodes = 2000, .keep = 1, .seed = 1,
                              .net = {.layers = 2, .hidden = {64, 64}, .activation = MX_ACT_RELU, .atoms = 1, .dueling = true}};
     } else if (!strncmp(env, "market", 6)) {
-        o = (mx_dqn_options){.steps = 2000000, .envs = 256, .buffer = 1000000, .learn_starts = 20000, .batch = 1024, .train_every = 512, .updates = 1, .lr = 1e-3f,
-                             .min_lr = 1e-5f, .gamma = 0.9f, .huber = 10, .clip = 10, .n_step = 1, .target_every = 200, .tau = 1, .epsilon = 0.2f, .epsilon_part = 0.2f,
-                             .double_q = true, .alpha = 0.6f, .beta = 0.4f, .episodes = 693, .keep = 1, .seed = 1,
+        o = (mx_dqn_options){.steps = 600000, .envs = 256, .buffer = 400000, .learn_starts = 20000, .batch = 4096, .train_every = 1024, .updates = 1, .lr = 2e-3f,
+                             .min_lr = 1e-5f, .gamma = 0.8f, .huber = 10, .clip = 10, .n_step = 3, .target_every = 200, .tau = 1, .epsilon = 0.5f, .epsilon_part = 0.2f,
+                             .double_q = true, .alpha = 0.6f, .beta = 0.4f, .eval_every = 50000, .episodes = 880, .keep = 1, .seed = 1,
                              .net = {.layers = 2, .hidden = {128, 128}, .activation = MX_ACT_RELU, .atoms = 1, .dueling = true}};
     }
     return o;
@@ -65,6 +66,7 @@ static json_t *settings_of(const mx_dqn *d)
     char seed[24];
     snprintf(seed, sizeof seed, "%llu", (unsigned long long)o->seed);
     if (j) json_object_set_new(j, "seed", json_string(seed));
+    if (j && strcmp(d->judge, d->name)) json_object_set_new(j, "eval-env", json_string(d->judge));
     if (j && d->data) {
         char digest[24];
         snprintf(digest, sizeof digest, "%016llx", (unsigned long long)d->data->digest);
@@ -144,6 +146,19 @@ static mx_status write_files(mx_dqn *d, const char *folder, mx_error *err)
     return st;
 }
 
+/* RUN/best, whole at any time. */
+static mx_status link_best(const mx_dqn *d, mx_error *err)
+{
+    char target[32], path[MX_PATH], beside[MX_PATH];
+    if (d->at.best_step < 0) return MX_OK;
+    snprintf(target, sizeof target, "checkpoint-%08lld", (long long)d->at.best_step);
+    MX_TRY(mx_path_join(path, d->run, "best", err));
+    MX_TRY(mx_path_join(beside, d->run, ".best", err));
+    unlink(beside);
+    if (symlink(target, beside) || rename(beside, path)) return mx_fail(err, MX_ERR_IO, "%s: %s", path, strerror(errno));
+    return MX_OK;
+}
+
 mx_status mx_dqn_save(mx_dqn *d, mx_error *err)
 {
     mx_snapshot s;
@@ -156,7 +171,7 @@ mx_status mx_dqn_save(mx_dqn *d, mx_error *err)
     }
     MX_TRY(mx_snapshot_commit(&s, d->o.keep, d->at.best_step, err));
     d->saved_step = d->at.step;
-    return MX_OK;
+    return link_best(d, err);
 }
 
 /* ---- going on -------------------------------------------------------------------------------------- */

@@ -1,6 +1,8 @@
 /* embed.c - an encoder made ready to serve, and its turns. */
 #include "models/embed_modules.h"
 
+#include "runtime/slab.h"
+
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -8,7 +10,7 @@
 #define MOST_TEXTS 256            /* of a turn */
 
 struct mx_embedder {
-    char          name[64], lane[80], path[MX_PATH];
+    char          name[64], lane[96], path[MX_PATH];
     mx_embed_modules modules;
     mx_embedder_options opt;
     mx_encoder    model;
@@ -115,23 +117,30 @@ static mx_status check_options(const mx_embedder_options *o, mx_error *err)
     return MX_OK;
 }
 
+/* What the folder says; e's texts and turns have their lengths then. */
+static mx_status read_folder(mx_embedder *e, mx_encoder_config *config, mx_error *err)
+{
+    MX_TRY(mx_embed_modules_read(&e->modules, e->path, err));
+    MX_TRY(mx_encoder_config_folder(config, e->modules.folder, err));
+    int32_t most = config->max_positions;
+    if (e->opt.max_len > most) {
+        mx_encoder_config_close(config);
+        return mx_fail(err, MX_ERR_ARG, "max-model-len is %d; this model was made for %d tokens", e->opt.max_len, most);
+    }
+    if (!e->opt.max_len) e->opt.max_len = e->modules.max_len && e->modules.max_len < most ? e->modules.max_len : most;
+    e->max_rows = e->opt.max_batched_tokens > e->opt.max_len ? e->opt.max_batched_tokens : e->opt.max_len;
+    return MX_OK;
+}
+
 static mx_status open_model(mx_embedder *e, mx_error *err)
 {
     mx_encoder_config config;
     mx_checkpoint *file = NULL;
-    MX_TRY(mx_embed_modules_read(&e->modules, e->path, err));
-    MX_TRY(mx_tokenizer_open_folder(&e->tokenizer, e->modules.folder, err));
-    MX_TRY(mx_encoder_config_folder(&config, e->modules.folder, err));
-    int32_t most = config.max_positions;
-    if (e->opt.max_len > most || mx_tokenizer_vocab(e->tokenizer) > config.vocab) {
-        mx_status st = e->opt.max_len > most
-            ? mx_fail(err, MX_ERR_ARG, "max-model-len is %d; this model was made for %d tokens", e->opt.max_len, most)
-            : mx_fail(err, MX_ERR_FORMAT, "%s: the tokenizer has %d ids, the config says vocab_size %d", e->path, mx_tokenizer_vocab(e->tokenizer), config.vocab);
-        mx_encoder_config_close(&config);
-        return st;
-    }
-    if (!e->opt.max_len) e->opt.max_len = e->modules.max_len && e->modules.max_len < most ? e->modules.max_len : most;
-    mx_status st = mx_checkpoint_open(&file, e->modules.folder, err);
+    MX_TRY(read_folder(e, &config, err));
+    mx_status st = mx_tokenizer_open_folder(&e->tokenizer, e->modules.folder, err);
+    if (!st && mx_tokenizer_vocab(e->tokenizer) > config.vocab)
+        st = mx_fail(err, MX_ERR_FORMAT, "%s: the tokenizer has %d ids, the config says vocab_size %d", e->path, mx_tokenizer_vocab(e->tokenizer), config.vocab);
+    if (!st) st = mx_checkpoint_open(&file, e->modules.folder, err);
     if (!st) st = mx_encoder_open(&e->model, e->dev, file, &config, e->opt.dtype, err);      /* takes the file */
     mx_encoder_config_close(&config);
     return st;
@@ -139,7 +148,7 @@ static mx_status open_model(mx_embedder *e, mx_error *err)
 
 static mx_status open_memory(mx_embedder *e, mx_error *err)
 {
-    int32_t rows = e->max_rows = e->opt.max_batched_tokens > e->opt.max_len ? e->opt.max_batched_tokens : e->opt.max_len;
+    int32_t rows = e->max_rows;
     size_t n = (size_t)rows, C = (size_t)e->model.config.d_model, K = (size_t)e->model.config.classes;
     bool ok = true;
     e->ids = calloc(n, sizeof *e->ids);
@@ -159,6 +168,33 @@ static mx_status open_memory(mx_embedder *e, mx_error *err)
     return e->scratch_bytes ? MX_OK : mx_fail(err, MX_ERR_ARG, "model %s: scratch of a turn overflows", e->name);
 }
 
+mx_status mx_embedder_footprint(mx_footprint *out, const char *path, const mx_device *dev, const mx_embedder_options *opt, mx_error *err)
+{
+    enum { TOKEN = 300 };
+    mx_checkpoint *file = NULL;
+    mx_status st;
+    *out = (mx_footprint){0};
+    MX_TRY(check_options(opt, err));
+    if (strlen(path) >= MX_PATH) return mx_fail(err, MX_ERR_ARG, "model: the path is longer than %d bytes", MX_PATH - 1);
+    mx_embedder *e = calloc(1, sizeof *e);           /* only its measures count */
+    if (!e) return mx_fail(err, MX_ERR_NO_MEMORY, "model %s", path);
+    e->opt = *opt;
+    snprintf(e->path, sizeof e->path, "%s", path);
+    MX_TRY_GOTO(st, read_folder(e, &e->model.config, err), done);
+    MX_TRY_GOTO(st, mx_checkpoint_open(&file, e->modules.folder, err), config);
+    if (!mx_encoder_footprint(out, dev, file, &e->model.config, opt->dtype))
+        st = mx_fail(err, MX_ERR_FORMAT, "%s: a table of embeddings is missing or too large", path);
+    out->scratch = mx_encoder_scratch(&e->model, e->max_rows, MOST_TEXTS);
+    out->host = (size_t)e->max_rows * 12 + (size_t)MOST_TEXTS * (size_t)(MX_POOL_COUNT * e->model.config.d_model + e->model.config.classes) * sizeof(float) +
+                (size_t)e->model.config.vocab * TOKEN;
+    mx_checkpoint_close(file);
+config:
+    mx_encoder_config_close(&e->model.config);
+done:
+    free(e);
+    return st;
+}
+
 mx_status mx_embedder_open(mx_embedder **out, const char *name, const char *path, mx_device *devs, int device, mx_scheduler *sched,
                            const mx_embedder_options *opt, mx_error *err)
 {
@@ -175,7 +211,8 @@ mx_status mx_embedder_open(mx_embedder **out, const char *name, const char *path
     e->dev = &devs[device];
     e->sched = sched;
     snprintf(e->name, sizeof e->name, "%s", name);
-    snprintf(e->lane, sizeof e->lane, "%s.embed", name);
+    if (opt->version < 2) snprintf(e->lane, sizeof e->lane, "%s.embed", name);
+    else snprintf(e->lane, sizeof e->lane, "%s@%d.embed", name, opt->version);
     snprintf(e->path, sizeof e->path, "%s", path);
     MX_TRY_GOTO(st, open_model(e, err), fail);
     MX_TRY_GOTO(st, open_memory(e, err), fail);
@@ -204,7 +241,7 @@ void mx_embedder_close(mx_embedder *e)
 void mx_embedder_info_get(const mx_embedder *e, mx_embedder_info *out)
 {
     const mx_encoder_config *c = &e->model.config;
-    *out = (mx_embedder_info){.name = e->name, .path = e->path, .quantization = e->model.quantization, .dtype = e->opt.dtype,
+    *out = (mx_embedder_info){.name = e->name, .path = e->path, .lane = e->lane, .version = e->opt.version < 1 ? 1 : e->opt.version, .quantization = e->model.quantization, .dtype = e->opt.dtype,
                               .parameters = c->parameters, .layers = c->layers, .d_model = c->d_model, .heads = c->heads, .vocab = c->vocab,
                               .max_len = e->opt.max_len, .classes = e->model.classifier.w.dev ? c->classes : 0,
                               .pooler = e->model.pooler.w.dev != NULL, .normalize = e->modules.normalize, .pooling = e->modules.pooling,
@@ -258,12 +295,12 @@ mx_status mx_embedding_open(mx_embedding **out, mx_embedder *e, const char *text
     mx_status st;
     *out = NULL;
     MX_TRY(check_request(e, q, err));
-    mx_embedding *m = calloc(1, sizeof *m);
+    mx_embedding *m = mx_slab_zeroed(sizeof *m);
     if (!m) return mx_fail(err, MX_ERR_NO_MEMORY, "a text");
     *m = (mx_embedding){.of = e, .q = *q, .done = done, .user = user};
     MX_TRY_GOTO(st, tokens_of(m, text, len, err), fail);
-    if (q->embed) m->values = calloc((size_t)e->model.config.d_model, sizeof *m->values);
-    if (q->classify) m->probabilities = calloc((size_t)e->model.config.classes, sizeof *m->probabilities);
+    if (q->embed) m->values = mx_slab_zeroed((size_t)e->model.config.d_model * sizeof *m->values);
+    if (q->classify) m->probabilities = mx_slab_zeroed((size_t)e->model.config.classes * sizeof *m->probabilities);
     if ((q->embed && !m->values) || (q->classify && !m->probabilities)) {
         st = mx_fail(err, MX_ERR_NO_MEMORY, "a text's numbers");
         goto fail;
@@ -282,9 +319,9 @@ void mx_embedding_close(mx_embedding *m)
 {
     if (!m) return;
     mx_ids_free(&m->ids);
-    free(m->values);
-    free(m->probabilities);
-    free(m);
+    mx_slab_free(m->values);
+    mx_slab_free(m->probabilities);
+    mx_slab_free(m);
 }
 
 mx_status mx_embedding_submit(mx_embedding *m, mx_error *err)

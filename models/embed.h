@@ -1,7 +1,7 @@
 /* embed.h - texts to vectors and classes, as jobs: one text is one mx_job.
  *
  * An embedder is one encoder ready to serve on one device: weights, tokenizer and
- * a lane of the scheduler, "<name>.embed".  A turn takes as many texts as its rows
+ * a lane of the scheduler, "<name>.embed", of a later version "<name>@<version>.embed".  A turn takes as many texts as its rows
  * hold, packed without padding; each text is done in one turn, and its numbers do
  * not depend on its company.
  *
@@ -24,11 +24,13 @@ typedef struct mx_embedder_options {
     int32_t  max_len;             /* tokens of a text; 0: what the model was made for       */
     int32_t  max_batched_tokens;  /* rows of one turn (at least one text's)                 */
     int32_t  max_queued;          /* texts waiting; beyond it MX_ERR_BUSY                   */
+    int32_t  version;             /* of the name, from 1 on; 0 is 1                         */
 } mx_embedder_options;
 mx_embedder_options mx_embedder_defaults(void);
 
 typedef struct mx_embedder_info {
-    const char *name, *path, *quantization;
+    const char *name, *path, *quantization, *lane;
+    int32_t  version;
     mx_dtype dtype;
     int64_t  parameters;
     int32_t  layers, d_model, heads, vocab, max_len;
@@ -39,14 +41,17 @@ typedef struct mx_embedder_info {
     double   load_seconds;
 } mx_embedder_info;
 
-/* True when path is the folder of an encoder (its config.json, or sentence-transformers' modules.json, says so). */
-bool      mx_is_encoder(const char *path);
+/* Whether path is the folder of an encoder (its config.json, or sentence-transformers' modules.json, says so).
+ * Errors: MX_ERR_NO_MEMORY. */
+mx_status mx_is_encoder(const char *path, bool *is, mx_error *err);
 
-/* The scheduler must be closed before the embedder.  Errors: those of checkpoint.h,
+/* The scheduler, or the lane, must be closed before the embedder.  Errors: those of checkpoint.h,
  * tokenizer.h, encoder_config.h; MX_ERR_FORMAT (tensors, modules: by name); MX_ERR_ARG. */
 mx_status mx_embedder_open(mx_embedder **out, const char *name, const char *path, mx_device *devs, int device, mx_scheduler *sched,
                            const mx_embedder_options *opt, mx_error *err);
 void      mx_embedder_close(mx_embedder *e);
+/* What open() will take; reads the file's header and its description, no weight.  Errors: as above. */
+mx_status mx_embedder_footprint(mx_footprint *out, const char *path, const mx_device *dev, const mx_embedder_options *opt, mx_error *err);
 void      mx_embedder_info_get(const mx_embedder *e, mx_embedder_info *out);
 const char *mx_embedder_label(const mx_embedder *e, int32_t class_index);      /* "LABEL_1" when the model names none */
 const mx_tokenizer *mx_embedder_tokenizer(const mx_embedder *e);

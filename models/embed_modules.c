@@ -90,20 +90,16 @@ mx_status mx_embed_modules_read(mx_embed_modules *m, const char *path, mx_error 
     return st ? st : read_length(m, err);
 }
 
-bool mx_is_encoder(const char *path)
+mx_status mx_is_encoder(const char *path, bool *is, mx_error *err)
 {
     json_t *o = NULL;
-    mx_error err = {0};
-    bool is = false;
-    if (read_json(path, "modules.json", &o, &err)) return false;
-    if (o) {
-        json_decref(o);
-        return true;
-    }
-    if (!read_json(path, "config.json", &o, &err) && o) {
+    *is = false;
+    mx_status st = read_json(path, "modules.json", &o, err);
+    if (!st && o) *is = true;
+    if (!st && !o && !(st = read_json(path, "config.json", &o, err)) && o) {
         const char *type = json_string_value(json_object_get(o, "model_type"));
-        is = type && !strcmp(type, "bert");
+        *is = type && !strcmp(type, "bert");
     }
     json_decref(o);
-    return is;
+    return st == MX_ERR_NO_MEMORY ? st : MX_OK;      /* what else is wrong with them is said by who opens it */
 }

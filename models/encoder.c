@@ -117,17 +117,23 @@ static mx_status send(mx_device *dev, void *dst, const void *host, size_t n, mx_
     return st;
 }
 
-/* Where it lies in the file when ops can read it there. */
-static mx_status load_table(mx_encoder *m, const char *stem, int64_t rows, mx_buffer *memory, mx_tensor *table, mx_error *err)
+/* How a table is kept; true: where it lies in the file, because ops can read it there. */
+static bool stays_in_file(const mx_device *dev, const mx_blob *b, mx_dtype *type)
 {
     static const mx_dtype plain[] = {[MX_FILE_F32] = MX_F32, [MX_FILE_F16] = MX_F16, [MX_FILE_BF16] = MX_BF16};
+    *type = b->dtype <= MX_FILE_BF16 ? plain[b->dtype] : MX_F32;
+    return b->dtype <= MX_FILE_BF16 && dev->kind == MX_CPU && (uintptr_t)b->data % mx_dtype_size(*type) == 0;
+}
+
+static mx_status load_table(mx_encoder *m, const char *stem, int64_t rows, mx_buffer *memory, mx_tensor *table, mx_error *err)
+{
     char name[192];
     const mx_blob *b;
+    mx_dtype type;
     spell(name, -1, stem, "weight");
     MX_TRY(want(m, name, rows, m->config.d_model, &b, err));
     bool as_it_is = b->dtype <= MX_FILE_BF16;
-    mx_dtype type = as_it_is ? plain[b->dtype] : MX_F32;
-    if (as_it_is && m->dev->kind == MX_CPU && (uintptr_t)b->data % mx_dtype_size(type) == 0) {
+    if (stays_in_file(m->dev, b, &type)) {
         *table = mx_tensor_of((void *)(uintptr_t)b->data, type, b->rows, b->cols);
         return MX_OK;
     }
@@ -160,13 +166,44 @@ static mx_status load_all(mx_encoder *m, mx_error *err)
     return send(m->dev, m->vectors.base, m->vector_stage, m->vectors.size, err);
 }
 
+static size_t vector_bytes(const mx_encoder_config *c)
+{
+    size_t C = (size_t)c->d_model;
+    return (2 * C + (size_t)c->layers * (9 * C + (size_t)c->d_ff) + C + (size_t)c->classes) * sizeof(float);
+}
+
+bool mx_encoder_footprint(mx_footprint *out, const mx_device *dev, const mx_checkpoint *file, const mx_encoder_config *c, mx_dtype dtype)
+{
+    static const char *const tables[] = {"bert.embeddings.word_embeddings.weight", "bert.embeddings.position_embeddings.weight", "bert.embeddings.token_type_embeddings.weight"};
+    int64_t C = c->d_model, F = c->d_ff;
+    bool pooler = find(file, "bert.pooler.dense.weight") != NULL, head = pooler && find(file, "classifier.weight");
+    mx_dtype down = dtype == MX_I8 ? MX_BF16 : dtype, type;
+    const struct { int64_t n, rows, cols; mx_dtype as; } matrix[] = {
+        {c->layers, 3 * C, C, dtype}, {c->layers, C, C, dtype}, {c->layers, F, C, dtype}, {c->layers, C, F, down}, {pooler, C, C, dtype}, {head, c->classes, C, dtype},
+    };
+    size_t threads = dev->pool ? (size_t)mx_pool_threads(dev->pool) : 1;
+    *out = (mx_footprint){.weights = vector_bytes(c)};
+    for (size_t i = 0; i < sizeof matrix / sizeof *matrix; i++) {
+        if (!matrix[i].n) continue;
+        size_t n = mx_weight_bytes(dev, matrix[i].rows, matrix[i].cols, matrix[i].as), stage = threads * 64 * (size_t)matrix[i].cols * sizeof(float);
+        if (!n || !mx_mul_size(n, (size_t)matrix[i].n, &n) || !mx_add_size(out->weights, n, &out->weights)) return false;
+        if (stage > out->loading) out->loading = stage;
+    }
+    for (int i = 0; i < 3; i++) {
+        const mx_blob *b = find(file, tables[i]);
+        if (!b || b->dtype == MX_FILE_OTHER) return false;
+        if (!stays_in_file(dev, b, &type)) out->weights += (size_t)b->rows * (size_t)b->cols * mx_dtype_size(type);
+    }
+    out->loading += vector_bytes(c);
+    return true;
+}
+
 mx_status mx_encoder_open(mx_encoder *m, mx_device *dev, mx_checkpoint *file, mx_encoder_config *config, mx_dtype dtype, mx_error *err)
 {
-    size_t C = (size_t)config->d_model, floats = 2 * C + (size_t)config->layers * (9 * C + (size_t)config->d_ff) + C + (size_t)config->classes;
     mx_status st;
     *m = (mx_encoder){.config = *config, .dev = dev, .file = file, .dtype = dtype};
     config->label = NULL;
-    MX_TRY_GOTO(st, mx_buffer_open(&m->vectors, dev, floats * sizeof(float), err), fail);
+    MX_TRY_GOTO(st, mx_buffer_open(&m->vectors, dev, vector_bytes(config), err), fail);
     m->weight_bytes = m->vectors.size;
     m->layer = calloc((size_t)config->layers, sizeof *m->layer);
     m->vector_stage = calloc(1, m->vectors.size);

@@ -8,6 +8,7 @@
 
 #include "kernels/ops.h"
 #include "models/encoder_config.h"
+#include "models/footprint.h"
 
 typedef enum mx_pooling {
     MX_POOL_MEAN,                 /* of all tokens' outputs                                   */
@@ -49,6 +50,8 @@ typedef struct mx_encoder {
  * name), MX_ERR_NO_MEMORY. */
 mx_status mx_encoder_open(mx_encoder *m, mx_device *dev, mx_checkpoint *file, mx_encoder_config *config, mx_dtype dtype, mx_error *err);
 void      mx_encoder_close(mx_encoder *m);
+/* What open() will take: weights, loading.  False: it overflows, or the file lacks its tables (open says which). */
+bool      mx_encoder_footprint(mx_footprint *out, const mx_device *dev, const mx_checkpoint *file, const mx_encoder_config *config, mx_dtype dtype);
 
 /* Packed texts; host memory. */
 typedef struct mx_encoder_batch {

@@ -12,7 +12,7 @@ const mx_env_kind mx_env_kinds[] = {
     {"cartpole", "a pole on a cart, as gymnasium's CartPole-v1", mx_env_cartpole},
     {"acrobot", "two links that swing up, as gymnasium's Acrobot-v1", mx_env_acrobot},
     {"gvr", "a stock to sell before a day (Gallego and van Ryzin 1994); gvr:UNITS,TIME begins every episode so", mx_env_gvr},
-    {"market", "brands in stores, fitted from a scanner panel: market:PANEL.csv, or market:PANEL.csv,held-out", mx_env_market},
+    {"market", "brands in stores, fitted from a scanner panel: market:PANEL.csv, or behind it ,choose or ,held-out", mx_env_market},
     {NULL, NULL, NULL},
 };
 

@@ -49,19 +49,54 @@ static double expected(const mx_market *m, const mx_market_shelf *s, double pric
     return mx_demand_units(&s->belief, price, q->reference) * exp((double)week_of(m, s, 0)->known + before);
 }
 
+/* Units of which half the weeks sell more. */
+static double median(const mx_market *m, const mx_market_shelf *s, double price, double before)
+{
+    const mx_market_pair *q = pair_of(m, s);
+    const double dollars = 1.0 / 6400;
+    return exp(q->own * log(price * dollars) + m->brand[q->brand].before * log(before * dollars) + (double)week_of(m, s, 0)->rest);
+}
+
+/* What a seller makes of units sold in a week at a price: those that the week explains are taken out. */
+static void learn(const mx_market *m, mx_market_shelf *s, const mx_market_week *w, double price, double before, double sold)
+{
+    const mx_market_pair *q = pair_of(m, s);
+    mx_error none;
+    double usual = exp((double)w->known + m->known[q->brand].before * log(before / q->reference));
+    mx_demand_observe(&s->belief, price, q->reference, fmin(fmax(sold, 0.1) / usual, 1e9), 1, &none);
+}
+
+static double normal(double x)
+{
+    return 0.5 * erfc(-x * 0.7071067811865476);
+}
+
+/* Of a price now, what the week will earn in the mean of its error, over what the reference price would, were there always
+ * enough.  A learner that is told this in place of what chance brought learns the same values, from a fraction of the
+ * weeks: the mean is E[min(u exp(sigma z), stock)], and what the week has whatever is asked cannot change a choice. */
+static double promise(const mx_market *m, const mx_market_shelf *s, double price)
+{
+    const mx_market_pair *q = pair_of(m, s);
+    const mx_market_week *w = week_of(m, s, 0);
+    double sigma = fmax(m->brand[q->brand].sigma, 1e-6), mean = exp(0.5 * sigma * sigma), u = median(m, s, price, (double)s->price), sold = 0;
+    if (s->stock > 0) {
+        double z = log(s->stock / u) / sigma;
+        sold = u * mean * normal(z - sigma) + s->stock * normal(-z);
+    }
+    double usual = median(m, s, q->reference, q->reference) * mean * (q->reference - (double)w->cost);
+    return sold * (price - (double)w->cost) - KEEPING * (double)w->cost * (s->stock - sold) - usual;
+}
+
 double mx_market_sell(const mx_market *m, mx_market_shelf *s, int64_t price, double z, bool teach)
 {
     const mx_market_pair *q = pair_of(m, s);
     const mx_market_week *w = week_of(m, s, 0);
-    const mx_market_brand *b = &m->brand[q->brand];
-    double p = (double)price, dollars = 1.0 / 6400, guess = teach ? expected(m, s, p) : 0;
-    double units = exp(q->own * log(p * dollars) + b->before * log((double)s->price * dollars) + (double)w->rest + b->sigma * z), sold = fmin(units, s->stock);
+    double p = (double)price, guess = teach ? expected(m, s, p) : 0;
+    double units = median(m, s, p, (double)s->price) * exp(m->brand[q->brand].sigma * z), sold = fmin(units, s->stock);
     if (teach) {
         bool out = units >= s->stock;                   /* what would have sold is not known */
-        mx_error none;
         s->surprise = out ? 0 : log(fmax(sold, 0.1) / guess);
-        double usual = exp((double)w->known + m->known[q->brand].before * log((double)s->price / q->reference));
-        if (!out) mx_demand_observe(&s->belief, p, q->reference, fmin(fmax(sold, 0.1) / usual, 1e9), 1, &none);
+        if (!out) learn(m, s, w, p, (double)s->price, sold);
     }
     s->stock -= sold;
     double earned = sold * (p - (double)w->cost) - KEEPING * (double)w->cost * s->stock;
@@ -100,6 +135,8 @@ static void begin(mx_env *e, int64_t row)
     s->before = (int64_t)round((double)week_of(m, s, -2)->logged);
     s->stock = STOCK_WEEKS * q->units * (s->week % MX_MARKET_DELIVERY == 0 ? 1 : 0.6);
     s->belief = prior(&m->known[q->brand], q->level);
+    const mx_market_week *w = &m->week[q->first];
+    for (int64_t i = 1; i < s->week; i++) learn(m, s, &w[i], (double)w[i].logged, (double)w[i - 1].logged, (double)w[i].sold);
 }
 
 static void step(mx_env *e, int64_t first, int64_t n, const int32_t *action, float *reward, uint8_t *terminated)
@@ -110,8 +147,8 @@ static void step(mx_env *e, int64_t first, int64_t n, const int32_t *action, flo
         const mx_market_pair *q = pair_of(m, s);
         int64_t price[MX_LADDER];
         mx_price_rungs(s->price, price);
-        double earned = mx_market_sell(m, s, price[action[i]], mx_market_error(e, first + i, 0), true);
-        reward[i] = (float)(earned / (q->units * (q->reference - q->cost)));
+        reward[i] = (float)(promise(m, s, (double)price[action[i]]) / (q->units * (q->reference - q->cost)));
+        mx_market_sell(m, s, price[action[i]], mx_market_error(e, first + i, 0), true);
         terminated[i] = 0;
     }
 }
@@ -143,19 +180,30 @@ static void close_world(mx_env *e)
 
 static const mx_env_ops ops = {begin, step, observe, close_world};
 
+mx_market_stores mx_market_stores_of(const char *arguments, size_t *path)
+{
+    static const struct { const char *tail; mx_market_stores which; } kinds[] = {{",choose", MX_MARKET_CHOOSE}, {",held-out", MX_MARKET_HELD_OUT}};
+    *path = strlen(arguments);
+    for (int i = 0; i < 2; i++) {
+        size_t n = strlen(kinds[i].tail);
+        if (*path < n || strcmp(arguments + *path - n, kinds[i].tail)) continue;
+        *path -= n;
+        return kinds[i].which;
+    }
+    return MX_MARKET_LEARN;
+}
+
 mx_status mx_env_market(mx_env *e, const char *arguments, int64_t rows, uint64_t seed, mx_error *err)
 {
-    static const char tail[] = ",held-out";
     char path[1024];
-    size_t len = arguments ? strlen(arguments) : 0;
-    bool held_out = len >= sizeof tail && !strcmp(arguments + len + 1 - sizeof tail, tail);
-    if (held_out) len -= sizeof tail - 1;
-    if (!len || len >= sizeof path) return mx_fail(err, MX_ERR_ARG, "env: market:PANEL.csv takes the path of a scanner panel, and ,held-out behind it for the stores not learned from");
+    size_t len;
+    mx_market_stores which = mx_market_stores_of(arguments ? arguments : "", &len);
+    if (!len || len >= sizeof path) return mx_fail(err, MX_ERR_ARG, "env: market:PANEL.csv takes the path of a scanner panel, and behind it ,choose or ,held-out for the stores not learned from");
     memcpy(path, arguments, len);
     path[len] = 0;
     mx_market *m = calloc(1, sizeof *m);
     if (!m) return mx_fail(err, MX_ERR_NO_MEMORY, "env: market");
-    mx_status st = mx_market_open(m, path, held_out, MX_MARKET_WEEKS + 4, err);
+    mx_status st = mx_market_open(m, path, which, MX_MARKET_WEEKS + 4, err);
     if (st) {
         free(m);
         return st;

@@ -4,12 +4,15 @@
  * feasible under guardrails (65 to 135 % of the pair's mean price, a margin of 3 %);
  * then demand is drawn from the market's equations (models/market.h) and served from
  * stock, which is filled up every second week to three weeks' mean sales.  What is
- * earned is margin less the keeping of what is left (0.25 % of its cost a week); the
- * reward is that over the pair's mean weekly margin.  A row sees MX_PRICE_SEEN numbers
- * (models/price_seen.h), among them its own belief about demand, which each week's
- * sales teach.  26 weeks, then truncated.
+ * earned is margin less the keeping of what is left (0.25 % of its cost a week).  The
+ * reward is what the week earns in the mean of its error, over what the reference price
+ * would with plenty of stock, in mean weekly margins of the pair.  A row sees
+ * MX_PRICE_SEEN numbers (models/price_seen.h), among them its own belief about demand,
+ * which the pair's logged weeks before the episode have taught and each week's sales
+ * teach.  26 weeks, then truncated.
  *
- * market:PANEL.csv for the stores to learn in, market:PANEL.csv,held-out for the others. */
+ * market:PANEL.csv for the stores to learn in, market:PANEL.csv,choose for those to choose
+ * by, market:PANEL.csv,held-out for the rest. */
 #ifndef MX_ENV_MARKET_H
 #define MX_ENV_MARKET_H
 
@@ -26,6 +29,8 @@ typedef struct mx_market_shelf {          /* the state of a row */
     mx_demand_belief belief;
 } mx_market_shelf;
 
+/* What stands behind "market:": which stores, and the length of the panel's path. */
+mx_market_stores mx_market_stores_of(const char *arguments, size_t *path);
 /* Week w of shelf s at a price, with the error z of ln units: moves the shelf on, and
  * returns cents.  teach: the belief learns too. */
 double    mx_market_sell(const mx_market *m, mx_market_shelf *s, int64_t price, double z, bool teach);
@@ -46,6 +51,8 @@ typedef enum mx_market_rule {
     MX_MARKET_GALLEGO,            /* the same, or the run-out price where stock is short (Gallego and van Ryzin 1994, section 3.2) */
     MX_MARKET_THOMPSON,           /* the best rung under a draw of the belief                         */
     MX_MARKET_ORACLE,             /* knows the equations and what chance will bring; looks three weeks ahead */
+    MX_MARKET_BELIEF,             /* no yardstick, a diagnosis: as Gallego and van Ryzin, with the elasticity that the row's own belief
+                                     has come to, all that a learned policy knows, and no learning of how to act          */
     MX_MARKET_RULES
 } mx_market_rule;
 const char *mx_market_rule_name(mx_market_rule r);

@@ -13,6 +13,7 @@
 #ifndef MX_GENERATE_H
 #define MX_GENERATE_H
 
+#include "models/footprint.h"
 #include "models/tokenizer.h"
 #include "runtime/metrics.h"
 #include "runtime/scheduler.h"
@@ -35,11 +36,13 @@ typedef struct mx_generator_options {
                                      0: on a GPU.  Texts do not depend on it. */
     const char *const *adapters;  /* [n_adapters] "name=folder" of PEFT's LoRA; may be NULL */
     int32_t  n_adapters;
+    int32_t  version;             /* of the name, from 1 on; 0 is 1                        */
 } mx_generator_options;
 mx_generator_options mx_generator_defaults(void);
 
 typedef struct mx_generator_info {
-    const char *name, *path, *architecture;
+    const char *name, *path, *architecture, *lane;
+    int32_t  version;
     const char *quantization;     /* how the file stores its matrices: "F32", "Q4_1"      */
     mx_dtype dtype, kv_dtype;
     int64_t  parameters;
@@ -55,12 +58,15 @@ typedef struct mx_generator_info {
 } mx_generator_info;
 
 /* Load path (HF folder or .gguf) to device `device` of the scheduler and add the
- * lane "<name>.generate".  metrics may be NULL.  The scheduler must be closed
- * before the generator.  Errors: those of checkpoint.h, tokenizer.h and
+ * lane "<name>.generate", of a later version "<name>@<version>.generate" (info says which).
+ * metrics may be NULL; versions of a name share their series.  The scheduler, or the lane, must be
+ * closed before the generator.  Errors: those of checkpoint.h, tokenizer.h and
  * decoder_config.h; MX_ERR_FORMAT (missing tensor, wrong shape or dtype, by
  * name); MX_ERR_NO_MEMORY; MX_ERR_ARG (an option out of range). */
 mx_status mx_generator_open(mx_generator **out, const char *name, const char *path, mx_device *devs, int device,
                             mx_scheduler *sched, mx_metrics *metrics, const mx_generator_options *opt, mx_error *err);
+/* What open() will take; reads the file's header and its description, no weight.  Errors: as above. */
+mx_status mx_generator_footprint(mx_footprint *out, const char *path, const mx_device *dev, const mx_generator_options *opt, mx_error *err);
 /* The model on a further device as well: a lane of the same name, a KV cache of its own, the weights of g where
  * the memory is the same, else loaded again.  Requests are still made of g, and go where the scheduler sends them;
  * info() sums up.  Closed with g.  Errors: as above. */
@@ -70,10 +76,28 @@ void      mx_generator_info_get(const mx_generator *g, mx_generator_info *out); 
 /* Its gauges (running, waiting, KV) say what is now: before metrics are read; any thread. */
 void      mx_generator_gauges(mx_generator *g);
 const mx_tokenizer *mx_generator_tokenizer(const mx_generator *g);
-/* Adapters beside the base: their number; the name of adapter i, from 1; the adapter of a name, 0: none. */
-int32_t     mx_generator_adapters(const mx_generator *g);
-const char *mx_generator_adapter_name(const mx_generator *g, int32_t adapter);
-int32_t     mx_generator_adapter(const mx_generator *g, const char *name);
+
+/* ---- adapters beside the base: they come and go while it serves; any thread ----------- */
+
+typedef struct mx_adapter_info {
+    char    name[64], folder[512];
+    int32_t id, references, rank;        /* id: for mx_sampling.adapter                    */
+    size_t  bytes;
+} mx_adapter_info;
+/* Those that new requests find, i from 0 on; false: there are no more. */
+bool      mx_generator_adapter_at(const mx_generator *g, int32_t i, mx_adapter_info *out);
+/* The number of the adapter of a name, which no other will ever have; 0: none. */
+int32_t   mx_generator_adapter(const mx_generator *g, const char *name);
+/* The same, held until it is released: it may be made part of a request meanwhile. */
+int32_t   mx_generator_adapter_take(mx_generator *g, const char *name);
+void      mx_generator_adapter_release(mx_generator *g, int32_t id);
+/* Beside the model; one of that name is replaced: requests that began with it keep it to their end.
+ * Errors: those of mx_adapter_open (lora.h); MX_ERR_ARG (its rank; a model on several GPUs), MX_ERR_STATE
+ * (no room for more). */
+mx_status mx_generator_adapter_load(mx_generator *g, const char *name, const char *folder, mx_error *err);
+/* The device memory that load() will take. */
+mx_status mx_generator_adapter_bytes(const mx_generator *g, const char *folder, size_t *out, mx_error *err);
+bool      mx_generator_adapter_unload(mx_generator *g, const char *name);      /* false: there is none */
 
 /* ---- a request ----------------------------------------------------------------- */
 

@@ -1,6 +1,8 @@
 /* generation.c - one request: checking it, its sequences, its text. */
 #include "models/generation.h"
 
+#include "runtime/slab.h"
+
 #include <errno.h>
 #include <stdlib.h>
 #include <sys/random.h>
@@ -81,7 +83,6 @@ static mx_status check_sampling(const mx_generator *g, const mx_sampling *p, mx_
     MX_TRY(check_texts("banned", p->banned, p->n_banned, MX_MAX_BANNED, err));
     MX_TRY(in_range("stop_ids", p->n_stop_ids, 0, MX_MAX_STOPS, err));
     MX_TRY(in_range("logit_bias", p->n_bias, 0, MX_MAX_BIASES, err));
-    MX_TRY(in_range("adapter", p->adapter, 0, g->model.n_adapters, err));
     for (int32_t i = 0; i < p->n_stop_ids; i++) MX_TRY(in_range("stop_ids", p->stop_ids[i], 0, vocab - 1, err));
     for (int32_t i = 0; i < p->n_bias; i++) {
         MX_TRY(in_range("logit_bias.id", p->bias_ids[i], 0, vocab - 1, err));
@@ -114,21 +115,21 @@ static mx_status check_prompt(const mx_generator *g, const int32_t *prompt, int3
 
 static void *copy_of(const void *from, size_t n, size_t size)
 {
-    void *to = malloc(n * size + 1);
+    void *to = mx_slab_alloc(n * size + 1);
     if (to && n) memcpy(to, from, n * size);
     return to;
 }
 
 static char **copy_texts(const char *const *texts, int32_t n, size_t *longest)
 {
-    char **to = calloc((size_t)n + 1, sizeof *to);
+    char **to = mx_slab_zeroed(((size_t)n + 1) * sizeof *to);
     for (int32_t i = 0; to && i < n; i++) {
         size_t len = strlen(texts[i]);
         if (longest && len > *longest) *longest = len;
-        to[i] = strdup(texts[i]);
+        to[i] = mx_slab_text(texts[i]);
         if (!to[i]) {
-            for (int32_t k = 0; k < i; k++) free(to[k]);
-            free(to);
+            for (int32_t k = 0; k < i; k++) mx_slab_free(to[k]);
+            mx_slab_free(to);
             return NULL;
         }
     }
@@ -137,8 +138,8 @@ static char **copy_texts(const char *const *texts, int32_t n, size_t *longest)
 
 static void free_texts(char **texts, int32_t n)
 {
-    for (int32_t i = 0; texts && i < n; i++) free(texts[i]);
-    free(texts);
+    for (int32_t i = 0; texts && i < n; i++) mx_slab_free(texts[i]);
+    mx_slab_free(texts);
 }
 
 static uint64_t random_seed(void)
@@ -159,13 +160,13 @@ static mx_status copy_request(mx_generation *r, const int32_t *prompt, int32_t n
     r->bias_ids = copy_of(p->bias_ids, (size_t)p->n_bias, sizeof *p->bias_ids);
     r->bias = copy_of(p->bias, (size_t)p->n_bias, sizeof *p->bias);
     r->width = p->beams > 1 ? p->beams : p->n;
-    r->seq = calloc((size_t)r->width, sizeof *r->seq);
-    r->best = calloc((size_t)r->width, sizeof *r->best);
+    r->seq = mx_slab_zeroed((size_t)r->width * sizeof *r->seq);
+    r->best = mx_slab_zeroed((size_t)r->width * sizeof *r->best);
     if (p->echo && p->logprobs >= 0) {
         size_t k = (size_t)p->logprobs * (size_t)n_prompt;
-        r->prompt_lp = calloc((size_t)n_prompt, sizeof *r->prompt_lp);
-        r->prompt_top_id = calloc(k + 1, sizeof *r->prompt_top_id);
-        r->prompt_top_lp = calloc(k + 1, sizeof *r->prompt_top_lp);
+        r->prompt_lp = mx_slab_zeroed((size_t)n_prompt * sizeof *r->prompt_lp);
+        r->prompt_top_id = mx_slab_zeroed((k + 1) * sizeof *r->prompt_top_id);
+        r->prompt_top_lp = mx_slab_zeroed((k + 1) * sizeof *r->prompt_top_lp);
     } else {
         r->scored = true;
     }
@@ -202,13 +203,15 @@ mx_status mx_generation_open(mx_generation **out, mx_generator *g, const int32_t
     *out = NULL;
     MX_TRY(check_sampling(g, sampling, err));
     MX_TRY(check_prompt(g, prompt, n_prompt, sampling, err));
-    mx_generation *r = calloc(1, sizeof *r);
+    mx_generation *r = mx_slab_zeroed(sizeof *r);
     if (!r) return mx_fail(err, MX_ERR_NO_MEMORY, "a request");
     r->g = g;
     r->sched = g->sched;
     r->calls = *calls;
+    r->adapter_slot = -1;
     mx_status st;
     MX_TRY_GOTO(st, copy_request(r, prompt, n_prompt, sampling, err), fail);
+    if (sampling->adapter) MX_TRY_GOTO(st, gen_adapter_use(g, sampling->adapter, &r->adapter_slot, err), fail);
     MX_TRY_GOTO(st, gen_banned_open(r, err), fail);
     r->seed = sampling->seeded ? sampling->seed : random_seed();
     r->penalties = sampling->repetition_penalty != 1 || sampling->presence_penalty != 0 || sampling->frequency_penalty != 0;
@@ -233,19 +236,20 @@ void mx_generation_close(mx_generation *r)
     if (!r) return;
     for (int32_t i = 0; r->seq && i < r->width; i++) gen_seq_close(r, &r->seq[i]);
     for (int32_t i = 0; r->best && i < r->width; i++) gen_seq_close(r, &r->best[i]);
-    free(r->prompt_top_lp);
-    free(r->prompt_top_id);
-    free(r->prompt_lp);
-    free(r->best);
-    free(r->seq);
-    free(r->banned_id);
-    free(r->bias);
-    free(r->bias_ids);
-    free(r->stop_ids);
+    mx_slab_free(r->prompt_top_lp);
+    mx_slab_free(r->prompt_top_id);
+    mx_slab_free(r->prompt_lp);
+    mx_slab_free(r->best);
+    mx_slab_free(r->seq);
+    mx_slab_free(r->banned_id);
+    mx_slab_free(r->bias);
+    mx_slab_free(r->bias_ids);
+    mx_slab_free(r->stop_ids);
     free_texts(r->banned, r->p.n_banned);
     free_texts(r->stops, r->p.n_stops);
-    free(r->prompt);
-    free(r);
+    mx_slab_free(r->prompt);
+    if (r->adapter_slot >= 0) mx_generator_adapter_release(r->g, r->p.adapter);
+    mx_slab_free(r);
 }
 
 /* Requests that begin with the same pages share them where they are: FNV-1a of the first whole pages. */
@@ -297,16 +301,16 @@ mx_status gen_seen_add(gen_seen *t, int32_t id, bool output)
 {
     if (t->n == t->room) {                    /* double, and file everything again */
         int32_t room = t->room ? 2 * t->room : 64;
-        int32_t *ids = realloc(t->id, (size_t)room * sizeof *ids);
+        int32_t *ids = mx_slab_grow(t->id, (size_t)room * sizeof *ids);
         if (ids) t->id = ids;
-        int32_t *counts = realloc(t->count, (size_t)room * sizeof *counts);
+        int32_t *counts = mx_slab_grow(t->count, (size_t)room * sizeof *counts);
         if (counts) t->count = counts;
-        int32_t *slots = malloc(2 * (size_t)room * sizeof *slots);
+        int32_t *slots = mx_slab_alloc(2 * (size_t)room * sizeof *slots);
         if (!ids || !counts || !slots) {
-            free(slots);
+            mx_slab_free(slots);
             return MX_ERR_NO_MEMORY;
         }
-        free(t->slot);
+        mx_slab_free(t->slot);
         t->slot = slots;
         t->room = room;
         for (int32_t i = 0; i < 2 * room; i++) slots[i] = -1;
@@ -330,12 +334,12 @@ mx_status gen_seen_add(gen_seen *t, int32_t id, bool output)
 static mx_status seq_rooms(mx_generation *r, gen_seq *q, mx_error *err)
 {
     size_t out = (size_t)(r->limit - r->n_prompt), k = r->p.logprobs > 0 ? (size_t)r->p.logprobs : 0;
-    q->ids = malloc((size_t)r->limit * sizeof *q->ids);
+    q->ids = mx_slab_alloc((size_t)r->limit * sizeof *q->ids);
     bool ok = q->ids != NULL;
     if (r->p.logprobs >= 0) {
-        q->lp = malloc((out + 1) * sizeof *q->lp);
-        q->top_id = malloc((out * k + 1) * sizeof *q->top_id);
-        q->top_lp = malloc((out * k + 1) * sizeof *q->top_lp);
+        q->lp = mx_slab_alloc((out + 1) * sizeof *q->lp);
+        q->top_id = mx_slab_alloc((out * k + 1) * sizeof *q->top_id);
+        q->top_lp = mx_slab_alloc((out * k + 1) * sizeof *q->top_lp);
         ok = ok && q->lp && q->top_id && q->top_lp;
     }
     mx_detokenizer_open(&q->detok, mx_generator_tokenizer(r->g), true);
@@ -346,7 +350,7 @@ static mx_status text_add(gen_seq *q, const char *text, size_t len, mx_error *er
 {
     if (q->text_len + len + 1 > q->text_room) {
         size_t room = 2 * (q->text_len + len + 1) + 64;
-        char *grown = realloc(q->text, room);
+        char *grown = mx_slab_grow(q->text, room);
         if (!grown) return mx_fail(err, MX_ERR_NO_MEMORY, "%zu bytes of text", room);
         q->text = grown;
         q->text_room = room;
@@ -409,14 +413,14 @@ void gen_seq_close(mx_generation *r, gen_seq *q)
 {
     mx_kv_release(&r->g->kv, &q->kv);
     mx_detokenizer_close(&q->detok);
-    free(q->seen.id);
-    free(q->seen.count);
-    free(q->seen.slot);
-    free(q->ids);
-    free(q->text);
-    free(q->lp);
-    free(q->top_id);
-    free(q->top_lp);
+    mx_slab_free(q->seen.id);
+    mx_slab_free(q->seen.count);
+    mx_slab_free(q->seen.slot);
+    mx_slab_free(q->ids);
+    mx_slab_free(q->text);
+    mx_slab_free(q->lp);
+    mx_slab_free(q->top_id);
+    mx_slab_free(q->top_lp);
     *q = (gen_seq){0};
 }
 
@@ -470,7 +474,7 @@ static void tell(mx_generation *r, int index, gen_seq *q, size_t upto, mx_finish
     int32_t k = r->p.logprobs, out = q->n_ids - r->n_prompt, fresh = out - q->told;
     bool first = q->told == 0 && r->p.echo && k >= 0;
     int32_t before = first ? r->n_prompt : 0, n = k >= 0 ? before + fresh : 0;
-    mx_token_logprob few[4] = {0}, *lp = n <= 4 ? few : malloc((size_t)n * sizeof *lp);
+    mx_token_logprob few[4] = {0}, *lp = n <= 4 ? few : mx_slab_alloc((size_t)n * sizeof *lp);
     if (!lp) {
         lp = few;
         n = 0;
@@ -486,7 +490,7 @@ static void tell(mx_generation *r, int index, gen_seq *q, size_t upto, mx_finish
                                    .n_top = in_prompt && o == 0 ? 0 : k};
     }
     r->calls.text(r, index, q->text + q->emitted, upto - q->emitted, q->ids + r->n_prompt + q->told, fresh, lp, n, finish);
-    if (lp != few) free(lp);
+    if (lp != few) mx_slab_free(lp);
     q->emitted = upto;
     q->told = out;
 }

@@ -56,6 +56,7 @@ struct mx_generation {
     int32_t       *banned_id, n_banned_ids;   /* tokens that hold a banned text whole   */
     bool           penalties;
     uint64_t       seed;
+    int            adapter_slot;       /* of p.adapter in the decoder, held; -1: none */
 
     int32_t       *prompt;
     int32_t        n_prompt, limit;    /* limit: most ids of a sequence              */
@@ -122,10 +123,15 @@ typedef struct gen_pack {
     bool      left;                    /* its sequences are ahead: it is read after the next is issued */
 } gen_pack;
 
+typedef struct gen_adapters gen_adapters;
+
 struct mx_generator {
     mx_generator     *of, *replicas;   /* of: NULL for the first; replicas: of the first, linked by themselves */
     bool              borrows;         /* weights, tokenizer and pieces are those of `of` */
-    char              name[64], lane[80], path[512];
+    char              name[64], lane[96], path[512];
+    uint64_t          born_ns;         /* no two have the same                       */
+    bool              ready;           /* its scratch has its size                   */
+    gen_adapters     *adapters;        /* shared with those that borrow              */
     mx_decoder        model;
     mx_tokenizer     *tokenizer;
     int32_t          *piece, n_pieces; /* visible tokens in order of their bytes     */
@@ -147,6 +153,13 @@ struct mx_generator {
         mx_metric *ttft, *itl, *queue, *e2e, *success;
     } metric;
 };
+
+/* adapters.c: beside mx_generator_adapter_*. */
+mx_status gen_adapters_open(gen_adapters **out, mx_error *err);
+void      gen_adapters_close(gen_adapters *a);
+size_t    gen_adapters_bytes(const mx_generator *g);
+/* A request holds adapter `id` until mx_generator_adapter_release.  MX_ERR_ARG: there is none. */
+mx_status gen_adapter_use(mx_generator *g, int32_t id, int *slot, mx_error *err);
 
 double gen_kv_usage(const mx_generator *g);        /* of all its replicas, 0 to 1 */
 

@@ -28,12 +28,16 @@ static mx_status check_options(const mx_generator_options *o, mx_error *err)
 
 /* ---- the turn's host memory ------------------------------------------------------------ */
 
+static gen_pack pack_of(const mx_generator_options *o)
+{
+    int32_t rows = o->max_batched_tokens, logits = o->max_num_seqs < MX_MAX_CANDIDATES ? MX_MAX_CANDIDATES : o->max_num_seqs;
+    return (gen_pack){.max_rows = rows, .max_seqs = rows, .max_logits = logits > 256 ? 256 : logits};
+}
+
 static mx_status pack_open(gen_pack *p, const mx_generator *g, mx_error *err)
 {
-    int32_t rows = g->opt.max_batched_tokens, len = g->opt.max_model_len, page = g->opt.page_tokens;
-    int32_t logits = g->opt.max_num_seqs < MX_MAX_CANDIDATES ? MX_MAX_CANDIDATES : g->opt.max_num_seqs;
-    if (logits > 256) logits = 256;
-    *p = (gen_pack){.max_rows = rows, .max_seqs = rows, .max_logits = logits};
+    *p = pack_of(&g->opt);
+    int32_t rows = p->max_rows, logits = p->max_logits, len = g->opt.max_model_len, page = g->opt.page_tokens;
     size_t n = (size_t)rows, l = (size_t)logits, best = (1 + MX_DECODER_MAX_EOS) * 16, cols = (size_t)(len + page - 1) / (size_t)page;
     p->ids = calloc(n, sizeof *p->ids);
     p->positions = calloc(n, sizeof *p->positions);
@@ -73,23 +77,29 @@ static void pack_close(gen_pack *p)
 
 /* ---- opening ------------------------------------------------------------------------------ */
 
+/* The file's header and its description; g's context has its length then. */
+static mx_status open_file(mx_generator *g, const char *path, mx_checkpoint **file, mx_decoder_config *config, mx_error *err)
+{
+    MX_TRY(mx_checkpoint_open(file, path, err));
+    mx_status st = mx_checkpoint_is_gguf(*file) ? mx_decoder_config_gguf(config, *file, err) : mx_decoder_config_folder(config, path, err);
+    if (!st && g->opt.max_model_len > config->max_positions)
+        st = mx_fail(err, MX_ERR_ARG, "max-model-len is %d; this model was made for %d tokens", g->opt.max_model_len, config->max_positions);
+    if (!st && !g->opt.max_model_len) g->opt.max_model_len = config->max_positions;
+    if (st) mx_checkpoint_close(*file);
+    return st;
+}
+
 static mx_status open_model(mx_generator *g, const char *path, mx_error *err)
 {
     mx_checkpoint *file = NULL;
     mx_decoder_config config;
-    MX_TRY(mx_checkpoint_open(&file, path, err));
-    mx_status st = mx_checkpoint_is_gguf(file) ? mx_decoder_config_gguf(&config, file, err) : mx_decoder_config_folder(&config, path, err);
-    if (!st) st = mx_checkpoint_is_gguf(file) ? mx_tokenizer_open_gguf(&g->tokenizer, file, err)
-                                              : mx_tokenizer_open_folder(&g->tokenizer, path, err);
+    MX_TRY(open_file(g, path, &file, &config, err));
+    mx_status st = mx_checkpoint_is_gguf(file) ? mx_tokenizer_open_gguf(&g->tokenizer, file, err)
+                                               : mx_tokenizer_open_folder(&g->tokenizer, path, err);
     if (st) {
         mx_checkpoint_close(file);
         return st;
     }
-    int32_t longest = config.max_positions;
-    if (g->opt.max_model_len > longest)
-        return mx_checkpoint_close(file),
-               mx_fail(err, MX_ERR_ARG, "max-model-len is %d; this model was made for %d tokens", g->opt.max_model_len, longest);
-    if (!g->opt.max_model_len) g->opt.max_model_len = longest;
     return mx_decoder_open(&g->model, g->dev, file, &config, g->opt.dtype, err);      /* takes the file */
 }
 
@@ -101,13 +111,14 @@ static mx_status open_adapters(mx_generator *g, mx_error *err)
         if (!eq || eq == spec || !eq[1] || eq - spec >= (ptrdiff_t)sizeof name)
             return mx_fail(err, MX_ERR_ARG, "lora-modules: \"%.80s\": write NAME=FOLDER", spec);
         snprintf(name, sizeof name, "%.*s", (int)(eq - spec), spec);
-        MX_TRY(mx_decoder_adapter(&g->model, name, eq + 1, err));
+        if (mx_generator_adapter(g, name)) return mx_fail(err, MX_ERR_ARG, "lora-modules: \"%s\" is given twice", name);
+        MX_TRY(mx_generator_adapter_load(g, name, eq + 1, err));
     }
     g->opt.adapters = NULL;              /* they were the caller's */
     return MX_OK;
 }
 
-static mx_status open_cache(mx_generator *g, mx_error *err)
+static mx_status count_pages(const mx_generator *g, int64_t *count, mx_error *err)
 {
     const mx_decoder_config *c = &g->model.config;
     int32_t page = g->opt.page_tokens;
@@ -118,6 +129,16 @@ static mx_status open_cache(mx_generator *g, mx_error *err)
     if ((size_t)pages > most / bytes || g->opt.kv_bytes) pages = (int64_t)(most / bytes);
     if (pages > INT32_MAX / page) pages = INT32_MAX / page;
     if (pages < 1) return mx_fail(err, MX_ERR_ARG, "kv-cache-bytes: %zu bytes hold no page of %d tokens (%zu bytes)", most, page, bytes);
+    *count = pages;
+    return MX_OK;
+}
+
+static mx_status open_cache(mx_generator *g, mx_error *err)
+{
+    const mx_decoder_config *c = &g->model.config;
+    int32_t page = g->opt.page_tokens;
+    int64_t pages;
+    MX_TRY(count_pages(g, &pages, err));
     return mx_kv_open(&g->kv, g->dev, c->layers, (int32_t)pages, page, c->kv_heads, c->head_dim, g->opt.kv_dtype,
                       g->opt.prefix_caching, err);
 }
@@ -172,7 +193,59 @@ static mx_status get_ready(mx_generator *g, int device, mx_error *err)
     mx_lane_config lane = {.name = g->lane, .device = device, .priority = 2, .max_jobs = (uint32_t)g->opt.max_num_seqs,
                            .max_rows = (uint32_t)g->opt.max_batched_tokens, .queue_limit = (uint32_t)g->opt.max_queued,
                            .run = gen_run, .settle = g->ahead ? gen_settle : NULL, .model = g, .scratch_bytes = g->scratch_bytes};
+    g->ready = true;
     return mx_scheduler_lane(g->sched, &lane, err);
+}
+
+/* Of the tables beside the cache and of a turn, and of the tokenizer: about. */
+static size_t host_bytes(const mx_generator *g, int64_t pages)
+{
+    enum { PAGE = 64, ROW = 256, TOKEN = 300 };
+    size_t cols = ((size_t)g->opt.max_model_len + (size_t)g->opt.page_tokens - 1) / (size_t)g->opt.page_tokens;
+    size_t turn = (size_t)g->pack.max_rows * (4 * cols + ROW) + (size_t)g->pack.max_logits * (1 + MX_DECODER_MAX_EOS) * 16 * 8;
+    return turn + (size_t)pages * ((size_t)g->opt.page_tokens * 4 + PAGE) + (size_t)g->model.config.vocab * TOKEN;
+}
+
+static mx_status count_adapters(const mx_generator *g, size_t *bytes, mx_error *err)
+{
+    for (int32_t i = 0; i < g->opt.n_adapters; i++) {
+        const char *eq = strchr(g->opt.adapters[i], '=');
+        size_t n = 0;
+        if (eq) MX_TRY(mx_adapter_bytes(&n, g->dev, &g->model.config, eq + 1, err));
+        *bytes += n;
+    }
+    return MX_OK;
+}
+
+mx_status mx_generator_footprint(mx_footprint *out, const char *path, const mx_device *dev, const mx_generator_options *opt, mx_error *err)
+{
+    mx_checkpoint *file = NULL;
+    int64_t pages;
+    mx_status st;
+    *out = (mx_footprint){0};
+    MX_TRY(check_options(opt, err));
+    mx_generator *g = calloc(1, sizeof *g);          /* only its measures count */
+    if (!g) return mx_fail(err, MX_ERR_NO_MEMORY, "model %s", path);
+    g->opt = *opt;
+    g->dev = (mx_device *)(uintptr_t)dev;
+    MX_TRY_GOTO(st, open_file(g, path, &file, &g->model.config, err), done);
+    if (!mx_decoder_footprint(out, dev, file, &g->model.config, opt->dtype)) {
+        st = mx_fail(err, MX_ERR_FORMAT, "%s: a table of embeddings is missing or too large", path);
+        goto close;
+    }
+    g->pack = pack_of(opt);
+    if (g->model.config.names != MX_NAMES_GGUF) g->model.adapter_rank = MX_ADAPTER_RANK;
+    MX_TRY_GOTO(st, count_pages(g, &pages, err), close);
+    MX_TRY_GOTO(st, count_adapters(g, &out->weights, err), close);
+    out->kv = (size_t)pages * mx_kv_page_bytes(g->model.config.layers, opt->page_tokens, g->model.config.kv_heads, g->model.config.head_dim, opt->kv_dtype);
+    out->scratch = turn_scratch(g);
+    out->host = host_bytes(g, pages);
+    if (!out->scratch) st = mx_fail(err, MX_ERR_ARG, "model %s: scratch of a turn overflows", path);
+close:
+    mx_checkpoint_close(file);
+done:
+    free(g);
+    return st;
 }
 
 mx_status mx_generator_replicate(mx_generator *g, mx_device *devs, int device, mx_error *err)
@@ -187,6 +260,8 @@ mx_status mx_generator_replicate(mx_generator *g, mx_device *devs, int device, m
     r->sched = g->sched;
     r->clock = g->clock;
     r->metric = g->metric;
+    r->born_ns = mx_now_ns(g->clock);
+    r->adapters = g->adapters;
     memcpy(r->name, g->name, sizeof r->name);
     memcpy(r->lane, g->lane, sizeof r->lane);
     memcpy(r->path, g->path, sizeof r->path);
@@ -198,7 +273,7 @@ mx_status mx_generator_replicate(mx_generator *g, mx_device *devs, int device, m
         r->piece = g->piece;
         r->n_pieces = g->n_pieces;
     } else {
-        if (g->model.n_adapters) {
+        if (gen_adapters_bytes(g)) {
             st = mx_fail(err, MX_ERR_ARG, "model %s: lora-modules beside a model on several GPUs", g->name);
             goto fail;
         }
@@ -230,8 +305,11 @@ mx_status mx_generator_open(mx_generator **out, const char *name, const char *pa
     g->sched = sched;
     g->clock = &mx_clock_monotonic;
     snprintf(g->name, sizeof g->name, "%s", name);
-    snprintf(g->lane, sizeof g->lane, "%s.generate", name);
+    if (opt->version < 2) snprintf(g->lane, sizeof g->lane, "%s.generate", name);
+    else snprintf(g->lane, sizeof g->lane, "%s@%d.generate", name, opt->version);
     snprintf(g->path, sizeof g->path, "%s", path);
+    g->born_ns = start;
+    MX_TRY_GOTO(st, gen_adapters_open(&g->adapters, err), fail);
     MX_TRY_GOTO(st, open_model(g, path, err), fail);
     MX_TRY_GOTO(st, open_adapters(g, err), fail);
     MX_TRY_GOTO(st, gen_pieces_sort(g, err), fail);
@@ -261,6 +339,7 @@ void mx_generator_close(mx_generator *g)
         if (g->model.file) mx_decoder_close(&g->model);
         mx_tokenizer_close(g->tokenizer);
     }
+    if (!g->of) gen_adapters_close(g->adapters);
     free(g);
 }
 
@@ -276,20 +355,6 @@ double gen_kv_usage(const mx_generator *g)
 
 const mx_tokenizer *mx_generator_tokenizer(const mx_generator *g) { return g->tokenizer; }
 
-int32_t mx_generator_adapters(const mx_generator *g) { return g->model.n_adapters; }
-
-const char *mx_generator_adapter_name(const mx_generator *g, int32_t adapter)
-{
-    return adapter >= 1 && adapter <= g->model.n_adapters ? g->model.adapter[adapter - 1].name : "";
-}
-
-int32_t mx_generator_adapter(const mx_generator *g, const char *name)
-{
-    for (int i = 0; i < g->model.n_adapters; i++)
-        if (!strcmp(g->model.adapter[i].name, name)) return i + 1;
-    return 0;
-}
-
 void mx_generator_gauges(mx_generator *g)
 {
     mx_lane_stats stats;
@@ -304,11 +369,11 @@ void mx_generator_info_get(const mx_generator *g, mx_generator_info *out)
     const mx_decoder_config *c = &g->model.config;
     int32_t per_text = (g->opt.max_model_len + g->opt.page_tokens - 1) / g->opt.page_tokens;
     *out = (mx_generator_info){
-        .name = g->name, .path = g->path, .architecture = c->architecture, .quantization = g->model.quantization,
+        .name = g->name, .path = g->path, .lane = g->lane, .version = g->opt.version < 1 ? 1 : g->opt.version, .architecture = c->architecture, .quantization = g->model.quantization,
         .dtype = g->opt.dtype, .kv_dtype = g->opt.kv_dtype, .parameters = c->parameters, .layers = c->layers,
         .d_model = c->d_model, .heads = c->heads, .kv_heads = c->kv_heads, .vocab = c->vocab,
         .max_model_len = g->opt.max_model_len, .chat = mx_tokenizer_chat_family(g->tokenizer),
-        .weight_bytes = g->model.weight_bytes, .kv_bytes = g->kv.memory.size,
+        .weight_bytes = g->model.weight_bytes + gen_adapters_bytes(g), .kv_bytes = g->kv.memory.size,
         .kv_bytes_per_token = g->kv.page_bytes / (size_t)g->kv.page_tokens, .scratch_bytes = g->scratch_bytes,
         .kv_pages = g->kv.pages, .kv_pages_free = atomic_load(&g->kv.available), .page_tokens = g->kv.page_tokens,
         .max_concurrent = g->kv.pages / per_text, .load_seconds = g->load_seconds,

@@ -15,6 +15,11 @@
  * order.  A node's input is its feature row, then its row of a table that learns;
  * a node past the table's end has zeros there, so new nodes get a vector too.
  *
+ * With max_degree a node hears at most so many sources of a relation, those whose hash with
+ * the node is least (a bottom-k sample, Cohen and Kaplan 2007): the same ones in learning over
+ * the whole graph and in inference, and one more edge at a node of degree d changes them with
+ * chance max_degree/d alone, so what is popular stays cheap to keep right.
+ *
  * A row of layer l+1 depends on the rows of layer l that it hears from and on
  * nothing else, bit for bit: computing some nodes again from the rows that are
  * kept gives what computing all of them would.
@@ -28,6 +33,7 @@
 #include "models/trainer.h"
 
 #define MX_GNN_LAYERS 8
+#define MX_GNN_DEGREE 4096          /* max_degree at most */
 
 typedef enum mx_gnn_kind { MX_GNN_SAGE, MX_GNN_GCN, MX_GNN_GAT, MX_GNN_RGCN, MX_GNN_LIGHTGCN, MX_GNN_KINDS } mx_gnn_kind;
 typedef enum mx_gnn_task { MX_GNN_CLASSES, MX_GNN_LABELS, MX_GNN_LINKS, MX_GNN_RANKING, MX_GNN_TASKS } mx_gnn_task;
@@ -44,9 +50,11 @@ typedef struct mx_gnn_config {
     int32_t outputs;              /* of the last layer: classes, or columns      */
     int32_t heads, out_heads;     /* gat                                         */
     int32_t relations;            /* rgcn                                        */
+    int32_t max_degree;           /* sources that a node hears of a relation; 0: all of them (fanout draws from all, too) */
     bool    max;                  /* sage: the maximum instead of the mean       */
     bool    unit;                 /* sage: rows of every layer have length one   */
     mx_activation act;            /* between layers                              */
+    uint64_t texts, store;        /* which encoder's vectors are among the features, whose nodes the table's rows are; 0: not told */
 } mx_gnn_config;
 
 /* Errors: MX_ERR_ARG names the field, its value and what is allowed. */
@@ -63,6 +71,10 @@ mx_status mx_gnn_save(const mx_gnn *m, const char *folder, mx_error *err);
 void      mx_gnn_close(mx_gnn *m);
 const mx_gnn_config *mx_gnn_config_of(const mx_gnn *m);
 mx_params *mx_gnn_params(mx_gnn *m);
+/* Tells its weights, without the table's, from other networks'; on a CPU device. */
+uint64_t  mx_gnn_print(const mx_gnn *m);
+/* What the table learned of a node becomes zeros.  False: it has none, or is zeros already. */
+bool      mx_gnn_forget(mx_gnn *m, int32_t node);
 
 /* ---- inference: host memory in and out ------------------------------------------------ */
 

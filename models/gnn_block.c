@@ -98,9 +98,52 @@ static mx_status local_of(gnn_block *b, gnn_map *map, int32_t node, int32_t *out
     return MX_OK;
 }
 
-/* One node's row of a relation, all of it or the edges that were drawn. */
-static mx_status take_row(gnn_block *b, gnn_map *map, gnn_edges *e, mx_neighbours row, const int32_t *drawn, int32_t n, int32_t first, mx_error *err)
+static uint32_t mixed(int32_t node, int32_t source)
 {
+    uint64_t z = ((uint64_t)(uint32_t)node << 32 | (uint32_t)source) + 0x9e3779b97f4a7c15u;       /* SplitMix64's finish */
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    return (uint32_t)(z >> 32);
+}
+
+static int rising(const void *a, const void *b)
+{
+    int32_t x = *(const int32_t *)a, y = *(const int32_t *)b;
+    return (x > y) - (x < y);
+}
+
+/* at[most] = which of the row's sources hash least with the node (equal ones: the first), rising. */
+static void least_of(mx_neighbours row, int32_t node, int32_t most, int32_t *at)
+{
+    uint64_t heap[MX_GNN_DEGREE];                       /* hash and place, the largest at the top */
+    for (int32_t i = 0; i < row.n; i++) {
+        uint64_t v = (uint64_t)mixed(node, row.ids[i]) << 32 | (uint32_t)i;
+        int32_t k = i;
+        if (i < most) {
+            for (; k > 0 && heap[(k - 1) / 2] < v; k = (k - 1) / 2) heap[k] = heap[(k - 1) / 2];
+        } else if (v < heap[0]) {
+            k = 0;
+            for (int32_t child; (child = 2 * k + 1) < most; k = child) {
+                if (child + 1 < most && heap[child + 1] > heap[child]) child++;
+                if (heap[child] <= v) break;
+                heap[k] = heap[child];
+            }
+        } else continue;
+        heap[k] = v;
+    }
+    for (int32_t i = 0; i < most; i++) at[i] = (int32_t)(uint32_t)heap[i];
+    qsort(at, (size_t)most, sizeof *at, rising);
+}
+
+/* One node's row of a relation: all of it, what it hears at most, or the edges that were drawn. */
+static mx_status take_row(gnn_block *b, gnn_map *map, gnn_edges *e, mx_neighbours row, int32_t node, int32_t most, const int32_t *drawn, int32_t n, int32_t first,
+                          mx_error *err)
+{
+    int32_t chosen[MX_GNN_DEGREE];
+    if (!drawn && most && row.n > most) {
+        least_of(row, node, most, chosen);
+        drawn = chosen, n = most, first = 0;
+    }
     int32_t many = drawn ? n : row.n;
     MX_TRY(grow_edges(e, many + 1, false, err));
     for (int32_t i = 0; i < many && (!drawn || drawn[i] >= 0); i++) {
@@ -119,7 +162,7 @@ static mx_status gather(gnn_block *b, gnn_map *map, const mx_graph *g, const mx_
         for (int32_t r = 0; r < g->relations; r++) {
             gnn_edges *e = &b->set[apart ? r : 0];
             if (apart || !r) e->begin[i] = (int32_t)e->n;
-            MX_TRY(take_row(b, map, e, mx_graph_row(g, r, v), drawn ? drawn[r] + (size_t)i * fanout : NULL, fanout,
+            MX_TRY(take_row(b, map, e, mx_graph_row(g, r, v), v, c->max_degree, drawn ? drawn[r] + (size_t)i * fanout : NULL, fanout,
                             drawn ? g->csr[r].begin[v] : 0, err));
         }
         gnn_edges *e = &b->set[0];

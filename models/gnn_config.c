@@ -40,6 +40,7 @@ mx_status mx_gnn_config_check(const mx_gnn_config *c, mx_error *err)
         {"outputs", c->outputs, !light || c->outputs == c->id_cols, "id_cols for lightgcn"},
         {"heads", c->heads, !gat || (c->heads >= 1 && c->heads <= 64 && c->hidden % c->heads == 0), "from 1 to 64, and divide hidden"},
         {"out_heads", c->out_heads, !gat || (c->out_heads >= 1 && c->out_heads <= 64), "from 1 to 64"},
+        {"max_degree", c->max_degree, c->max_degree >= 0 && c->max_degree <= MX_GNN_DEGREE, "from 0 (all) to 4096"},
         {"relations", c->relations, c->kind != MX_GNN_RGCN || (c->relations >= 1 && c->relations <= MX_GRAPH_RELATIONS), "from 1 to 64"},
     };
     for (size_t i = 0; i < sizeof rules / sizeof *rules; i++)
@@ -159,6 +160,34 @@ void mx_gnn_close(mx_gnn *m)
 const mx_gnn_config *mx_gnn_config_of(const mx_gnn *m) { return &m->config; }
 mx_params *mx_gnn_params(mx_gnn *m) { return &m->params; }
 
+uint64_t mx_gnn_print(const mx_gnn *m)
+{
+    uint64_t h = 0xcbf29ce484222325u ^ (uint64_t)m->config.kind << 32 ^ (uint64_t)m->config.layers << 16 ^ (uint64_t)m->config.outputs ^ m->config.store;
+    for (int i = 0; i < m->params.n; i++) {
+        mx_tensor t = mx_params_view(&m->params, &m->params.value, i, 1);
+        for (int64_t r = 0; r < t.rows && i != m->table; r++)
+            for (int64_t c = 0; c < t.cols; c++) {
+                uint32_t bits;
+                memcpy(&bits, (const float *)t.data + r * t.stride + c, sizeof bits);
+                h = (h ^ bits) * 0x100000001b3u;
+            }
+    }
+    return h;
+}
+
+bool mx_gnn_forget(mx_gnn *m, int32_t node)
+{
+    if (m->table < 0 || node < 0 || node >= m->config.id_nodes || m->params.dev->kind != MX_CPU) return false;
+    mx_tensor row = mx_tensor_rows(mx_params_view(&m->params, &m->params.value, m->table, 1), node, 1);
+    float *x = row.data;
+    bool told = false;
+    for (int64_t c = 0; c < row.cols; c++) {
+        told |= x[c] != 0;
+        x[c] = 0;
+    }
+    return told;
+}
+
 /* ---- files ----------------------------------------------------------------------------------- */
 
 static const char *act_name(mx_activation a)
@@ -171,11 +200,13 @@ static const char *act_name(mx_activation a)
 mx_status mx_gnn_save(const mx_gnn *m, const char *folder, mx_error *err)
 {
     const mx_gnn_config *c = &m->config;
-    char path[MX_PATH];
-    json_t *o = json_pack("{s:s, s:s, s:s, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:b, s:b, s:s}", "model_type", "merx_gnn", "kind", kinds[c->kind],
+    char path[MX_PATH], texts[20], store[20];
+    snprintf(texts, sizeof texts, "%016llx", (unsigned long long)c->texts);
+    snprintf(store, sizeof store, "%016llx", (unsigned long long)c->store);
+    json_t *o = json_pack("{s:s, s:s, s:s, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:b, s:b, s:s, s:s*, s:s*}", "model_type", "merx_gnn", "kind", kinds[c->kind],
                           "task", tasks[c->task], "layers", c->layers, "features", c->features, "id_nodes", c->id_nodes, "id_cols", c->id_cols, "hidden",
-                          c->hidden, "outputs", c->outputs, "heads", c->heads, "out_heads", c->out_heads, "relations", c->relations, "max", c->max, "unit",
-                          c->unit, "activation", act_name(c->act));
+                          c->hidden, "outputs", c->outputs, "heads", c->heads, "out_heads", c->out_heads, "relations", c->relations, "max_degree", c->max_degree, "max", c->max, "unit",
+                          c->unit, "activation", act_name(c->act), "texts", c->texts ? texts : NULL, "store", c->store ? store : NULL);
     char *text = o ? json_dumps(o, JSON_INDENT(2)) : NULL;
     mx_status st = text ? mx_path_join(path, folder, "config.json", err) : mx_fail(err, MX_ERR_NO_MEMORY, "a network's description");
     if (!st) st = mx_write_file(path, text, strlen(text), err);
@@ -219,7 +250,8 @@ static mx_status read_config(mx_gnn_config *c, const char *path, mx_error *err)
                          .id_nodes = mx_field_int(&f, "id_nodes", 0, 0, INT32_MAX), .id_cols = mx_field_int(&f, "id_cols", 0, 0, most),
                          .hidden = mx_field_int(&f, "hidden", 0, 0, most), .outputs = mx_field_int(&f, "outputs", 0, 1, most),
                          .heads = mx_field_int(&f, "heads", 0, 0, 64), .out_heads = mx_field_int(&f, "out_heads", 0, 0, 64),
-                         .relations = mx_field_int(&f, "relations", 0, 0, MX_GRAPH_RELATIONS), .max = mx_field_bool(&f, "max", false),
+                         .relations = mx_field_int(&f, "relations", 0, 0, MX_GRAPH_RELATIONS), .max_degree = mx_field_int(&f, "max_degree", 0, 0, MX_GNN_DEGREE), .max = mx_field_bool(&f, "max", false),
+                         .texts = strtoull(mx_field_text(&f, "texts", "0"), NULL, 16), .store = strtoull(mx_field_text(&f, "store", "0"), NULL, 16),
                          .unit = mx_field_bool(&f, "unit", false), .act = acts[named(&f, "activation", act_names, N_ACTS, "relu, elu or none")].act};
     json_decref(o);
     if (!st && mx_gnn_config_check(c, err)) st = err ? err->code = MX_ERR_FORMAT : MX_ERR_FORMAT;

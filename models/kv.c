@@ -1,6 +1,8 @@
 /* kv.c - pages, sequences, shared prefixes. */
 #include "models/kv.h"
 
+#include "runtime/slab.h"
+
 #include <stdlib.h>
 
 struct mx_kv_page {
@@ -161,7 +163,7 @@ static bool seq_room(mx_kv_seq *s, int32_t pages)
     if (pages <= s->room) return true;
     int32_t room = s->room ? s->room : 8;
     while (room < pages) room *= 2;
-    int32_t *grown = realloc(s->page, (size_t)room * sizeof *grown);
+    int32_t *grown = mx_slab_grow(s->page, (size_t)room * sizeof *grown);
     if (!grown) return false;
     s->page = grown;
     s->room = room;
@@ -247,6 +249,6 @@ void mx_kv_release(mx_kv_cache *c, mx_kv_seq *s)
 {
     /* From the end: a prefix is useful without its continuation, not the other way round. */
     for (int32_t i = s->n_pages - 1; i >= 0; i--) drop(c, s->page[i]);
-    free(s->page);
+    mx_slab_free(s->page);
     *s = (mx_kv_seq){0};
 }

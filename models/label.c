@@ -8,13 +8,13 @@
 
 /* ---- features ------------------------------------------------------------------------------ */
 
-typedef enum how { MEAN, COUNT, FRIENDS } how;
+typedef enum how { MEAN, COUNT, FRIENDS, SLOPE } how;
 
 static const struct feature {
     const char *name;
     how      kind;
     uint32_t among, counts;           /* acts it is about; those that say 1                 */
-    double   strength, prior;         /* MEAN, FRIENDS: pseudo-events and their mean; COUNT: c */
+    double   strength, prior;         /* MEAN, FRIENDS: pseudo-events and their mean; COUNT: c; SLOPE: ridge, value without a slope */
     int32_t  of;                      /* FRIENDS                                            */
 } features[MX_FEATURES] = {
     [MX_FEATURE_PROMO_SHARE] = {"promo_share", MEAN, MX_ACT_BUY, MX_ACT_PROMO, 4, 0.3, -1},
@@ -29,6 +29,7 @@ static const struct feature {
     [MX_FEATURE_FRIENDS_PROMO] = {"friends_promo_share", FRIENDS, 0, 0, 2, 0.3, MX_FEATURE_PROMO_SHARE},
     [MX_FEATURE_FRIENDS_PRICE] = {"friends_price_rank", FRIENDS, 0, 0, 2, 0.5, MX_FEATURE_PRICE_RANK},
     [MX_FEATURE_FRIENDS_SOCIAL] = {"friends_social", FRIENDS, 0, 0, 2, 0.2, MX_FEATURE_SOCIAL},
+    [MX_FEATURE_PRICE_RESPONSE] = {"price_response", SLOPE, MX_ACT_PRICED, MX_ACT_BUY, 1, 0.5, -1},
 };
 
 const char *mx_feature_name(int32_t f)
@@ -62,11 +63,47 @@ static double says(int32_t f, const mx_act *a)
     return (a->what & features[f].counts) != 0;
 }
 
+/* The slope; part (may be NULL): its terms. */
+static double slope_of(const struct feature *k, const mx_act *act, int32_t n, double *part)
+{
+    double sum = 0, x = 0, y = 0, xx = k->strength, slope = 0;
+    for (int32_t i = 0; i < n; i++) {
+        double w = act[i].what & k->among ? (double)act[i].weight : 0;
+        sum += w, x += w * (double)act[i].price_rank, y += (act[i].what & k->counts) ? w : 0;
+    }
+    if (sum > 0) x /= sum, y /= sum;
+    for (int32_t i = 0; i < n; i++) {
+        double d = (double)act[i].price_rank - x;
+        if (act[i].what & k->among) xx += (double)act[i].weight * d * d;
+    }
+    for (int32_t i = 0; i < n; i++) {
+        double term = act[i].what & k->among ? (double)act[i].weight * ((double)act[i].price_rank - x) * (((act[i].what & k->counts) != 0) - y) / xx : 0;
+        slope += term;
+        if (part) part[i] = term;
+    }
+    return slope;
+}
+
+double mx_own_price_slope(const mx_act *act, int32_t n)
+{
+    return slope_of(&features[MX_FEATURE_PRICE_RESPONSE], act, n, NULL);
+}
+
+static double response(double prior, double slope)
+{
+    return mx_sigmoid(log(prior / (1 - prior)) - 4 * slope);
+}
+
 int32_t mx_feature_parts(const mx_feature_prior *prior, const mx_act *act, int32_t n, const mx_friend *friends, int32_t n_friends, int32_t f, double *part)
 {
     const struct feature *k = &features[f];
     double sum = 0, m = prior->mean[f];
     int32_t count = k->kind == FRIENDS ? n_friends : n;
+    if (k->kind == SLOPE) {
+        double slope = slope_of(k, act, n, part), scale = fabs(slope) > 1e-12 ? (response(m, slope) - m) / slope : -4 * m * (1 - m);
+        for (int32_t i = 0; i < n; i++) part[i] *= scale;
+        return n;
+    }
     for (int32_t i = 0; i < count; i++) {
         double w = k->kind == FRIENDS ? (double)friends[i].weight : act[i].what & k->among ? (double)act[i].weight : 0;
         sum += w;
@@ -81,6 +118,10 @@ void mx_features(const mx_feature_prior *prior, const mx_act *act, int32_t n, co
     for (int32_t f = 0; f < MX_FEATURES; f++) {
         const struct feature *k = &features[f];
         double sum = 0, part = 0, m = prior->mean[f];
+        if (k->kind == SLOPE) {
+            out[f] = response(m, slope_of(k, act, n, NULL));
+            continue;
+        }
         for (int32_t i = 0; i < (k->kind == FRIENDS ? n_friends : n); i++) {
             double w = k->kind == FRIENDS ? (double)friends[i].weight : act[i].what & k->among ? (double)act[i].weight : 0;
             sum += w;

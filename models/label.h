@@ -3,7 +3,11 @@
  * FEATURES are shrunk means of what events say (a Beta posterior's mean for shares), or
  * x/(x+c) of weighted counts; so each is exactly the sum of its events' parts over what
  * it is without events: a mean's parts are linear, and a count's are its events' Shapley
- * values when their weights are equal, Aumann and Shapley's (1974) when not.
+ * values when their weights are equal, Aumann and Shapley's (1974) when not.  One is a slope:
+ * the user's own reaction to price, purchase (1) or only a look (0) regressed on where the
+ * price stood in its category, ridge-shrunk to none; sigmoid(logit(prior) - 4 slope), so over
+ * a half is a user whom high prices keep from buying.  Its parts are the terms of the slope's
+ * covariance, in proportion (Aumann and Shapley's again, of a function of a sum).
  *
  * A LABEL's score is a logit.  By rules: bias + the weights of the rules that hold.  By a
  * head: a linear function of standardized features, learned from the rules' verdicts on
@@ -33,6 +37,7 @@ typedef enum mx_feature {
     MX_FEATURE_FRIENDS_PROMO,     /* the mean of whom the user follows                      */
     MX_FEATURE_FRIENDS_PRICE,
     MX_FEATURE_FRIENDS_SOCIAL,
+    MX_FEATURE_PRICE_RESPONSE,    /* high prices keep the user from buying what was looked at */
     MX_FEATURES
 } mx_feature;
 const char *mx_feature_name(int32_t feature);                   /* "promo_share" */
@@ -41,7 +46,7 @@ int32_t     mx_feature_find(const char *name);                  /* -1: none     
 int32_t     mx_feature_of_friends(int32_t feature);
 
 enum { MX_ACT_VIEW = 1, MX_ACT_BUY = 2, MX_ACT_SOCIAL = 4, MX_ACT_TEXT = 8, MX_ACT_PROMO = 16, MX_ACT_QUALITY = 32, MX_ACT_PRICE = 64,
-       MX_ACT_RANKED = 128, MX_ACT_FELT = 256 };     /* RANKED, FELT: price_rank, positive count */
+       MX_ACT_RANKED = 128, MX_ACT_FELT = 256, MX_ACT_PRICED = 512 };     /* RANKED: bought at price_rank; PRICED: that, or seen at it; FELT: positive counts */
 typedef struct mx_act {               /* an event, or a friend                            */
     uint32_t what;                    /* MX_ACT_...                                       */
     float    weight;                  /* > 0: age and relation                            */
@@ -58,6 +63,9 @@ typedef struct mx_feature_prior { double mean[MX_FEATURES]; } mx_feature_prior;
 mx_feature_prior mx_feature_prior_default(void);
 
 void mx_features(const mx_feature_prior *prior, const mx_act *act, int32_t n, const mx_friend *friends, int32_t n_friends, double out[MX_FEATURES]);
+/* The slope behind MX_FEATURE_PRICE_RESPONSE: how much likelier a purchase is at the top of its category's prices than at the
+ * bottom; under 0: less likely.  The weighted ridge regression with one regressor, its strength worth 12 uniform prices. */
+double mx_own_price_slope(const mx_act *act, int32_t n);
 /* part[n] = each act's share of feature[f] - prior; friends' features: part[n_friends].  Returns how many. */
 int32_t mx_feature_parts(const mx_feature_prior *prior, const mx_act *act, int32_t n, const mx_friend *friends, int32_t n_friends, int32_t f, double *part);
 

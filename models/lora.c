@@ -122,6 +122,19 @@ static mx_status load_parts(mx_adapter *a, mx_device *dev, const mx_decoder_conf
     return MX_OK;
 }
 
+mx_status mx_adapter_bytes(size_t *out, const mx_device *dev, const mx_decoder_config *c, const char *folder, mx_error *err)
+{
+    mx_lora_options o;
+    target t[MX_LORA_TARGETS];
+    int n = targets_of(c, t);
+    *out = 0;
+    MX_TRY(mx_lora_read(folder, c, &o, err));
+    for (int i = 0; i < n; i++)
+        if (o.targets >> i & 1)
+            *out += (size_t)c->layers * (mx_weight_bytes(dev, o.rank, t[i].cols, MX_F32) + mx_weight_bytes(dev, t[i].rows, o.rank, MX_F32));
+    return MX_OK;
+}
+
 mx_status mx_adapter_open(mx_adapter *a, mx_device *dev, const mx_decoder_config *c, const char *name, const char *folder, mx_error *err)
 {
     mx_lora_options o;

@@ -10,6 +10,8 @@
 #include "kernels/ops.h"
 #include "models/decoder_config.h"
 
+#define MX_ADAPTERS     64        /* beside one base                                      */
+#define MX_ADAPTER_RANK 256       /* that a base which serves has room for                */
 #define MX_LORA_TARGETS 7         /* q k v o gate up down; GPT-2: c_attn, attn c_proj, c_fc, mlp c_proj */
 
 typedef struct mx_lora_options {
@@ -45,6 +47,8 @@ typedef struct mx_adapter {
  * another shape, by name); MX_ERR_ARG (a GGUF base: its rows lie otherwise). */
 mx_status mx_adapter_open(mx_adapter *a, mx_device *dev, const mx_decoder_config *c, const char *name, const char *folder, mx_error *err);
 void      mx_adapter_close(mx_adapter *a);
+/* The device memory that open() will take. */
+mx_status mx_adapter_bytes(size_t *out, const mx_device *dev, const mx_decoder_config *c, const char *folder, mx_error *err);
 
 /* y += what the adapter adds at this place of the layer to x's product; low[N,>=rank] is scratch. */
 void      mx_adapter_add(const mx_adapter *a, mx_stream *s, int32_t layer, mx_adapter_place place, mx_tensor y, mx_tensor x, mx_tensor low);

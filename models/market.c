@@ -11,7 +11,7 @@
 #define CARTON 64.0               /* ounces */
 #define CENTS  (100 * CARTON)     /* of a carton, for a dollar an ounce */
 
-enum { HELD_OUT = 4, LEAST_ROWS = 200 };
+enum { PARTS = 4, LEAST_ROWS = 200 };
 
 /* ---- the stores ------------------------------------------------------------------------------------ */
 
@@ -26,7 +26,7 @@ static mx_status find_stores(stores *s, const mx_panel *p, mx_error *err)
     if (!s->number) return mx_fail(err, MX_ERR_NO_MEMORY, "a panel's stores");
     for (int64_t i = 0; i < p->n && p->row[i].brand == 0; i++)
         if (!s->n || s->number[s->n - 1] != p->row[i].store) s->number[s->n++] = p->row[i].store;
-    return s->n >= HELD_OUT ? MX_OK : mx_fail(err, MX_ERR_ARG, "a market needs at least %d stores that sell brand 1; the panel has %d", HELD_OUT, s->n);
+    return s->n >= PARTS ? MX_OK : mx_fail(err, MX_ERR_ARG, "a market needs at least %d stores that sell brand 1; the panel has %d", PARTS, s->n);
 }
 
 static int32_t rank_of(const stores *s, int32_t number)
@@ -42,10 +42,11 @@ static int32_t rank_of(const stores *s, int32_t number)
 }
 
 /* A store's place among all; -1: not of the kind. */
-static int32_t chosen(const stores *s, int32_t number, bool held_out)
+static int32_t chosen(const stores *s, int32_t number, mx_market_stores which)
 {
+    static const mx_market_stores kind[PARTS] = {MX_MARKET_LEARN, MX_MARKET_HELD_OUT, MX_MARKET_LEARN, MX_MARKET_CHOOSE};
     int32_t r = rank_of(s, number);
-    return r >= 0 && (r % HELD_OUT == HELD_OUT - 1) == held_out ? r : -1;
+    return r >= 0 && kind[r % PARTS] == which ? r : -1;
 }
 
 /* ---- equations of a brand ------------------------------------------------------------------------------ */
@@ -70,7 +71,7 @@ static bool follows(const mx_panel_row *a, const mx_panel_row *b)
 }
 
 /* Weeks of a brand whose week before is there too. */
-static mx_status sample_take(sample *s, const mx_panel *p, const stores *all, int32_t brand, bool held_out, bool before, mx_error *err)
+static mx_status sample_take(sample *s, const mx_panel *p, const stores *all, int32_t brand, mx_market_stores which, bool before, mx_error *err)
 {
     size_t most = (size_t)p->n + 1;
     *s = (sample){.k = p->brands + 2 + before};
@@ -84,7 +85,7 @@ static mx_status sample_take(sample *s, const mx_panel *p, const stores *all, in
     }
     for (int64_t i = 1; i < p->n; i++) {
         const mx_panel_row *r = &p->row[i];
-        int32_t group = r->brand == brand && follows(r - 1, r) ? chosen(all, r->store, held_out) : -1;
+        int32_t group = r->brand == brand && follows(r - 1, r) ? chosen(all, r->store, which) : -1;
         if (group < 0) continue;
         double *x = s->x + s->n * s->k;
         for (int32_t b = 0; b < p->brands; b++) *x++ = log((double)r->price[b]);
@@ -135,17 +136,17 @@ static double mean_markup(const sample *s, int32_t brand)
 }
 
 /* One brand of one kind of stores: coefficients, and (slope not NULL) its stores' slopes and constants. */
-static mx_status fit_brand(mx_market_brand *out, const mx_panel *p, const stores *all, int32_t brand, bool held_out, double *slope, double *constant, mx_error *err)
+static mx_status fit_brand(mx_market_brand *out, const mx_panel *p, const stores *all, int32_t brand, mx_market_stores which, double *slope, double *constant, mx_error *err)
 {
     sample s;
     mx_ols m;
-    MX_TRY(sample_take(&s, p, all, brand, held_out, false, err));
+    MX_TRY(sample_take(&s, p, all, brand, which, false, err));
     mx_status st = mx_ols_fit(&m, s.y, s.x, s.group, s.n, s.k, all->n, err);
     if (!st) out->plain = m.beta[brand];
     if (!st) mx_ols_close(&m);
     sample_close(&s);
     MX_TRY(st);
-    MX_TRY(sample_take(&s, p, all, brand, held_out, true, err));
+    MX_TRY(sample_take(&s, p, all, brand, which, true, err));
     st = mx_ols_fit(&m, s.y, s.x, s.group, s.n, s.k, all->n, err);
     if (!st) {
         memcpy(out->rival, m.beta, (size_t)p->brands * sizeof *m.beta);
@@ -177,7 +178,7 @@ static void fill_week(mx_market_week *w, const mx_market *m, const mx_panel_row 
         if (b != r->brand) rivals += (double)r->price[b];
     }
     double promotion = known->deal * (double)r->deal + known->feat * (double)r->feat, price = (double)r->price[r->brand] * CENTS;
-    *w = (mx_market_week){.week = r->week, .logged = (float)price, .cost = (float)(price * (1 - (double)r->profit / 100)), .rest = (float)rest,
+    *w = (mx_market_week){.week = r->week, .logged = (float)price, .sold = (float)(exp((double)r->move) / CARTON), .cost = (float)(price * (1 - (double)r->profit / 100)), .rest = (float)rest,
                           .rivals = (float)(m->brands > 1 ? rivals * CENTS / (m->brands - 1) : 0), .known = (float)(seen + promotion), .promotion = (float)promotion};
 }
 
@@ -194,7 +195,7 @@ static void fill_pair(mx_market *m, const mx_panel_row *rows, int64_t n, double 
         fill_week(&w[i], m, &rows[i]);
         /* a store whose customers mind prices more has them at the same mean price: its constant moves with its slope */
         w[i].rest += (float)constant;
-        price += (double)w[i].logged, cost += (double)w[i].cost, units += exp((double)rows[i].move) / CARTON;
+        price += (double)w[i].logged, cost += (double)w[i].cost, units += (double)w[i].sold;
         seen += (double)w[i].known, promotion += (double)w[i].promotion;
     }
     q->reference = price / (double)n, q->cost = cost / (double)n, q->units = units / (double)n;
@@ -209,12 +210,12 @@ static void fill_pair(mx_market *m, const mx_panel_row *rows, int64_t n, double 
     m->n_pairs++;
 }
 
-static void fill_pairs(mx_market *m, const mx_panel *p, const stores *all, bool held_out, int32_t least, const double *slope, const double *constant)
+static void fill_pairs(mx_market *m, const mx_panel *p, const stores *all, mx_market_stores which, int32_t least, const double *slope, const double *constant)
 {
     int64_t used = 0;
     for (int64_t i = 0, end; i < p->n; i = end) {
         for (end = i + 1; end < p->n && p->row[end].brand == p->row[i].brand && p->row[end].store == p->row[i].store;) end++;
-        int32_t g = chosen(all, p->row[i].store, held_out);
+        int32_t g = chosen(all, p->row[i].store, which);
         if (g < 0 || end - i < least) continue;
         m->pair[m->n_pairs].first = used;
         used += end - i;
@@ -222,7 +223,7 @@ static void fill_pairs(mx_market *m, const mx_panel *p, const stores *all, bool 
     }
 }
 
-mx_status mx_market_open(mx_market *m, const char *path, bool held_out, int32_t least, mx_error *err)
+mx_status mx_market_open(mx_market *m, const char *path, mx_market_stores which, int32_t least, mx_error *err)
 {
     mx_panel p;
     stores all = {0};
@@ -245,11 +246,11 @@ mx_status mx_market_open(mx_market *m, const char *path, bool held_out, int32_t 
     }
     for (int32_t b = 0; b < p.brands; b++) {
         double *s = slope + b * all.n, *c = constant + b * all.n;
-        MX_TRY_GOTO(st, fit_brand(&m->known[b], &p, &all, b, false, s, c, err), out);
+        MX_TRY_GOTO(st, fit_brand(&m->known[b], &p, &all, b, MX_MARKET_LEARN, s, c, err), out);
         m->brand[b] = m->known[b];
-        if (held_out) MX_TRY_GOTO(st, fit_brand(&m->brand[b], &p, &all, b, true, s, c, err), out);
+        if (which != MX_MARKET_LEARN) MX_TRY_GOTO(st, fit_brand(&m->brand[b], &p, &all, b, which, s, c, err), out);
     }
-    fill_pairs(m, &p, &all, held_out, least, slope, constant);
+    fill_pairs(m, &p, &all, which, least, slope, constant);
     if (!m->n_pairs) st = mx_fail(err, MX_ERR_ARG, "%s: no store has %d weeks of a brand", path, least);
 out:
     free(slope), free(constant), free(all.number);

@@ -8,9 +8,11 @@
  * in towards none by how uncertain it is (empirical Bayes: Efron and Morris 1975).
  * Costs, rivals' prices, deals and features stay what they were in each week.
  *
- * Every fourth store (in the order of their numbers) is held out.  A market has
- * either kind: the equations are those of its own stores; what a seller believes
- * beforehand (`known`) comes from the stores that are not held out, in both.
+ * The stores are parted in three, by their place in the order of their numbers: every
+ * second one is to learn in; of the others every second one is to choose settings and
+ * checkpoints by, and the rest are held out, for the figures that are told.  A market
+ * has one kind: the equations are those of its own stores; what a seller believes
+ * beforehand (`known`) comes from the stores to learn in, in all three.
  *
  * The panel: CSV with a header; columns store, brand (1..K), week, logmove (ln ounces
  * sold), price1..priceK (dollars an ounce), deal, feat, profit (gross margin, percent).
@@ -25,6 +27,8 @@
 
 enum { MX_MARKET_BRANDS = 32 };
 
+typedef enum mx_market_stores { MX_MARKET_LEARN, MX_MARKET_CHOOSE, MX_MARKET_HELD_OUT } mx_market_stores;
+
 typedef struct mx_market_brand {
     double own, before, deal, feat, rival[MX_MARKET_BRANDS], sigma;
     double spread;                /* deviation of the stores' elasticities               */
@@ -35,6 +39,7 @@ typedef struct mx_market_brand {
 typedef struct mx_market_week {
     int32_t week;
     float   cost, logged, rivals; /* cents; rivals: their mean price                      */
+    float   sold;                 /* units, as logged                                     */
     float   rest;                 /* of ln units: rivals' prices, deal, feat, constant    */
     float   known, promotion;     /* as a seller expects it, over the usual; and of it deal and feat alone */
 } mx_market_week;
@@ -50,14 +55,14 @@ typedef struct mx_market_pair {
 typedef struct mx_market {
     int32_t brands;
     int64_t n_pairs;
-    mx_market_brand *brand, *known;       /* [brands]: these stores', the training stores' */
+    mx_market_brand *brand, *known;       /* [brands]: these stores', of the stores to learn in */
     mx_market_pair  *pair;
     mx_market_week  *week;
 } mx_market;
 
 /* Pairs of fewer than `least` weeks are left out.  Errors: MX_ERR_IO, MX_ERR_FORMAT (line
  * and column), MX_ERR_ARG (too few stores or weeks), MX_ERR_NO_MEMORY. */
-mx_status mx_market_open(mx_market *m, const char *path, bool held_out, int32_t least, mx_error *err);
+mx_status mx_market_open(mx_market *m, const char *path, mx_market_stores which, int32_t least, mx_error *err);
 void      mx_market_close(mx_market *m);
 
 #endif

@@ -8,7 +8,7 @@ enum { AHEAD = 3, HOLD = 3 };
 
 const char *mx_market_rule_name(mx_market_rule r)
 {
-    static const char *const names[] = {"fixed", "cost-plus", "elasticity", "gallego-van-ryzin", "thompson", "oracle"};
+    static const char *const names[] = {"fixed", "cost-plus", "elasticity", "gallego-van-ryzin", "thompson", "oracle", "belief"};
     return (unsigned)r < MX_MARKET_RULES ? names[r] : "?";
 }
 
@@ -36,6 +36,11 @@ static double run_out(const mx_market *m, const mx_market_shelf *s, double elast
         if ((w + 1) % MX_MARKET_DELIVERY == 0) break;
     }
     return s->stock > 0 && units > 0 ? q->reference * pow(s->stock / units, 1 / elasticity) : 0;
+}
+
+static double gallego(const mx_market *m, const mx_market_shelf *s, double cost, double elasticity)
+{
+    return fmax(of_elasticity(cost, elasticity, m->pair[s->pair].reference), run_out(m, s, elasticity));
 }
 
 static double gaussian(const mx_env *e, int64_t row, uint32_t k)
@@ -89,7 +94,7 @@ int32_t mx_market_act(const mx_env *e, int64_t row, mx_market_rule rule)
     const mx_market_shelf *s = mx_market_shelf_of(e, row);
     const mx_market_pair *q = &m->pair[s->pair];
     const mx_market_brand *known = &m->known[q->brand];
-    double cost = (double)m->week[q->first + s->week].cost, target = q->reference, p;
+    double cost = (double)m->week[q->first + s->week].cost, target = q->reference, mean[2], deviation[2];
     int64_t price[MX_LADDER];
     uint8_t feasible[MX_LADDER];
     int32_t step = 0;
@@ -97,10 +102,10 @@ int32_t mx_market_act(const mx_env *e, int64_t row, mx_market_rule rule)
     switch (rule) {
     case MX_MARKET_COST_PLUS: target = cost * (1 + known->markup); break;
     case MX_MARKET_ELASTICITY: target = of_elasticity(cost, known->plain, q->reference); break;
-    case MX_MARKET_GALLEGO:
-        target = of_elasticity(cost, known->plain, q->reference);
-        p = run_out(m, s, known->plain);
-        if (p > target) target = p;
+    case MX_MARKET_GALLEGO: target = gallego(m, s, cost, known->plain); break;
+    case MX_MARKET_BELIEF:
+        mx_demand_moments(&s->belief, mean, deviation);
+        target = gallego(m, s, cost, mean[1] + known->before);         /* in the long run */
         break;
     case MX_MARKET_THOMPSON: return thompson(e, row, s, price, feasible, cost);
     case MX_MARKET_ORACLE: look_ahead(e, row, s, 0, &step); return step;

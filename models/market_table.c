@@ -55,22 +55,26 @@ static mx_status act(play *p, const mx_qnet *q, mx_stream *s, mx_error *err)
     return MX_OK;
 }
 
-/* Cents of every store in by_store[pairs], by the place of its first pair. */
-static mx_status play_all(const mx_qnet *q, mx_stream *s, int rule, const char *env, int64_t rows, uint64_t seed, double *by_pair, mx_error *err)
+typedef struct bout { const mx_market_trial *t; mx_stream s; int64_t weeks, rows; } bout;      /* weeks: played so far, of all */
+
+/* Adds the cents a week of every pair to by_pair[pairs], times share.  q NULL: the rule plays. */
+static mx_status play_all(bout *b, const mx_qnet *q, mx_market_rule rule, double share, double *by_pair, mx_error *err)
 {
+    const mx_market_trial *t = b->t;
     play p;
     mx_status st = MX_OK;
-    MX_TRY(play_open(&p, env, rows, seed, err));
+    MX_TRY(play_open(&p, t->env, b->rows, t->seed, err));
     for (int w = 0; !st && w < MX_MARKET_WEEKS; w++) {
-        if (rule < 0) st = act(&p, q, s, err);
-        for (int64_t i = 0; rule >= 0 && i < rows; i++) p.action[i] = mx_market_act(&p.e, i, (mx_market_rule)rule);
-        if (!st) mx_env_step(&p.e, 0, rows, p.action, p.reward, p.over, p.over + rows);
+        if (q) st = act(&p, q, &b->s, err);
+        for (int64_t i = 0; !q && i < b->rows; i++) p.action[i] = mx_market_act(&p.e, i, rule);
+        if (!st) mx_env_step(&p.e, 0, b->rows, p.action, p.reward, p.over, p.over + b->rows);
+        b->weeks++;
+        if (!st && t->progress && !t->progress(t->ctx, b->weeks, (int64_t)(t->n + MX_MARKET_RULES) * MX_MARKET_WEEKS)) st = mx_fail(err, MX_ERR_CANCELLED, "stopped");
     }
     int64_t pairs = mx_market_of(&p.e)->n_pairs;
-    memset(by_pair, 0, (size_t)pairs * sizeof *by_pair);
-    for (int64_t i = 0; !st && i < rows; i++) {
+    for (int64_t i = 0; !st && i < b->rows; i++) {
         const mx_market_shelf *shelf = mx_market_shelf_of(&p.e, i);
-        by_pair[shelf->pair] += shelf->margin / MX_MARKET_WEEKS * (double)pairs / (double)rows;
+        by_pair[shelf->pair] += share * shelf->margin / MX_MARKET_WEEKS * (double)pairs / (double)b->rows;
     }
     play_close(&p);
     return st;
@@ -97,38 +101,44 @@ static void over_stores(const mx_market *m, const double *x, const double *y, do
     *error = n > 1 ? 1.959963984540054 * sqrt(fmax(0, squares / n - *mean * *mean) / (n - 1)) : INFINITY;
 }
 
-static mx_status compare(const mx_qnet *q, const mx_env *e, const char *env, int32_t episodes, uint64_t seed, mx_market_score *out, int *n, mx_error *err)
+static mx_status compare(const mx_market_trial *t, const mx_env *e, mx_market_score *out, int *n, mx_error *err)
 {
     const mx_market *m = mx_market_of(e);
-    mx_stream s = {0};
-    size_t pairs = (size_t)m->n_pairs;
+    bout b = {.t = t, .rows = m->n_pairs * t->episodes};
+    size_t pairs = (size_t)m->n_pairs, scratch = 0;
     double *cents = calloc(pairs * (MX_MARKET_SCORES + 1), sizeof *cents);
     mx_status st = cents ? MX_OK : mx_fail(err, MX_ERR_NO_MEMORY, "%zu pairs", pairs);
-    if (!st && q) st = mx_stream_open(&s, mx_qnet_device(q), mx_qnet_scratch(q, CHUNK, false) + 4 * mx_stream_tensor_bytes(MX_F32, CHUNK, MX_PRICE_SEEN), err);
+    for (int k = 0; k < t->n; k++)
+        if (mx_qnet_scratch(t->policies[k], CHUNK, false) > scratch) scratch = mx_qnet_scratch(t->policies[k], CHUNK, false);
+    if (!st && t->n) st = mx_stream_open(&b.s, mx_qnet_device(t->policies[0]), scratch + 4 * mx_stream_tensor_bytes(MX_F32, CHUNK, MX_PRICE_SEEN), err);
     *n = 0;
-    for (int rule = q ? -1 : 0; !st && rule < MX_MARKET_RULES; rule++) {
+    for (int rule = t->n ? -1 : 0; !st && rule < MX_MARKET_RULES; rule++) {
         double *own = cents + pairs * (size_t)*n;
         mx_market_score *r = &out[(*n)++];
-        st = play_all(q, &s, rule, env, m->n_pairs * episodes, seed, own, err);
+        for (int k = 0; rule < 0 && !st && k < t->n; k++) st = play_all(&b, t->policies[k], 0, 1.0 / t->n, own, err);
+        if (rule >= 0) st = play_all(&b, NULL, (mx_market_rule)rule, 1, own, err);
         *r = (mx_market_score){.name = rule < 0 ? "learned" : mx_market_rule_name((mx_market_rule)rule)};
         over_stores(m, own, NULL, &r->margin, &r->error);
         over_stores(m, cents, own, &r->ahead, &r->ahead_error);
         r->ahead *= 100 / r->margin, r->ahead_error *= 100 / r->margin;
     }
-    if (q) mx_stream_close(&s);
+    if (t->n) mx_stream_close(&b.s);
     free(cents);
     return st;
 }
 
-mx_status mx_market_compare(const mx_qnet *q, const char *env, int32_t episodes, uint64_t seed, mx_market_score out[MX_MARKET_SCORES], int *n, mx_error *err)
+mx_status mx_market_compare(const mx_market_trial *t, mx_market_score out[MX_MARKET_SCORES], int *n, mx_error *err)
 {
     mx_env e;
-    if (strncmp(env, "market:", 7)) return mx_fail(err, MX_ERR_ARG, "env: \"%.40s\" is no market:PANEL.csv", env);
-    if (episodes < 1 || episodes > 4096) return mx_fail(err, MX_ERR_ARG, "episodes is %d; it must be from 1 to 4096", episodes);
-    if (q && (mx_qnet_config_of(q)->observation != MX_PRICE_SEEN || mx_qnet_config_of(q)->actions != MX_LADDER))
-        return mx_fail(err, MX_ERR_ARG, "model: a network from %d numbers to %d actions; a price policy has %d and %d", mx_qnet_config_of(q)->observation, mx_qnet_config_of(q)->actions, MX_PRICE_SEEN, MX_LADDER);
-    MX_TRY(mx_env_open(&e, env, 1, seed, err));
-    mx_status st = compare(q, &e, env, episodes, seed, out, n, err);
+    if (strncmp(t->env, "market:", 7)) return mx_fail(err, MX_ERR_ARG, "env: \"%.40s\" is no market:PANEL.csv", t->env);
+    if (t->episodes < 1 || t->episodes > 4096) return mx_fail(err, MX_ERR_ARG, "episodes is %d; it must be from 1 to 4096", t->episodes);
+    for (int k = 0; k < t->n; k++) {
+        const mx_qnet_config *c = mx_qnet_config_of(t->policies[k]);
+        if (c->observation != MX_PRICE_SEEN || c->actions != MX_LADDER)
+            return mx_fail(err, MX_ERR_ARG, "model: a network from %d numbers to %d actions; a price policy has %d and %d", c->observation, c->actions, MX_PRICE_SEEN, MX_LADDER);
+    }
+    MX_TRY(mx_env_open(&e, t->env, 1, t->seed, err));
+    mx_status st = compare(t, &e, out, n, err);
     mx_env_close(&e);
     return st;
 }

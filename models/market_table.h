@@ -17,8 +17,17 @@ typedef struct mx_market_score {
 
 enum { MX_MARKET_SCORES = MX_MARKET_RULES + 1 };
 
-/* env: as mx_env_open() takes it, of kind market.  episodes: of every pair.  q NULL: the yardsticks alone, `ahead` over
- * fixed.  Errors: of mx_env_open(); MX_ERR_ARG (the network does not fit). */
-mx_status mx_market_compare(const mx_qnet *q, const char *env, int32_t episodes, uint64_t seed, mx_market_score out[MX_MARKET_SCORES], int *n, mx_error *err);
+typedef struct mx_market_trial {
+    const mx_qnet *const *policies;       /* [n]; "learned" is their mean: policies of several seeds */
+    int      n;                   /* 0: the yardsticks alone, `ahead` over fixed          */
+    const char *env;              /* as mx_env_open() takes it, of kind market            */
+    int32_t  episodes;            /* of every pair                                        */
+    uint64_t seed;
+    bool   (*progress)(void *ctx, int64_t done, int64_t all);     /* weeks; false stops; may be NULL */
+    void    *ctx;
+} mx_market_trial;
+
+/* Errors: of mx_env_open(); MX_ERR_ARG (a network does not fit); MX_ERR_CANCELLED. */
+mx_status mx_market_compare(const mx_market_trial *t, mx_market_score out[MX_MARKET_SCORES], int *n, mx_error *err);
 
 #endif

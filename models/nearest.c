@@ -12,10 +12,11 @@ enum { TILE = 2048, TOGETHER = 32 };      /* rows and queries of one product */
 
 struct mx_vectors {
     pthread_rwlock_t lock;
-    int32_t  dim, count, room, ids;       /* ids: of row_of                  */
+    int32_t  dim, count, room, ids;       /* count: rows, holes too; ids: of row_of */
+    int32_t  hole, holes;                 /* hole: a row + 1 that is free, or 0 */
     float   *x;                           /* [count, dim]                    */
     float   *length;                      /* [count]                         */
-    int32_t *id_of, *row_of;              /* row_of: row + 1, or 0           */
+    int32_t *id_of, *row_of;              /* id_of: of a hole ~(the next one); row_of: row + 1, or 0 */
 };
 
 mx_status mx_vectors_open(mx_vectors **out, int32_t dim, mx_error *err)
@@ -24,7 +25,11 @@ mx_status mx_vectors_open(mx_vectors **out, int32_t dim, mx_error *err)
     if (dim < 1 || dim > 65536) return mx_fail(err, MX_ERR_ARG, "vectors of %d numbers: from 1 to 65536", dim);
     mx_vectors *v = calloc(1, sizeof *v);
     if (!v) return mx_fail(err, MX_ERR_NO_MEMORY, "vectors");
-    pthread_rwlock_init(&v->lock, NULL);
+    pthread_rwlockattr_t fair;            /* a stream of searches does not keep changes out */
+    pthread_rwlockattr_init(&fair);
+    pthread_rwlockattr_setkind_np(&fair, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
+    pthread_rwlock_init(&v->lock, &fair);
+    pthread_rwlockattr_destroy(&fair);
     v->dim = dim;
     *out = v;
     return MX_OK;
@@ -51,7 +56,7 @@ static pthread_rwlock_t *reading(const mx_vectors *v)
 int32_t mx_vectors_count(const mx_vectors *v)
 {
     pthread_rwlock_t *lock = reading(v);
-    int32_t n = v->count;
+    int32_t n = v->count - v->holes;
     pthread_rwlock_unlock(lock);
     return n;
 }
@@ -60,18 +65,17 @@ static float *row(const mx_vectors *v, int32_t i) { return v->x + (size_t)i * (s
 
 static bool grow(void *array, size_t n, size_t size)
 {
-    void *p;
+    void **at = array;
     size_t bytes;
     if (!mx_mul_size(n, size, &bytes)) return false;
-    memcpy(&p, array, sizeof p);
-    p = realloc(p, bytes);
-    if (p) memcpy(array, &p, sizeof p);
-    return p != NULL;
+    void *grown = realloc(*at, bytes);
+    if (grown) *at = grown;
+    return grown != NULL;
 }
 
 static bool room_for(mx_vectors *v, int32_t id)
 {
-    if (v->count == v->room) {
+    if (v->count == v->room && !v->hole) {
         size_t room = (size_t)v->room + (size_t)v->room / 2 + 64;
         if (room > INT32_MAX || !grow(&v->x, room, 4 * (size_t)v->dim) || !grow(&v->length, room, 4) || !grow(&v->id_of, room, 4)) return false;
         v->room = (int32_t)room;
@@ -101,8 +105,10 @@ mx_status mx_vectors_put(mx_vectors *v, int32_t id, const float *x, mx_error *er
     bool ok = room_for(v, id);
     if (ok) {
         if (!v->row_of[id]) {
-            v->id_of[v->count] = id;
-            v->row_of[id] = ++v->count;
+            int32_t at = v->hole ? v->hole : ++v->count;
+            if (v->hole) v->hole = ~v->id_of[at - 1], v->holes--;
+            v->id_of[at - 1] = id;
+            v->row_of[id] = at;
         }
         int32_t i = v->row_of[id] - 1;
         memcpy(row(v, i), x, 4 * (size_t)v->dim);
@@ -112,16 +118,16 @@ mx_status mx_vectors_put(mx_vectors *v, int32_t id, const float *x, mx_error *er
     return ok ? MX_OK : mx_fail(err, MX_ERR_NO_MEMORY, "%d vectors", v->count);
 }
 
+/* Rows stay where they are: a search may be between two tiles. */
 void mx_vectors_remove(mx_vectors *v, int32_t id)
 {
     pthread_rwlock_wrlock(&v->lock);
     if (id >= 0 && id < v->ids && v->row_of[id]) {
-        int32_t i = v->row_of[id] - 1, last = --v->count;
-        memcpy(row(v, i), row(v, last), 4 * (size_t)v->dim);
-        memset(row(v, last), 0, 4 * (size_t)v->dim);
-        v->length[i] = v->length[last];
-        v->id_of[i] = v->id_of[last];
-        v->row_of[v->id_of[i]] = i + 1;
+        int32_t i = v->row_of[id] - 1;
+        memset(row(v, i), 0, 4 * (size_t)v->dim);
+        v->length[i] = 0;
+        v->id_of[i] = ~v->hole;
+        v->hole = i + 1, v->holes++;
         v->row_of[id] = 0;
     }
     pthread_rwlock_unlock(&v->lock);
@@ -188,6 +194,7 @@ static void offer_tile(const search *q, const float *score, float query_length, 
     for (int32_t i = 0; i < rows; i++) {
         int32_t id = q->v->id_of[first + i];
         float x = score[i];
+        if (id < 0) continue;
         if (q->how == MX_LIKE_COSINE) {
             float both = query_length * q->v->length[first + i];
             x = both > 0 ? x / both : 0;
@@ -198,24 +205,37 @@ static void offer_tile(const search *q, const float *score, float query_length, 
     }
 }
 
+static mx_status search_tile(const search *q, mx_stream *s, const float *queries, int32_t n, const float *length, float *score, int32_t first, mx_hit *hit, int32_t *found,
+                             mx_error *err)
+{
+    const mx_vectors *v = q->v;
+    int32_t rows = v->count - first < TILE ? v->count - first : TILE;
+    mx_product(s, mx_tensor_of(score, MX_F32, n, rows), mx_tensor_of((void *)(uintptr_t)queries, MX_F32, n, v->dim),
+               mx_tensor_of(row(v, first), MX_F32, rows, v->dim), (mx_tensor){0}, MX_F32, false);
+    MX_TRY(mx_stream_sync(s, err));
+    for (int32_t i = 0; i < n; i++) offer_tile(q, score + (size_t)i * (size_t)rows, length[i], first, rows, hit + (size_t)i * (size_t)q->k, &found[i]);
+    return MX_OK;
+}
+
 static mx_status search_some(const search *q, mx_stream *s, const float *queries, int32_t n, float *score, mx_hit *hit, int32_t *found, mx_error *err)
 {
     const mx_vectors *v = q->v;
     float length[TOGETHER];
+    mx_status st = MX_OK;
+    bool more = true;
     for (int32_t i = 0; i < n; i++) {
         length[i] = length_of(queries + (size_t)i * (size_t)v->dim, v->dim);
         found[i] = 0;
     }
-    for (int32_t first = 0; first < v->count; first += TILE) {
-        int32_t rows = v->count - first < TILE ? v->count - first : TILE;
-        mx_product(s, mx_tensor_of(score, MX_F32, n, rows), mx_tensor_of((void *)(uintptr_t)queries, MX_F32, n, v->dim),
-                   mx_tensor_of(row(v, first), MX_F32, rows, v->dim), (mx_tensor){0}, MX_F32, false);
-        MX_TRY(mx_stream_sync(s, err));
-        for (int32_t i = 0; i < n; i++) offer_tile(q, score + (size_t)i * (size_t)rows, length[i], first, rows, hit + (size_t)i * (size_t)q->k, &found[i]);
+    for (int32_t first = 0; !st && more; first += TILE) {
+        pthread_rwlock_t *lock = reading(v);
+        more = first < v->count;
+        if (more) st = search_tile(q, s, queries, n, length, score, first, hit, found, err);
+        pthread_rwlock_unlock(lock);
     }
-    for (int32_t i = 0; i < n; i++)
+    for (int32_t i = 0; !st && i < n; i++)
         if (found[i]) qsort(hit + (size_t)i * (size_t)q->k, (size_t)found[i], sizeof *hit, best_first);
-    return MX_OK;
+    return st;
 }
 
 mx_status mx_vectors_search(const mx_vectors *v, mx_stream *s, const float *queries, int32_t n, int32_t k, mx_likeness how,
@@ -226,13 +246,11 @@ mx_status mx_vectors_search(const mx_vectors *v, mx_stream *s, const float *quer
     if (s->dev->kind != MX_CPU) return mx_fail(err, MX_ERR_ARG, "vectors are searched on a CPU device");
     float *score = malloc(sizeof *score * TILE * TOGETHER);
     if (!score) return mx_fail(err, MX_ERR_NO_MEMORY, "a search");
-    pthread_rwlock_t *lock = reading(v);
     mx_status st = MX_OK;
     for (int32_t i = 0; !st && i < n; i += TOGETHER) {
         int32_t some = n - i < TOGETHER ? n - i : TOGETHER;
         st = search_some(&q, s, queries + (size_t)i * (size_t)v->dim, some, score, hit + (size_t)i * (size_t)k, found + i, err);
     }
-    pthread_rwlock_unlock(lock);
     free(score);
     return st;
 }

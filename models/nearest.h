@@ -4,7 +4,8 @@
  * (op product), so its cost is one pass over memory, and a score is the same bits whatever else is
  * asked.  Ties go to the lower number.
  *
- * THREADS: searches share, changes wait for them. */
+ * THREADS: any.  A search holds a lock for one tile at a time, so a change waits for microseconds and a
+ * search for no more; every score is of one whole vector, those changed meanwhile before or after. */
 #ifndef MX_NEAREST_H
 #define MX_NEAREST_H
 

@@ -13,6 +13,8 @@ struct mx_refresh {
     float         *h[MX_REFRESH_LAYERS + 1];          /* [room, width] */
     set            input, row;                        /* whose input, whose row changed since the last run */
     set            moved, next;                       /* of one run: whose h changed; who is computed */
+    set            told;                              /* whose embedding changed since the last run that went well */
+    float         *mean;                              /* [room, width[0]], or NULL                    */
     int32_t       *last;
     int32_t        last_count;
     float         *out;                               /* [batch, widest] */
@@ -27,7 +29,8 @@ static mx_status gnn_layer(void *ctx, mx_stream *s, int32_t layer, const mx_grap
 mx_refresh_net mx_refresh_net_of(mx_gnn *m, int32_t batch)
 {
     const mx_gnn_config *c = mx_gnn_config_of(m);
-    mx_refresh_net net = {.layers = c->layers, .degrees = c->kind == MX_GNN_GCN || c->kind == MX_GNN_LIGHTGCN, .run = gnn_layer, .ctx = m, .batch = batch};
+    mx_refresh_net net = {.layers = c->layers, .degrees = c->kind == MX_GNN_GCN || c->kind == MX_GNN_LIGHTGCN, .mean = c->kind == MX_GNN_LIGHTGCN, .run = gnn_layer,
+                          .ctx = m, .batch = batch};
     for (int32_t k = 0; k <= c->layers; k++) net.width[k] = mx_gnn_width(c, k);
     return net;
 }
@@ -90,18 +93,19 @@ static bool room_for(mx_refresh *r, int32_t nodes)
 {
     if (nodes <= r->room) return true;
     int32_t room = nodes < INT32_MAX / 3 * 2 ? nodes + nodes / 8 + 16 : INT32_MAX;
-    set *sets[] = {&r->input, &r->row, &r->moved, &r->next};
-    for (int i = 0; i < 4; i++)
+    set *sets[] = {&r->input, &r->row, &r->moved, &r->next, &r->told};
+    for (int i = 0; i < 5; i++)
         if (!set_room(sets[i], r->room, room)) return false;
     int32_t *last = realloc(r->last, 4 * (size_t)room);
     if (!last) return false;
     r->last = last;
-    for (int32_t k = 0; k <= r->net.layers; k++) {
-        size_t row = 4 * (size_t)r->net.width[k], bytes;
+    for (int32_t k = 0; k <= r->net.layers + (r->net.mean ? 1 : 0); k++) {
+        float **at = k > r->net.layers ? &r->mean : &r->h[k];
+        size_t row = 4 * (size_t)r->net.width[k > r->net.layers ? 0 : k], bytes;
         if (!mx_mul_size(row, (size_t)room, &bytes)) return false;
-        float *h = realloc(r->h[k], bytes);
+        float *h = realloc(*at, bytes);
         if (!h) return false;
-        r->h[k] = h;
+        *at = h;
         memset((char *)h + row * (size_t)r->room, 0, bytes - row * (size_t)r->room);
     }
     r->room = room;
@@ -116,6 +120,7 @@ mx_status mx_refresh_open(mx_refresh **out, mx_live_graph *graph, const mx_refre
     for (int32_t k = 0; k <= net->layers; k++) {
         if (net->width[k] < 1) return mx_fail(err, MX_ERR_ARG, "refresh: layer %d is %d wide", k, net->width[k]);
         if (net->width[k] > widest) widest = net->width[k];
+        if (net->mean && net->width[k] != net->width[0]) return mx_fail(err, MX_ERR_ARG, "refresh: layer %d is %d wide; a mean is of equal ones", k, net->width[k]);
     }
     if (net->batch < 1) return mx_fail(err, MX_ERR_ARG, "refresh: batches of %d nodes", net->batch);
     mx_refresh *r = calloc(1, sizeof *r);
@@ -141,6 +146,8 @@ void mx_refresh_close(mx_refresh *r)
     set_free(&r->row);
     set_free(&r->moved);
     set_free(&r->next);
+    set_free(&r->told);
+    free(r->mean);
     for (int32_t k = 0; k <= MX_REFRESH_LAYERS; k++) free(r->h[k]);
     free(r->last);
     free(r->out);
@@ -158,6 +165,7 @@ mx_status mx_refresh_add_node(mx_refresh *r, uint8_t type, const float *input, i
     r->nodes++;
     memcpy(row_of(r, 0, *node), input, 4 * (size_t)r->net.width[0]);
     set_add(&r->row, *node);
+    if (r->net.mean) set_add(&r->told, *node);
     return MX_OK;
 }
 
@@ -194,7 +202,10 @@ mx_status mx_refresh_erase(mx_refresh *r, int32_t node, mx_error *err)
 
 void mx_refresh_all(mx_refresh *r)
 {
-    for (int32_t i = 0; i < r->nodes; i++) set_add(&r->row, i);
+    for (int32_t i = 0; i < r->nodes; i++) {
+        set_add(&r->row, i);
+        if (r->net.mean) set_add(&r->told, i);            /* a mean is due where no layer's row will move */
+    }
 }
 
 int64_t mx_refresh_due(const mx_refresh *r) { return (int64_t)r->row.count + r->input.count; }
@@ -231,9 +242,29 @@ static void spread(const mx_refresh *r, const set *from, set *to, bool themselve
 
 static void keep_last(mx_refresh *r)
 {
-    set_sort(&r->moved, r->nodes);
-    r->last_count = r->moved.count;
-    if (r->last_count) memcpy(r->last, r->moved.node, 4 * (size_t)r->last_count);
+    set_sort(&r->told, r->nodes);
+    r->last_count = r->told.count;
+    if (r->last_count) memcpy(r->last, r->told.node, 4 * (size_t)r->last_count);
+    set_clear(&r->told);
+}
+
+static void tell(mx_refresh *r)
+{
+    for (int32_t i = 0; i < r->moved.count; i++) set_add(&r->told, r->moved.node[i]);
+}
+
+/* In the order of mx_gnn_infer(). */
+static void take_means(mx_refresh *r)
+{
+    int32_t c = r->net.width[0];
+    float share = 1 / (float)(r->net.layers + 1);
+    for (int32_t i = 0; r->net.mean && i < r->told.count; i++) {
+        float *to = r->mean + (size_t)r->told.node[i] * (size_t)c;
+        for (int32_t k = 0; k <= r->net.layers; k++) {
+            const float *from = row_of(r, k, r->told.node[i]);
+            for (int32_t j = 0; j < c; j++) to[j] = k ? to[j] + share * from[j] : share * from[j];
+        }
+    }
 }
 
 mx_status mx_refresh_run(mx_refresh *r, mx_stream *s, mx_refresh_stats *stats, mx_error *err)
@@ -245,6 +276,7 @@ mx_status mx_refresh_run(mx_refresh *r, mx_stream *s, mx_refresh_stats *stats, m
     set_clear(&r->moved);
     for (int32_t i = 0; i < r->input.count; i++) set_add(&r->moved, r->input.node[i]);
     for (int32_t k = 0; !st && k < r->net.layers; k++) {
+        if (r->net.mean) tell(r);
         set_clear(&r->next);
         spread(r, &r->moved, &r->next, true);
         for (int32_t i = 0; i < r->row.count; i++) set_add(&r->next, r->row.node[i]);
@@ -254,18 +286,26 @@ mx_status mx_refresh_run(mx_refresh *r, mx_stream *s, mx_refresh_stats *stats, m
         stats->computed[k] = r->next.count;
         stats->changed[k] = r->moved.count;
     }
+    tell(r);                                              /* of a run that failed too */
     if (st) {
         /* Rows that did change would look unchanged next time: all is due again. */
         mx_refresh_all(r);
         return st;
     }
+    take_means(r);
     keep_last(r);
     set_clear(&r->input);
     set_clear(&r->row);
     return MX_OK;
 }
 
-const float *mx_refresh_embedding(const mx_refresh *r, int32_t node) { return node >= 0 && node < r->nodes ? row_of(r, r->net.layers, node) : NULL; }
+const float *mx_refresh_embedding(const mx_refresh *r, int32_t node)
+{
+    if (node < 0 || node >= r->nodes) return NULL;
+    return r->net.mean ? r->mean + (size_t)node * (size_t)r->net.width[0] : row_of(r, r->net.layers, node);
+}
+
+float *mx_refresh_rows(mx_refresh *r, int32_t layer) { return r->h[layer]; }
 
 const int32_t *mx_refresh_changed(const mx_refresh *r, int32_t *n)
 {

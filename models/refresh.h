@@ -24,6 +24,7 @@
 typedef struct mx_refresh_net {
     int32_t layers, width[MX_REFRESH_LAYERS + 1];     /* width[0]: of the input            */
     bool    degrees;                                  /* coefficients take both ends' degrees */
+    bool    mean;                                     /* what counts is the mean of the input and all layers (LightGCN); equal widths */
     /* out[n, width[layer+1]] = the layer's outputs of nodes[n], rising; in[all nodes, width[layer]]. */
     mx_status (*run)(void *ctx, mx_stream *s, int32_t layer, const mx_graph *g, const int32_t *nodes, int32_t n, const float *in, float *out, mx_error *err);
     void    *ctx;
@@ -57,9 +58,11 @@ mx_status mx_refresh_run(mx_refresh *r, mx_stream *s, mx_refresh_stats *stats, m
 void      mx_refresh_all(mx_refresh *r);
 int64_t   mx_refresh_due(const mx_refresh *r);
 
-/* The last layer's row as of the last run; valid until the next change. */
+/* What counts of a node as of the last run, its last layer's row or the mean; valid until the next change. */
 const float *mx_refresh_embedding(const mx_refresh *r, int32_t node);
-/* Nodes whose last layer's row changed in the last run, rising. */
+/* All nodes' rows after so many layers, 0: the input.  Who explains an embedding may change rows and puts them back. */
+float       *mx_refresh_rows(mx_refresh *r, int32_t layer);
+/* Nodes whose embedding changed since the last run that went well, rising. */
 const int32_t *mx_refresh_changed(const mx_refresh *r, int32_t *n);
 
 /* ---- for run(): rows side by side ---------------------------------------------------------- */

@@ -1,6 +1,8 @@
 /* tokenizer.c - a tokenizer's life: made empty, filled by a reader, sealed, closed. */
 #include "models/tokenizer_internal.h"
 
+#include "runtime/slab.h"
+
 #include <stdlib.h>
 #include <unistd.h>
 
@@ -147,7 +149,7 @@ mx_status mx_tokenizer_seal(mx_tokenizer *t, const char *what, mx_error *err)
         /* `tokenizers` looks for these in normalised text, so their own text is normalised too */
         if (a->normalized && mx_utf8_valid(s, n, NULL)) st = mx_normalize(t->norm, t->n_norms, true, s, n, &made, &n);
         if (!st) st = mx_trie_add(a->normalized ? &t->trie_normalized : &t->trie, made ? made : s, n, i);
-        free(made);
+        mx_slab_free(made);
     }
     if (st) return mx_fail(err, st, "%s: no memory for the vocabulary", what);
     const int32_t named[] = {t->unknown, t->bos, t->eos};

@@ -6,6 +6,8 @@
  * heap over a linked list, so that n symbols cost O(n log n). */
 #include "models/tokenizer_internal.h"
 
+#include "runtime/slab.h"
+
 #include <stdlib.h>
 
 #define NONE UINT32_MAX
@@ -68,13 +70,13 @@ mx_status mx_merges_add(mx_tokenizer *t, const char *left, size_t n_left, const 
         return mx_fail(err, MX_ERR_FORMAT, "%s: merge %u has an empty part", what, rank);
     if (!mx_add_size(n_left, n_right, &n))
         return mx_fail(err, MX_ERR_FORMAT, "%s: merge %u is too long", what, rank);
-    if (n > sizeof small && !(both = malloc(n)))
+    if (n > sizeof small && !(both = mx_slab_alloc(n)))
         return mx_fail(err, MX_ERR_NO_MEMORY, "%s: no memory for merge %u", what, rank);
     memcpy(both, left, n_left);
     memcpy(both + n_left, right, n_right);
     int32_t l = mx_vocab_find(&t->vocab, left, n_left), r = mx_vocab_find(&t->vocab, right, n_right);
     int32_t id = mx_vocab_find(&t->vocab, both, n);
-    if (both != small) free(both);
+    if (both != small) mx_slab_free(both);
     if (l < 0 || r < 0)
         return mx_fail(err, MX_ERR_FORMAT, "%s: merge %u refers to \"%.*s\", which is not in the vocabulary", what, rank,
                        shown(l < 0 ? n_left : n_right), l < 0 ? left : right);
@@ -101,10 +103,10 @@ static inline const mx_pair *find_pair(const mx_merges *m, uint32_t left, uint32
 
 void mx_bpe_scratch_free(mx_bpe_scratch *s)
 {
-    free(s->id);
-    free(s->prev);
-    free(s->next);
-    free(s->heap);
+    mx_slab_free(s->id);
+    mx_slab_free(s->prev);
+    mx_slab_free(s->next);
+    mx_slab_free(s->heap);
     memset(s, 0, sizeof *s);
 }
 
@@ -113,11 +115,11 @@ mx_status mx_bpe_reserve(mx_bpe_scratch *s, size_t n)
     if (n <= s->room) return MX_OK;
     if (n > INT32_MAX) return MX_ERR_NO_MEMORY;
     size_t room = n + n / 2 + 64;
-    uint32_t *id = realloc(s->id, room * sizeof *id);
+    uint32_t *id = mx_slab_grow(s->id, room * sizeof *id);
     if (id) s->id = id;
-    int32_t *prev = realloc(s->prev, room * sizeof *prev);
+    int32_t *prev = mx_slab_grow(s->prev, room * sizeof *prev);
     if (prev) s->prev = prev;
-    int32_t *next = realloc(s->next, room * sizeof *next);
+    int32_t *next = mx_slab_grow(s->next, room * sizeof *next);
     if (next) s->next = next;
     if (!id || !prev || !next) return MX_ERR_NO_MEMORY;
     s->room = room;
@@ -198,8 +200,8 @@ static mx_status merge_long(const mx_merges *m, mx_bpe_scratch *s, size_t n, siz
     if (need > s->room_heap) {
         size_t bytes;
         if (!mx_mul_size(need, sizeof *s->heap, &bytes)) return MX_ERR_NO_MEMORY;
-        free(s->heap);
-        s->heap = malloc(bytes);
+        mx_slab_free(s->heap);
+        s->heap = mx_slab_alloc(bytes);
         s->room_heap = s->heap ? need : 0;
         if (!s->heap) return MX_ERR_NO_MEMORY;
     }

@@ -1,6 +1,8 @@
 /* tokenizer_decode.c - ids to text, whole or as a stream. */
 #include "models/tokenizer_internal.h"
 
+#include "runtime/slab.h"
+
 #include <stdlib.h>
 
 static const mx_token *token_at(const mx_tokenizer *t, int32_t id)
@@ -48,7 +50,7 @@ void mx_detokenizer_open(mx_detokenizer *d, const mx_tokenizer *t, bool skip_spe
 
 void mx_detokenizer_close(mx_detokenizer *d)
 {
-    free(d->text);
+    mx_slab_free(d->text);
     memset(d, 0, sizeof *d);
 }
 
@@ -61,7 +63,7 @@ static const char *put_valid(mx_detokenizer *d, const char *s, size_t n, bool la
     /* a bad byte becomes three, and the held bytes come first */
     if (!mx_add_size(n, sizeof d->held, &room) || !mx_mul_size(room, 4, &room)) return NULL;
     if (room > d->room) {
-        char *text = realloc(d->text, room);
+        char *text = mx_slab_grow(d->text, room);
         if (!text) return NULL;
         d->text = text;
         d->room = room;

@@ -1,6 +1,8 @@
 /* tokenizer_encode.c - text to ids: added tokens, normalisers, split stages, merges, BOS and EOS. */
 #include "models/tokenizer_internal.h"
 
+#include "runtime/slab.h"
+
 #include <stdlib.h>
 #include <utf8proc.h>
 
@@ -13,7 +15,7 @@ static mx_status ids_reserve(mx_ids *ids, size_t more)
     if (need <= (size_t)ids->room) return MX_OK;
     size_t room = need + need / 2 + 16;
     if (room > INT32_MAX) room = INT32_MAX;
-    int32_t *id = realloc(ids->id, room * sizeof *id);
+    int32_t *id = mx_slab_grow(ids->id, room * sizeof *id);
     if (!id) return MX_ERR_NO_MEMORY;
     ids->id = id;
     ids->room = (int32_t)room;
@@ -29,7 +31,7 @@ mx_status mx_ids_push(mx_ids *ids, int32_t id)
 
 void mx_ids_free(mx_ids *ids)
 {
-    free(ids->id);
+    mx_slab_free(ids->id);
     memset(ids, 0, sizeof *ids);
 }
 
@@ -314,7 +316,7 @@ static mx_status valid(encoder *e, const char *s, size_t n, bool at_start, bool 
     char *made = NULL;
     if (mx_normalize(e->t->norm, e->t->n_norms, first, s, n, &made, &n)) return no_memory(e);
     mx_status st = each_added(e, &e->t->trie_normalized, made ? made : s, n, at_start, normalized);
-    free(made);
+    mx_slab_free(made);
     return st;
 }
 
@@ -354,7 +356,7 @@ mx_status mx_tokenizer_encode_part(const mx_tokenizer *t, const char *text, size
     if (len >= 256) {
         uint32_t n = 16;
         while (n < MOST_SLOTS && n < len / 16) n *= 2;
-        e.cache = calloc(n, sizeof *e.cache);            /* without it all is merely slower */
+        e.cache = mx_slab_zeroed(n * sizeof *e.cache);         /* without it all is merely slower */
         e.n_slots = e.cache ? n : 0;
     }
     if (ids_reserve(out, len / 4 + 4)) st = no_memory(&e);
@@ -363,7 +365,7 @@ done:
     if (st) out->count = before;
     mx_split_run_close(&e.run);
     mx_bpe_scratch_free(&e.bpe);
-    free(e.cache);
+    mx_slab_free(e.cache);
     return st;
 }
 

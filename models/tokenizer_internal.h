@@ -177,6 +177,8 @@ typedef struct mx_wordpiece {
     char    prefix[MX_WORDPIECE_MOST_PREFIX];   /* of pieces inside a word: "##" */
 } mx_wordpiece;
 
+/* What utf8proc_map() made, as a slab's block; NULL: out of memory. */
+char *mx_text_of_utf8proc(unsigned char *p, size_t n);
 mx_status mx_bert_normalize(const mx_normalizer *r, const char *text, size_t n, char **out, size_t *n_out);
 mx_status mx_bert_words(mx_split_run *r, int stage, const char *text, size_t n, bool at_start);
 /* Append the pieces of a word, or the unknown token.  MX_ERR_NO_MEMORY. */

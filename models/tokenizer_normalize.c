@@ -2,6 +2,8 @@
  * literal replacements of SentencePiece-style tokenizers. */
 #include "models/tokenizer_internal.h"
 
+#include "runtime/slab.h"
+
 #include <stdlib.h>
 #include <utf8proc.h>
 
@@ -43,6 +45,15 @@ static bool all_ascii(const char *s, size_t n)
     return any < 0x80;
 }
 
+/* utf8proc's own memory as ours. */
+char *mx_text_of_utf8proc(utf8proc_uint8_t *p, size_t n)
+{
+    char *text = mx_slab_alloc(n + 1);
+    if (text) memcpy(text, p, n);
+    free(p);
+    return text;
+}
+
 static mx_status normal_form(mx_norm_kind kind, const char *s, size_t n, char **out, size_t *n_out)
 {
     if (kind == MX_NORM_NFC ? surely_nfc(s, n) : all_ascii(s, n)) return MX_OK;
@@ -53,9 +64,9 @@ static mx_status normal_form(mx_norm_kind kind, const char *s, size_t n, char **
     utf8proc_uint8_t *p = NULL;
     utf8proc_ssize_t len = utf8proc_map((const utf8proc_uint8_t *)s, (utf8proc_ssize_t)n, &p, (utf8proc_option_t)how);
     if (len < 0) return len == UTF8PROC_ERROR_INVALIDUTF8 ? MX_OK : MX_ERR_NO_MEMORY;
-    *out = (char *)p;
+    *out = mx_text_of_utf8proc(p, (size_t)len);
     *n_out = (size_t)len;
-    return MX_OK;
+    return *out ? MX_OK : MX_ERR_NO_MEMORY;
 }
 
 static mx_status replace(const mx_normalizer *r, const char *s, size_t n, char **out, size_t *n_out)
@@ -67,7 +78,7 @@ static mx_status replace(const mx_normalizer *r, const char *s, size_t n, char *
     if (!mx_mul_size(hits, r->n_to, &grown) || !mx_add_size(n - hits * r->n_from, grown, &size) ||
         !mx_add_size(size, 1, &grown))
         return MX_ERR_NO_MEMORY;
-    char *w = malloc(grown);
+    char *w = mx_slab_alloc(grown);
     if (!w) return MX_ERR_NO_MEMORY;
     *out = w;
     *n_out = size;
@@ -89,7 +100,7 @@ static mx_status prepend(const mx_normalizer *r, const char *s, size_t n, char *
 {
     size_t size;
     if (!mx_add_size(n, r->n_to + 1, &size)) return MX_ERR_NO_MEMORY;
-    char *w = malloc(size);
+    char *w = mx_slab_alloc(size);
     if (!w) return MX_ERR_NO_MEMORY;
     memcpy(w, r->to, r->n_to);
     if (n) memcpy(w + r->n_to, s, n);
@@ -115,7 +126,7 @@ static mx_status strip(const mx_normalizer *r, const char *s, size_t n, char **o
         end = at;
     }
     if (begin == 0 && end == n) return MX_OK;
-    *out = malloc(end - begin + 1);
+    *out = mx_slab_alloc(end - begin + 1);
     if (!*out) return MX_ERR_NO_MEMORY;
     memcpy(*out, s + begin, end - begin);
     (*out)[end - begin] = 0;
@@ -142,12 +153,12 @@ mx_status mx_normalize(const mx_normalizer *norms, int n_norms, bool first, cons
         default: st = normal_form(r->kind, s, *n_out, &made, &n_made); break;
         }
         if (made) {
-            free(*out);
+            mx_slab_free(*out);
             *out = made;
             *n_out = n_made;
         }
         if (st) {
-            free(*out);
+            mx_slab_free(*out);
             *out = NULL;
             return st;
         }

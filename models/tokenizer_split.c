@@ -1,6 +1,8 @@
 /* tokenizer_split.c - cutting text into words: PCRE2 patterns and the named presets. */
 #include "models/tokenizer_internal.h"
 
+#include "runtime/slab.h"
+
 #include <stdlib.h>
 
 #define PCRE2_CODE_UNIT_WIDTH 8
@@ -136,9 +138,23 @@ done:
 
 /* ---- cutting ---- */
 
+static void *slab_take(PCRE2_SIZE n, void *none)
+{
+    (void)none;
+    return mx_slab_alloc(n);
+}
+
+static void slab_give(void *p, void *none)
+{
+    (void)none;
+    mx_slab_free(p);
+}
+
 mx_status mx_split_run_open(mx_split_run *r)
 {
-    r->match = pcre2_match_data_create(1, NULL);
+    pcre2_general_context *slabs = pcre2_general_context_create(slab_take, slab_give, NULL);
+    r->match = slabs ? pcre2_match_data_create(1, slabs) : NULL;
+    pcre2_general_context_free(slabs);       /* the match data keeps what it needs of it */
     return r->match ? MX_OK : MX_ERR_NO_MEMORY;
 }
 

@@ -5,6 +5,8 @@
  * between the two libraries' versions of Unicode. */
 #include "models/tokenizer_internal.h"
 
+#include "runtime/slab.h"
+
 #include <stdlib.h>
 #include <utf8proc.h>
 
@@ -74,8 +76,10 @@ static mx_status strip_accents(char **text, size_t *n)
         memmove(p + k, p + i, w);
         k += w;
     }
-    free(*text);
-    *text = (char *)p;
+    char *bare = mx_text_of_utf8proc(p, k);
+    if (!bare) return MX_ERR_NO_MEMORY;
+    mx_slab_free(*text);
+    *text = bare;
     *n = k;
     return MX_OK;
 }
@@ -90,7 +94,7 @@ static mx_status lower(char **text, size_t *n)
     }
     size_t size, k = 0;
     if (!mx_mul_size(*n, 2, &size) || !mx_add_size(size, 1, &size)) return MX_ERR_NO_MEMORY;
-    char *out = malloc(size);
+    char *out = mx_slab_alloc(size);
     if (!out) return MX_ERR_NO_MEMORY;
     for (size_t i = 0, w; i < *n; i += w) {
         uint32_t c;
@@ -104,7 +108,7 @@ static mx_status lower(char **text, size_t *n)
             k += (size_t)mx_utf8_put(out + k, (uint32_t)utf8proc_tolower((utf8proc_int32_t)c));
         }
     }
-    free(*text);
+    mx_slab_free(*text);
     *text = out;
     *n = k;
     return MX_OK;
@@ -115,13 +119,13 @@ mx_status mx_bert_normalize(const mx_normalizer *r, const char *s, size_t n, cha
     size_t size;
     mx_status st = MX_OK;
     if (!mx_mul_size(n, 2, &size) || !mx_add_size(size, 1, &size)) return MX_ERR_NO_MEMORY;
-    char *text = malloc(size);
+    char *text = mx_slab_alloc(size);
     if (!text) return MX_ERR_NO_MEMORY;
     size_t k = clean(r, s, n, text);
     if (r->accents) st = strip_accents(&text, &k);
     if (!st && r->lowercase) st = lower(&text, &k);
     if (st) {
-        free(text);
+        mx_slab_free(text);
         return st;
     }
     *out = text;

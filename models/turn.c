@@ -126,8 +126,8 @@ static int32_t pack_seq(mx_generation *r, int32_t index, int32_t budget)
     }
     if (r->p.adapter) {
         mx_adapter_span *last = p->n_spans ? &p->spans[p->n_spans - 1] : NULL;
-        if (last && last->adapter == r->p.adapter - 1 && last->first + last->n == p->n_rows) last->n += n;
-        else p->spans[p->n_spans++] = (mx_adapter_span){r->p.adapter - 1, p->n_rows, n};
+        if (last && last->adapter == r->adapter_slot && last->first + last->n == p->n_rows) last->n += n;
+        else p->spans[p->n_spans++] = (mx_adapter_span){r->adapter_slot, p->n_rows, n};
     }
     p->n_rows += n;
     p->done[p->n_seqs] = done + n;
@@ -240,7 +240,7 @@ static void settle(mx_generator *g, mx_job **jobs, int n)
 
 /* What the ops of a turn depend on (device.h, sections): where a decoding turn's tensors lie follows from these. */
 typedef struct turn_key {
-    const mx_generator *g;
+    uint64_t born;                       /* of the generator: its address may have been another's */
     const void *first, *logits, *row, *ids;
     mx_logit_lists lists;
     int32_t n_rows, n_seqs, n_logits, table_cols, k;
@@ -255,7 +255,7 @@ static void compute(mx_generator *g, mx_stream *s, mx_decoder_turn *t, const gen
     bool repeats = p->n_rows == p->n_logits && !p->n_spans;
     turn_key key;
     memset(&key, 0, sizeof key);         /* what lies between its fields is compared too */
-    key.g = g, key.first = t->ids.data, key.logits = t->logits.data, key.row = c->row, key.ids = c->ids.data, key.lists = c->lists;
+    key.born = g->born_ns, key.first = t->ids.data, key.logits = t->logits.data, key.row = c->row, key.ids = c->ids.data, key.lists = c->lists;
     key.n_rows = p->n_rows, key.n_seqs = p->n_seqs, key.n_logits = p->n_logits, key.table_cols = p->table_cols, key.k = c->k;
     key.logprobs = c->logprobs, key.process = c->process;
     if (repeats && mx_stream_section(s, &key, sizeof key)) return;

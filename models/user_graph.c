@@ -271,6 +271,13 @@ static mx_status add_salt(mx_user_graph *g, mx_error *err)
     return append_one(g, text, sizeof text, err);
 }
 
+uint64_t mx_user_graph_print(const mx_user_graph *g)
+{
+    uint64_t h = 0xcbf29ce484222325u;                   /* FNV-1a */
+    for (size_t i = 0; i < sizeof g->salt; i++) h = (h ^ g->salt[i]) * 0x100000001b3u;
+    return h ? h : 1;
+}
+
 static mx_status lock_folder(mx_user_graph *g, mx_error *err)
 {
     char path[MX_PATH];

@@ -113,6 +113,7 @@ typedef struct mx_put_ack {
 mx_status mx_user_graph_put(mx_user_graph *g, const mx_event *e, int32_t n, int64_t now_ms, mx_put_result *result, mx_put_ack *ack,
                             mx_error *err);
 uint64_t  mx_user_graph_watermark(const mx_user_graph *g);
+uint64_t  mx_user_graph_print(const mx_user_graph *g);          /* tells this store from others; never 0 */
 int64_t   mx_user_graph_newest_ms(const mx_user_graph *g);      /* ts of the newest event; 0: none */
 
 /* ---- nodes and edges ------------------------------------------------------------------ */

@@ -62,7 +62,7 @@ int mx_edit_distance(const char *a, const char *b)
 }
 
 /* The setting a person may have meant, or NULL. */
-static const mx_setting *nearest(const mx_config *c, unsigned command, const char *name)
+static const mx_setting *nearest(const mx_config *c, uint64_t command, const char *name)
 {
     const mx_setting *best = NULL;
     int least = 1 + (int)strlen(name) / 3;
@@ -397,7 +397,7 @@ static void warn_of_unknown(const mx_config *c)
     }
 }
 
-mx_status mx_config_environment(mx_config *c, unsigned command, mx_error *err)
+mx_status mx_config_environment(mx_config *c, uint64_t command, mx_error *err)
 {
     char name[MX_CONFIG_ENV_SIZE];
     for (int i = 0; i < c->n; i++) {
@@ -414,7 +414,7 @@ mx_status mx_config_environment(mx_config *c, unsigned command, mx_error *err)
 
 /* ---- flags ---------------------------------------------------------------------------- */
 
-static mx_status no_such_flag(const mx_config *c, unsigned command, const char *name, mx_error *err)
+static mx_status no_such_flag(const mx_config *c, uint64_t command, const char *name, mx_error *err)
 {
     if (find(c, name)) return mx_fail(err, MX_ERR_ARG, "--%.80s is not a flag of this command", name);
     const mx_setting *near = nearest(c, command, name);
@@ -430,7 +430,7 @@ static mx_status no_value(const mx_setting *s, mx_error *err)
 
 /* `flag` is what follows "--"; takes `next` as the value and says so in *used
  * when it has none of its own. */
-static mx_status long_flag(mx_config *c, unsigned command, char *flag, char *next, bool *used, mx_error *err)
+static mx_status long_flag(mx_config *c, uint64_t command, char *flag, char *next, bool *used, mx_error *err)
 {
     char where[NAME_MOST + 4], *equals = strchr(flag, '=');
     size_t len = equals ? (size_t)(equals - flag) : strlen(flag);
@@ -455,7 +455,7 @@ static mx_status long_flag(mx_config *c, unsigned command, char *flag, char *nex
     return set_value(c, s, next, where, FROM_FLAG, err);
 }
 
-static mx_status short_flag(mx_config *c, unsigned command, char *flag, char *next, bool *used, mx_error *err)
+static mx_status short_flag(mx_config *c, uint64_t command, char *flag, char *next, bool *used, mx_error *err)
 {
     char where[NAME_MOST + 4];
     const mx_setting *s = NULL;
@@ -473,7 +473,7 @@ static mx_status short_flag(mx_config *c, unsigned command, char *flag, char *ne
     return set_value(c, s, next, where, FROM_FLAG, err);
 }
 
-mx_status mx_config_flags(mx_config *c, unsigned command, int argc, char **argv, char **rest, int *n_rest,
+mx_status mx_config_flags(mx_config *c, uint64_t command, int argc, char **argv, char **rest, int *n_rest,
                           mx_error *err)
 {
     *n_rest = 0;

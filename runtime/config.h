@@ -32,7 +32,7 @@ typedef struct mx_setting {
     const char     *fallback;      /* default as text; NULL: unset            */
     double          least, most;   /* INT and FLOAT, both inclusive; equal: no limits */
     const char     *choices;       /* CHOICE: "auto|f32|bf16"                 */
-    unsigned        commands;      /* bit set of commands it belongs to; bits that are none are the table's own */
+    uint64_t        commands;      /* bit set of commands it belongs to; bits that are none are the table's own */
     const char     *metavar;       /* "PATH", "N"                             */
     const char     *help;          /* one sentence                            */
 } mx_setting;
@@ -53,12 +53,12 @@ mx_status mx_config_file(mx_config *c, const char *path, mx_error *err);
 mx_status mx_config_text(mx_config *c, const char *text, size_t len, const char *origin, mx_error *err);
 /* Reads the variables of `command`'s settings.  An empty one is as good as
  * none; a MERX_ name that is no setting is logged, not an error. */
-mx_status mx_config_environment(mx_config *c, unsigned command, mx_error *err);
+mx_status mx_config_environment(mx_config *c, uint64_t command, mx_error *err);
 /* Reads flags of `command` from argv[0..argc), which begins behind the names of
  * program and command: --name value, --name=value, -n value, -nvalue.  What is
  * not a flag is left in rest[0..*n_rest) (pointers into argv, at most argc).
  * "--" ends the flags.  A misspelt flag's error offers the nearest name. */
-mx_status mx_config_flags(mx_config *c, unsigned command, int argc, char **argv, char **rest, int *n_rest,
+mx_status mx_config_flags(mx_config *c, uint64_t command, int argc, char **argv, char **rest, int *n_rest,
                           mx_error *err);
 /* As strong as a flag; `where` is what errors and mx_config_where() say. */
 mx_status mx_config_set(mx_config *c, const char *name, const char *value, const char *where, mx_error *err);
@@ -75,7 +75,7 @@ const char *mx_config_where(const mx_config *c, const char *name);       /* "def
 
 /* The flags' part of --help: the settings that have one of the bits `command`
  * and, unless it is 0, one of the bits `group` of their `commands`. */
-void mx_config_help(const mx_config *c, unsigned command, unsigned group, FILE *out, int width);
+void mx_config_help(const mx_config *c, uint64_t command, uint64_t group, FILE *out, int width);
 void mx_config_markdown(const mx_config *c, const char *const *command_names, FILE *out);  /* docs/settings.md */
 
 #endif

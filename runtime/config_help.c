@@ -85,7 +85,7 @@ static void put_wrapped(FILE *out, const char *text, int indent, int width)
     fputc('\n', out);
 }
 
-void mx_config_help(const mx_config *c, unsigned command, unsigned group, FILE *out, int width)
+void mx_config_help(const mx_config *c, uint64_t command, uint64_t group, FILE *out, int width)
 {
     char text[TEXT_SIZE];
     int indent = 0;

@@ -198,7 +198,7 @@ mx_status mx_device_twin(mx_device *twin, mx_device *d, mx_error *err)
 {
     *twin = *d;
     if (!d->pool) return MX_OK;
-    mx_pool_config c = {.threads = mx_pool_threads(d->pool), .cpus = mx_pool_cpus(d->pool), .spin_us = mx_pool_spin_us(d->pool)};        /* not in the background */
+    mx_pool_config c = {.threads = mx_pool_threads(d->pool), .cpus = mx_pool_cpus(d->pool), .spin_us = mx_pool_spin_us(d->pool), .prompt = true};
     return mx_pool_open(&twin->pool, &c, err);
 }
 
@@ -208,18 +208,27 @@ void mx_device_twin_close(mx_device *twin)
     *twin = (mx_device){0};
 }
 
+size_t mx_device_held(const mx_device *d)
+{
+    return __atomic_load_n(&d->held, __ATOMIC_RELAXED);
+}
+
 mx_status mx_buffer_open(mx_buffer *b, mx_device *d, size_t size, mx_error *err)
 {
     *b = (mx_buffer){.dev = d};
     if (!size) return MX_OK;
     MX_TRY(d->ops->alloc(d, size, &b->base, err));
     b->size = size;
+    __atomic_fetch_add(&d->held, size, __ATOMIC_RELAXED);
     return MX_OK;
 }
 
 void mx_buffer_close(mx_buffer *b)
 {
-    if (b->base) b->dev->ops->release(b->dev, b->base, b->size);
+    if (b->base) {
+        b->dev->ops->release(b->dev, b->base, b->size);
+        __atomic_fetch_sub(&b->dev->held, b->size, __ATOMIC_RELAXED);
+    }
     *b = (mx_buffer){0};
 }
 

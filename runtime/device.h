@@ -59,6 +59,7 @@ struct mx_device {
     char     name[64];
     char     pci[16];         /* "0000:65:00.0", "" for the CPU                 */
     size_t   memory;          /* bytes                                          */
+    size_t   held;            /* of open buffers; mx_device_held() reads it     */
     mx_pool *pool;            /* the CPU device's threads; NULL on CUDA         */
     bool     serves;          /* the plan puts models here                      */
     int      node;            /* NUMA node of its host memory; -1: wherever     */
@@ -77,8 +78,8 @@ struct mx_stream {
 typedef struct mx_device_options {
     int      cpu_threads;     /* 0: one per core, no more than the CPU quota    */
     bool     bind;            /* bind threads to cores                          */
-    bool     background;      /* CPU devices compute when nobody else has use for the core
-                                 (SCHED_IDLE): RPC threads and express lanes go before  */
+    int      nice;            /* of CPU devices' threads, mx_pool_config: RPC threads and
+                                 express lanes go before                        */
     const mx_plan *plan;      /* where; NULL: one CPU device of cpu_threads, and all GPUs */
     uint32_t spin_us;         /* mx_pool_config                                 */
 } mx_device_options;
@@ -108,11 +109,13 @@ static inline bool mx_device_shares(const mx_device *a, const mx_device *b)
 /* A worker thread begins to serve d: binds it to the device's processors. */
 void      mx_device_enter(mx_device *d);
 /* The same device for a second worker, whose short turns do not wait for the first one's:
- * a CPU gets threads of its own on the same processors, which are not in the background; a
+ * a CPU gets threads of its own on the same processors, which are prompt and not nice; a
  * GPU nothing but another stream.  d must outlive it.  Errors: MX_ERR_NO_MEMORY. */
 mx_status mx_device_twin(mx_device *twin, mx_device *d, mx_error *err);
 void      mx_device_twin_close(mx_device *twin);
 
+/* Bytes of buffers that are open; any thread. */
+size_t    mx_device_held(const mx_device *d);
 /* Zeroed.  size 0 is a buffer with base NULL.  Errors: MX_ERR_NO_MEMORY. */
 mx_status mx_buffer_open(mx_buffer *b, mx_device *d, size_t size, mx_error *err);
 void      mx_buffer_close(mx_buffer *b);

@@ -164,7 +164,7 @@ mx_status mx_device_cpu_open(mx_device *d, const mx_plan_device *at, const mx_de
 {
     *d = (mx_device){.ops = &cpu_ops, .kind = MX_CPU, .index = at->index, .node = -1};
     cpu_name(d->name, sizeof d->name);
-    mx_pool_config c = {.threads = at->n_cpus, .cpus = opt->bind ? at->cpus : NULL, .spin_us = opt->spin_us, .background = opt->background};
+    mx_pool_config c = {.threads = at->n_cpus, .cpus = opt->bind ? at->cpus : NULL, .spin_us = opt->spin_us, .nice = opt->nice};
     mx_status st = mx_pool_open(&d->pool, &c, err);
     if (st) *d = (mx_device){0};
     return st;

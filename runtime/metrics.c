@@ -1,8 +1,8 @@
 /* metrics.c - time series that are updated without a lock.
  *
  * A family is what Prometheus calls a metric: a name, a kind and a help text;
- * its series differ in their labels.  Series are never freed before the
- * registry, so a pointer to one may be kept anywhere. */
+ * its series differ in their labels.  Series are freed with the registry, or
+ * when what they tell of has gone: a pointer to one may be kept until then. */
 #include "runtime/metrics.h"
 
 #include <ctype.h>
@@ -160,6 +160,21 @@ mx_metric *mx_metrics_add(mx_metrics *m, mx_metric_kind kind, const char *name, 
     mx_metric *series = get_series(m, kind, name, labels, help);
     pthread_mutex_unlock(&m->lock);
     return series;
+}
+
+void mx_metrics_remove(mx_metrics *m, const char *labels)
+{
+    pthread_mutex_lock(&m->lock);
+    for (family *f = m->families; f; f = f->next)
+        for (mx_metric **at = &f->series, *series; (series = *at) != NULL;) {
+            if (strcmp(series->labels, labels) != 0) {
+                at = &series->next;
+                continue;
+            }
+            *at = series->next;
+            free_series(series);
+        }
+    pthread_mutex_unlock(&m->lock);
 }
 
 void mx_metrics_label(char *out, size_t size, const char *key, const char *value)

@@ -25,6 +25,8 @@ void      mx_metrics_close(mx_metrics *m);
  * 1-2.5-5 steps, unit seconds.  Returns NULL when memory is out or name, kind
  * or labels are wrong; updates of a NULL metric do nothing. */
 mx_metric *mx_metrics_add(mx_metrics *m, mx_metric_kind kind, const char *name, const char *labels, const char *help);
+/* The series with these labels are gone, in all families: nobody may hold one any more. */
+void       mx_metrics_remove(mx_metrics *m, const char *labels);
 void       mx_metrics_label(char *out, size_t size, const char *key, const char *value);   /* key="value", escaped */
 
 void   mx_metric_inc(mx_metric *m, uint64_t n);          /* counter             */

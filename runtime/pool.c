@@ -25,6 +25,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -45,7 +46,8 @@ struct mx_pool {
     int64_t     parts;
     int         threads, started;
     uint64_t    spin_ns;
-    bool        background;
+    int         nice;
+    bool        prompt;
     int        *cpus;          /* threads entries, or NULL */
     helper     *helpers;       /* threads - 1 entries */
 
@@ -128,12 +130,29 @@ void mx_thread_bind(const int *cpus, int n)
     CPU_FREE(set);
 }
 
+void mx_thread_prompt(void)
+{
+    struct {                             /* struct sched_attr, first version; glibc 2.36 has none */
+        uint32_t size, policy;
+        uint64_t flags;
+        int32_t  nice;
+        uint32_t priority;
+        uint64_t runtime, deadline, period;
+    } a = {.size = sizeof a, .nice = getpriority(PRIO_PROCESS, (id_t)syscall(SYS_gettid)), .runtime = 100000};
+    _Static_assert(sizeof a == 48, "as the kernel has it");
+    syscall(SYS_sched_setattr, 0, &a, 0u);       /* an older kernel ignores the slice, or says no */
+}
+
 /* The calling thread is the pool's thread `index`. */
 static void settle(const mx_pool *p, int index)
 {
     if (p->cpus) mx_thread_bind(&p->cpus[index], 1);
-    if (p->background && sched_setscheduler(0, SCHED_IDLE, &(struct sched_param){0}))
-        mx_log(MX_LOG_WARN, "pool", "thread not in the background: %s", strerror(errno));
+    if (p->prompt) mx_thread_prompt();
+    if (!p->nice) return;
+    id_t self = (id_t)syscall(SYS_gettid);       /* nice is a thread's, on Linux */
+    int nice = getpriority(PRIO_PROCESS, self) + p->nice;
+    int e = p->nice == MX_NICE_IDLE ? sched_setscheduler(0, SCHED_IDLE, &(struct sched_param){0}) : setpriority(PRIO_PROCESS, self, nice < 19 ? nice : 19);
+    if (e) mx_log(MX_LOG_WARN, "pool", "thread not in the background: %s", strerror(errno));
 }
 
 static void *helper_main(void *arg)
@@ -185,7 +204,8 @@ mx_status mx_pool_open(mx_pool **out, const mx_pool_config *c, mx_error *err)
     pthread_mutex_init(&p->turn, NULL);
     p->threads = c->threads;
     p->started = 1;
-    p->background = c->background;
+    p->nice = c->nice;
+    p->prompt = c->prompt;
     p->spin_ns = (uint64_t)c->spin_us * 1000;
     p->helpers = calloc(n, sizeof *p->helpers);
     if (c->cpus) p->cpus = malloc(n * sizeof *p->cpus);

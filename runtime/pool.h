@@ -17,12 +17,16 @@
 
 typedef struct mx_pool mx_pool;
 
+enum { MX_NICE_IDLE = 20 };
+
 typedef struct mx_pool_config {
     int        threads;      /* >= 1, the caller of mx_pool_run() included       */
     const int *cpus;         /* OS processor of each thread, or NULL: not bound;
                                 cpus[0] is for the caller (mx_pool_bind_caller)  */
     uint32_t   spin_us;      /* 0: sleep at once                                 */
-    bool       background;   /* SCHED_IDLE: the threads give way to all others   */
+    int        nice;         /* 0..19: how far the threads give way to others that want the processor;
+                                MX_NICE_IDLE: they run when nobody else would (SCHED_IDLE) */
+    bool       prompt;       /* short slices: see mx_thread_prompt               */
 } mx_pool_config;
 
 /* Errors: MX_ERR_ARG (threads < 1), MX_ERR_NO_MEMORY (threads could not start). */
@@ -35,7 +39,11 @@ uint32_t  mx_pool_spin_us(const mx_pool *p);
 /* The calling thread may run on these processors only. */
 void      mx_thread_bind(const int *cpus, int n);
 
-/* Bind the calling thread to cpus[0], and to the background as the others; the device's worker calls it once. */
+/* The calling thread, and those that it starts, get slices of 0.1 ms: woken, they take the processor at once from
+ * threads with longer ones (Linux 6.12 and later; before, no harm is done). */
+void      mx_thread_prompt(void);
+
+/* Bind the calling thread to cpus[0], and make it as nice as the others; the device's worker calls it once. */
 void      mx_pool_bind_caller(mx_pool *p);
 
 /* fn(ctx, part, thread) for part in 0..parts-1; thread in 0..threads-1 names

@@ -406,6 +406,16 @@ bool mx_scheduler_lane_close(mx_scheduler *s, const char *name)
     return found;
 }
 
+void mx_scheduler_lane_cut(mx_scheduler *s, const char *name)
+{
+    pthread_mutex_lock(&s->lock);
+    for (int i = 0; i < s->n_workers; i++)
+        for (mx_lane *l = s->workers[i].lanes; l; l = l->next)
+            if (strcmp(l->c.name, name) == 0) l->cut = true;
+    rouse_all(s);
+    pthread_mutex_unlock(&s->lock);
+}
+
 /* When the jobs that wait now will have been served, at the lane's pace; a
  * second when it has no pace yet. */
 static uint32_t retry_ms(const mx_lane *l)
@@ -499,6 +509,7 @@ mx_status mx_scheduler_submit(mx_scheduler *s, const char *name, mx_job *job, mx
     if (!counts && group_of(s, name)) st = mx_fail(err, MX_ERR_UNAVAILABLE, "%s: its device is lost", name);
     else if (!counts) st = mx_fail(err, MX_ERR_NOT_FOUND, "no lane \"%s\"", name);
     else if (s->draining) st = mx_fail(err, MX_ERR_UNAVAILABLE, "%s: the server is shutting down", name);
+    else if (counts->cut) st = mx_fail(err, MX_ERR_UNAVAILABLE, "%s: the model is no longer served", name);
     else if (best) {
         best = near_kv(best, job, paced);
         st = check_deadline(best, job, now, err);
@@ -537,27 +548,38 @@ void mx_scheduler_wake(mx_scheduler *s)
     pthread_mutex_unlock(&s->lock);
 }
 
+static void count_lane(mx_lane_stats *out, const mx_lane *l)
+{
+    out->waiting += l->waiting.n;
+    out->running += l->running.n;
+    out->turns += l->turns;
+    out->rows += l->rows;
+    out->done += l->done;
+    out->refused += l->refused;
+    out->busy_ns += l->busy_ns;
+    out->replicas++;
+    out->lost += l->worker->lost;
+    out->budget += l->budget;
+    if (l->last_turn_ns > out->last_turn_ns) out->last_turn_ns = l->last_turn_ns;
+}
+
 bool mx_scheduler_stats(mx_scheduler *s, const char *name, mx_lane_stats *out)
 {
     *out = (mx_lane_stats){0};
-    bool found = false;
     pthread_mutex_lock(&s->lock);
     for (int i = 0; i < s->n_workers; i++) {
         mx_lane *l = find_lane(&s->workers[i], name);
-        if (!l) continue;
-        found = true;
-        out->waiting += l->waiting.n;
-        out->running += l->running.n;
-        out->turns += l->turns;
-        out->rows += l->rows;
-        out->done += l->done;
-        out->refused += l->refused;
-        out->busy_ns += l->busy_ns;
-        out->replicas++;
-        out->lost += s->workers[i].lost;
-        out->budget += l->budget;
-        if (l->last_turn_ns > out->last_turn_ns) out->last_turn_ns = l->last_turn_ns;
+        if (l) count_lane(out, l);
     }
     pthread_mutex_unlock(&s->lock);
-    return found;
+    return out->replicas > 0;
+}
+
+void mx_scheduler_device_stats(mx_scheduler *s, int device, mx_lane_stats *out)
+{
+    *out = (mx_lane_stats){0};
+    pthread_mutex_lock(&s->lock);
+    for (int i = device; i < s->n_workers; i += s->n_devices)      /* its worker, and its express one */
+        for (const mx_lane *l = s->workers[i].lanes; l; l = l->next) count_lane(out, l);
+    pthread_mutex_unlock(&s->lock);
 }

@@ -90,6 +90,10 @@ mx_status mx_scheduler_lane(mx_scheduler *s, const mx_lane_config *c, mx_error *
  * there was none. */
 bool      mx_scheduler_lane_close(mx_scheduler *s, const char *name);
 
+/* End the jobs of the lanes of this name between turns, those that wait too, with MX_ERR_UNAVAILABLE, and
+ * take no more.  Returns at once; lane_close is still due. */
+void      mx_scheduler_lane_cut(mx_scheduler *s, const char *name);
+
 /* A tenant's part; may be said again at any time.  Those nobody spoke of have weight
  * 1 and no limits. */
 typedef struct mx_tenant_config {
@@ -133,6 +137,8 @@ typedef struct mx_lane_stats {
 } mx_lane_stats;
 /* Sums over replicas.  False when there is no such lane. */
 bool      mx_scheduler_stats(mx_scheduler *s, const char *lane, mx_lane_stats *out);
+/* Sums over the lanes that a device has now. */
+void      mx_scheduler_device_stats(mx_scheduler *s, int device, mx_lane_stats *out);
 
 /* LOST DEVICES.  When a turn leaves a device lost (device.h), all jobs of its lanes end
  * with MX_ERR_UNAVAILABLE; submit chooses among the other devices, and says the same when

@@ -53,7 +53,7 @@ struct mx_lane {
     uint64_t       served;           /* number of the worker's turn that it had last        */
     uint64_t       ready_ns;         /* since when it has work that no turn was given       */
     uint32_t       budget;           /* rows of its next turn, at most                      */
-    bool           closing;
+    bool           closing, cut;     /* cut: its jobs must leave                            */
     mx_job       **turn;             /* max_jobs entries, the worker's                      */
     uint64_t       turns, rows, done, refused, busy_ns, last_turn_ns;
     uint64_t       spent_ns;         /* in run() since a job was last done                  */

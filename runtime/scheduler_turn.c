@@ -14,12 +14,13 @@ static bool is_cancelled(mx_job *j)
 /* ---- giving back between turns ---------------------------------------------- */
 
 /* True, and the reason in j->error, when the job must not have another turn. */
-static bool must_leave(const mx_worker *w, mx_job *j, uint64_t now)
+static bool must_leave(const mx_lane *l, mx_job *j, uint64_t now)
 {
-    const mx_scheduler *s = w->s;
-    if (w->lost) mx_fail(&j->error, MX_ERR_UNAVAILABLE, "%s is lost", w->dev->name);
+    const mx_scheduler *s = l->worker->s;
+    if (l->worker->lost) mx_fail(&j->error, MX_ERR_UNAVAILABLE, "%s is lost", l->worker->dev->name);
     else if (is_cancelled(j)) mx_fail(&j->error, MX_ERR_CANCELLED, "cancelled by the client");
     else if (s->cancel_all) mx_fail(&j->error, MX_ERR_CANCELLED, "cancelled: the server stops");
+    else if (l->cut) mx_fail(&j->error, MX_ERR_UNAVAILABLE, "%s: the model is no longer served", l->c.name);
     else if (j->deadline_ns && j->deadline_ns <= now)
         mx_fail(&j->error, MX_ERR_DEADLINE, "deadline passed %s", j->running ? "while it ran" : "while it waited");
     else return false;
@@ -40,7 +41,7 @@ static void sweep_waiting(mx_lane *l, uint64_t now, mx_queue *out)
     for (int p = 0, t = 0; mx_waiting_next(w, &p, &t); t++)
         for (uint32_t i = 0, n = w->q[p][t].n; i < n; i++) {        /* once round */
             mx_job *j = mx_waiting_take(w, p, t);
-            if (must_leave(l->worker, j, now)) {
+            if (must_leave(l, j, now)) {
                 leave(l, j, out);
                 continue;
             }
@@ -51,12 +52,11 @@ static void sweep_waiting(mx_lane *l, uint64_t now, mx_queue *out)
 
 static void sweep_lane(mx_lane *l, uint64_t now, mx_queue *out)
 {
-    mx_scheduler *s = l->worker->s;
     for (mx_job *before = NULL, *j = l->running.head; j; j = before ? before->next : l->running.head) {
-        if (must_leave(l->worker, j, now)) leave(l, mx_queue_take_after(&l->running, before), out);
+        if (must_leave(l, j, now)) leave(l, mx_queue_take_after(&l->running, before), out);
         else before = j;
     }
-    if (l->waiting.n && (l->worker->sweep || s->cancel_all || now >= l->next_deadline)) sweep_waiting(l, now, out);
+    if (l->waiting.n && (l->worker->sweep || l->cut || l->worker->s->cancel_all || now >= l->next_deadline)) sweep_waiting(l, now, out);
 }
 
 /* done() runs without the lock. */

@@ -5,6 +5,7 @@
 #include "server/explain.h"
 #include "server/pricing.h"
 #include "server/profiles.h"
+#include "server/rpc.h"
 #include "server/training.h"
 
 #include "runtime/log.h"
@@ -13,13 +14,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-static mx_status load_later(mx_app *app, const char *spec, mx_error *err)
-{
-    pthread_mutex_lock(&app->loading);
-    mx_status st = mx_app_load(app, spec, &app->defaults, err);
-    pthread_mutex_unlock(&app->loading);
-    return st;
-}
+static mx_status load_later(mx_app *app, const char *name, const char *path, const char *adapter_of, mx_loaded *out, mx_error *err);
+static mx_status unload_later(mx_app *app, const char *name, uint32_t drain_ms, mx_error *err);
+
+/* A quarter of a processor that somebody else wants without end stays with generation (at 10 it was a fiftieth of its speed: a
+ * turn waits for its slowest thread), and what is woken goes before it all the same: bench/isolation.c tries others. */
+enum { GENERATION_NICE = 5 };
 
 /* --devices, or the one device of --device. */
 static mx_status open_devices(mx_app *app, const mx_config *config, bool serving, mx_error *err)
@@ -34,7 +34,7 @@ static mx_status open_devices(mx_app *app, const mx_config *config, bool serving
         s.threads = (int)mx_config_int(config, "threads");
         s.rpc_threads = (int)mx_config_int(config, "rpc-threads");
         opt.bind = mx_config_bool(config, "bind");
-        opt.background = serving && mx_config_bool(config, "isolate");
+        if (serving && mx_config_bool(config, "isolate")) opt.nice = GENERATION_NICE;
     }
     s.devices = many ? many : "auto";
     MX_TRY(mx_plan_make(&app->plan, app->topology, gpus, mx_device_gpus(gpus, 64), &s, err));
@@ -49,15 +49,26 @@ static mx_status open_devices(mx_app *app, const mx_config *config, bool serving
     return MX_OK;
 }
 
+/* What models may take: the memory of their device; of the host's, what calls may come to hold is left out. */
+static size_t budget_of(const mx_app *app, const mx_config *config, bool serving)
+{
+    const mx_device *d = &app->devices[app->device];
+    size_t all = d->kind == MX_CPU ? mx_topology_memory(app->topology) : d->memory, calls = 0;
+    if (serving && d->kind == MX_CPU && config) 
+        calls = (size_t)mx_server_defaults().max_calls * MX_CALL_BYTES + MX_MESSAGES * (size_t)mx_config_int(config, "max-message-bytes");
+    return all > calls ? all - calls : 1;
+}
+
 static mx_status open_app(mx_app *app, mx_config *config, bool serving, mx_error *err)
 {
-    *app = (mx_app){.config = config, .defaults = mx_generator_defaults(), .load = load_later};
+    *app = (mx_app){.config = config, .defaults = mx_generator_defaults(), .load = load_later, .unload = unload_later};
     pthread_mutex_init(&app->loading, NULL);
     mx_status st;
     MX_TRY_GOTO(st, mx_topology_open(&app->topology, NULL, err), fail);
     MX_TRY_GOTO(st, open_devices(app, config, serving, err), fail);
     MX_TRY_GOTO(st, mx_metrics_open(&app->metrics, err), fail);
     MX_TRY_GOTO(st, mx_scheduler_open(&app->scheduler, app->devices, app->n_devices, NULL, err), fail);
+    MX_TRY_GOTO(st, mx_registry_open(&app->registry, app->scheduler, app->metrics, budget_of(app, config, serving), err), fail);
     atomic_store(&app->state, MX_APP_STARTING);
     return MX_OK;
 fail:
@@ -96,38 +107,12 @@ static mx_status split_spec(const char *spec, char *name, size_t size, const cha
     return MX_OK;
 }
 
-static bool taken(const mx_app *app, const char *name)
-{
-    mx_embedder_info e;
-    if (app->n_models && mx_app_model(app, name)) return true;
-    for (int i = 0; i < app->n_encoders; i++) {
-        mx_embedder_info_get(app->encoders[i], &e);
-        if (!strcmp(e.name, name)) return true;
-    }
-    return false;
-}
+/* ---- opening ------------------------------------------------------------------------------- */
 
-/* A list never moves, so that it can be read while it grows. */
-static mx_status room_for(void **list, int n, const char *name, mx_error *err)
+static mx_embedder_options encoder_options(const mx_generator_options *o, int32_t version)
 {
-    if (n >= MX_APP_MODELS) return mx_fail(err, MX_ERR_ARG, "model %s: %d models are loaded; there is no room for more", name, n);
-    if (!*list) *list = calloc(MX_APP_MODELS, sizeof(void *));
-    return *list ? MX_OK : mx_fail(err, MX_ERR_NO_MEMORY, "model %s", name);
-}
-
-static mx_status load_encoder(mx_app *app, const char *name, const char *path, const mx_generator_options *opt, mx_error *err)
-{
-    mx_embedder_options o = {.dtype = opt->dtype, .max_len = opt->max_model_len, .max_batched_tokens = opt->max_batched_tokens,
-                             .max_queued = opt->max_queued};
-    MX_TRY(room_for((void **)&app->encoders, app->n_encoders, name, err));
-    MX_TRY(mx_embedder_open(&app->encoders[app->n_encoders], name, path, app->devices, app->device, app->scheduler, &o, err));
-    mx_embedder_info info;
-    mx_embedder_info_get(app->encoders[app->n_encoders], &info);
-    app->n_encoders++;
-    mx_log(MX_LOG_INFO, "model", "%s: bert, %.1f M parameters, %s in the file, %s in memory (%.0f MiB), %d classes, loaded in %.2f s", name,
-           (double)info.parameters * 1e-6, info.quantization, mx_dtype_name(info.dtype), (double)info.weight_bytes / (1 << 20), info.classes,
-           info.load_seconds);
-    return MX_OK;
+    return (mx_embedder_options){.dtype = o->dtype, .max_len = o->max_model_len, .max_batched_tokens = o->max_batched_tokens,
+                                 .max_queued = o->max_queued, .version = version};
 }
 
 /* On every further device that the plan gives to models. */
@@ -138,33 +123,237 @@ static mx_status replicate(mx_app *app, mx_generator *g, mx_error *err)
     return MX_OK;
 }
 
-mx_status mx_app_load(mx_app *app, const char *spec, const mx_generator_options *opt, mx_error *err)
+/* What a model will take of the memory that the first device's models share. */
+static mx_status footprint_of(const mx_app *app, const char *path, bool encoder, const mx_generator_options *o, mx_footprint *f, mx_error *err)
 {
-    char name[64];
-    const char *path;
-    MX_TRY(split_spec(spec, name, sizeof name, &path, err));
-    if (taken(app, name)) return mx_fail(err, MX_ERR_ARG, "model \"%s\" is given twice", name);
-    if (mx_is_encoder(path)) return load_encoder(app, name, path, opt, err);
-    MX_TRY(room_for((void **)&app->models, app->n_models, name, err));
-    mx_generator_options own = *opt;
-    if (app->n_models) own.n_adapters = 0;             /* they stand beside the first model */
-    MX_TRY(mx_generator_open(&app->models[app->n_models], name, path, app->devices, app->device, app->scheduler, app->metrics, &own, err));
-    mx_status st = replicate(app, app->models[app->n_models], err);
-    if (st) {
-        char lane[80];
-        snprintf(lane, sizeof lane, "%s.generate", name);
-        mx_scheduler_lane_close(app->scheduler, lane);
-        mx_generator_close(app->models[app->n_models]);
-        return st;
+    const mx_device *d = &app->devices[app->device];
+    if (encoder) {
+        mx_embedder_options e = encoder_options(o, 1);
+        return mx_embedder_footprint(f, path, d, &e, err);
     }
+    MX_TRY(mx_generator_footprint(f, path, d, o, err));
+    size_t kv = f->kv, host = f->host;
+    for (int i = 0; i < app->n_devices; i++)
+        if (app->devices[i].serves && i != app->device && mx_device_shares(d, &app->devices[i])) f->kv += kv, f->host += host;
+    return MX_OK;
+}
+
+typedef struct opened { mx_generator *g; mx_embedder *e; char lane[96]; } opened;
+
+static void close_opened(mx_app *app, opened *m)
+{
+    if (*m->lane) mx_scheduler_lane_close(app->scheduler, m->lane);
+    mx_generator_close(m->g);
+    mx_embedder_close(m->e);
+    *m = (opened){0};
+}
+
+static mx_status open_encoder(mx_app *app, const char *name, const char *path, const mx_generator_options *opt, opened *m, mx_error *err)
+{
+    mx_embedder_options o = encoder_options(opt, opt->version);
+    mx_embedder_info info;
+    MX_TRY(mx_embedder_open(&m->e, name, path, app->devices, app->device, app->scheduler, &o, err));
+    mx_embedder_info_get(m->e, &info);
+    snprintf(m->lane, sizeof m->lane, "%s", info.lane);
+    mx_log(MX_LOG_INFO, "model", "%s: bert, %.1f M parameters, %s in the file, %s in memory (%.0f MiB), %d classes, loaded in %.2f s", name,
+           (double)info.parameters * 1e-6, info.quantization, mx_dtype_name(info.dtype), (double)info.weight_bytes / (1 << 20), info.classes,
+           info.load_seconds);
+    return MX_OK;
+}
+
+static mx_status open_generator(mx_app *app, const char *name, const char *path, const mx_generator_options *opt, opened *m, mx_error *err)
+{
     mx_generator_info info;
-    mx_generator_info_get(app->models[app->n_models], &info);
-    app->n_models++;
+    MX_TRY(mx_generator_open(&m->g, name, path, app->devices, app->device, app->scheduler, app->metrics, opt, err));
+    mx_generator_info_get(m->g, &info);
+    snprintf(m->lane, sizeof m->lane, "%s", info.lane);
+    MX_TRY(replicate(app, m->g, err));
+    mx_generator_info_get(m->g, &info);
     if (info.replicas > 1) mx_log(MX_LOG_INFO, "model", "%s: on %d devices", name, info.replicas);
     mx_log(MX_LOG_INFO, "model", "%s: %s, %.1f M parameters, %s in the file, %s in memory (%.0f MiB), KV cache %d pages of %d tokens (%.0f MiB), loaded in %.2f s",
            name, info.architecture, (double)info.parameters * 1e-6, info.quantization, mx_dtype_name(info.dtype),
            (double)info.weight_bytes / (1 << 20), info.kv_pages, info.page_tokens, (double)info.kv_bytes / (1 << 20), info.load_seconds);
     return MX_OK;
+}
+
+/* ---- the first words of a version that comes in while others serve --------------------------- */
+
+typedef struct trial {
+    pthread_mutex_t lock;
+    pthread_cond_t  news;
+    bool            over;
+    mx_error        err;
+} trial;
+
+static void trial_over(trial *t, const mx_error *err)
+{
+    pthread_mutex_lock(&t->lock);
+    if (err) t->err = *err;
+    t->over = true;
+    pthread_cond_signal(&t->news);
+    pthread_mutex_unlock(&t->lock);
+}
+
+static void trial_text_over(mx_generation *g, const mx_error *err)
+{
+    trial_over(mx_generation_user(g), err);
+}
+
+static void trial_vector_over(mx_embedding *m, const mx_error *err)
+{
+    trial_over(mx_embedding_user(m), err);
+}
+
+static mx_status wait_trial(trial *t, mx_error *err)
+{
+    pthread_mutex_lock(&t->lock);
+    while (!t->over) pthread_cond_wait(&t->news, &t->lock);
+    pthread_mutex_unlock(&t->lock);
+    if (t->err.code) *err = t->err;
+    return t->err.code;
+}
+
+/* Its memory has been touched, and what cannot run is found before it is served. */
+static mx_status try_out(const opened *m, mx_error *err)
+{
+    trial t = {.lock = PTHREAD_MUTEX_INITIALIZER, .news = PTHREAD_COND_INITIALIZER};
+    mx_generation *g = NULL;
+    mx_embedding *v = NULL;
+    mx_status st;
+    if (m->g) {
+        static const int32_t prompt[] = {0, 1, 2, 3};
+        mx_sampling s = mx_sampling_defaults();
+        mx_generation_calls calls = {.done = trial_text_over, .user = &t};
+        s.max_tokens = 2;
+        s.temperature = 0;
+        s.ignore_eos = true;
+        MX_TRY(mx_generation_open(&g, m->g, prompt, 4, &s, &calls, 0, err));
+        st = mx_generation_submit(g, err);
+    } else {
+        mx_embedding_request q = mx_embedding_defaults(m->e);
+        MX_TRY(mx_embedding_open(&v, m->e, "a", 1, &q, trial_vector_over, &t, 0, err));
+        st = mx_embedding_submit(v, err);
+    }
+    if (!st) st = wait_trial(&t, err);
+    mx_generation_close(g);
+    mx_embedding_close(v);
+    return st;
+}
+
+/* ---- loading and unloading ---------------------------------------------------------------------- */
+
+static mx_status load(mx_app *app, const char *name, const char *path, const mx_generator_options *opt, bool later, mx_loaded *out, mx_error *err)
+{
+    mx_footprint f;
+    mx_served *s;
+    opened m = {0};
+    mx_generator_options own = *opt;
+    bool encoder;
+    MX_TRY(mx_is_encoder(path, &encoder, err));
+    MX_TRY(footprint_of(app, path, encoder, opt, &f, err));
+    MX_TRY(mx_registry_begin(app->registry, name, encoder, later, &f, &s, err));
+    own.version = s->version;
+    mx_status st = encoder ? open_encoder(app, name, path, &own, &m, err) : open_generator(app, name, path, &own, &m, err);
+    if (!st && later) st = try_out(&m, err);
+    if (st) {
+        close_opened(app, &m);
+        mx_registry_abort(s);
+        return st;
+    }
+    out->version = own.version;
+    out->replaced = mx_registry_commit(s, m.g, m.e);
+    if (later) mx_log(MX_LOG_INFO, "model", out->replaced ? "%s: version %d serves, version %d drains" : "%s: version %d serves", name, out->version, out->replaced);
+    return MX_OK;
+}
+
+mx_status mx_app_load(mx_app *app, const char *spec, const mx_generator_options *opt, mx_error *err)
+{
+    char name[64];
+    const char *path;
+    mx_loaded out;
+    mx_generator_options own = *opt;
+    MX_TRY(split_spec(spec, name, sizeof name, &path, err));
+    if (mx_app_model(app)) own.n_adapters = 0;         /* they stand beside the first model */
+    return load(app, name, path, &own, false, &out, err);
+}
+
+/* The adapters beside a version, for the one that replaces it; [n] "name=folder", malloc'ed in one piece. */
+static mx_status adapters_of(const mx_generator *g, const char *const **out, int32_t *n, mx_error *err)
+{
+    enum { SPEC = sizeof((mx_adapter_info *)0)->name + sizeof((mx_adapter_info *)0)->folder + 1 };
+    mx_adapter_info a;
+    *n = 0;
+    while (mx_generator_adapter_at(g, *n, &a)) ++*n;
+    char **list = calloc((size_t)*n + 1, sizeof *list + SPEC), *text = (char *)(list + *n);
+    if (!list) return mx_fail(err, MX_ERR_NO_MEMORY, "the list of adapters");
+    for (int32_t i = 0; i < *n && mx_generator_adapter_at(g, i, &a); i++) {
+        list[i] = text + (size_t)i * SPEC;
+        snprintf(list[i], SPEC, "%s=%s", a.name, a.folder);
+    }
+    *out = (const char *const *)list;
+    return MX_OK;
+}
+
+static mx_status load_adapter(mx_app *app, const char *name, const char *path, const char *base, mx_error *err)
+{
+    mx_served *s, *other;
+    int32_t id;
+    size_t bytes;
+    MX_TRY(mx_registry_generator(app->registry, base, &s, err));
+    mx_status st = mx_registry_health(app->registry, name) >= 0 ? mx_fail(err, MX_ERR_ARG, "name: \"%s\" is a model's", name) : MX_OK;
+    if (!st && (other = mx_registry_adapter(app->registry, name, &id)) != NULL) {
+        if (other != s) st = mx_fail(err, MX_ERR_ARG, "name: \"%s\" is an adapter beside %s", name, other->name);
+        mx_generator_adapter_release(other->generator, id);
+        mx_registry_release(other);
+    }
+    if (!st) st = mx_generator_adapter_bytes(s->generator, path, &bytes, err);
+    if (!st) st = mx_registry_room(app->registry, name, bytes, err);
+    if (!st) st = mx_generator_adapter_load(s->generator, name, path, err);
+    if (!st) mx_log(MX_LOG_INFO, "model", "%s: adapter %s serves", s->name, name);
+    mx_registry_release(s);
+    return st;
+}
+
+static mx_status load_later(mx_app *app, const char *name, const char *path, const char *adapter_of, mx_loaded *out, mx_error *err)
+{
+    mx_served *before = NULL, *beside = NULL;
+    mx_error none;
+    const char *const *adapters = NULL;
+    int32_t id;
+    mx_status st = MX_OK;
+    *out = (mx_loaded){0};
+    pthread_mutex_lock(&app->loading);
+    mx_generator_options own = app->defaults;
+    if (*adapter_of) {
+        st = load_adapter(app, name, path, adapter_of, err);
+    } else {
+        if ((beside = mx_registry_adapter(app->registry, name, &id)) != NULL) {
+            st = mx_fail(err, MX_ERR_ARG, "name: \"%s\" is an adapter beside %s", name, beside->name);
+            mx_generator_adapter_release(beside->generator, id);
+            mx_registry_release(beside);
+        }
+        if (!st && !mx_registry_generator(app->registry, name, &before, &none)) st = adapters_of(before->generator, &adapters, &own.n_adapters, err);
+        own.adapters = adapters;
+        if (!st) st = load(app, name, path, &own, true, out, err);
+        free((void *)(uintptr_t)adapters);
+        mx_registry_release(before);
+    }
+    pthread_mutex_unlock(&app->loading);
+    return st;
+}
+
+static mx_status unload_later(mx_app *app, const char *name, uint32_t drain_ms, mx_error *err)
+{
+    int32_t id;
+    mx_served *s = mx_registry_health(app->registry, name) > 0 ? NULL : mx_registry_adapter(app->registry, name, &id);
+    if (!s) return mx_registry_unload(app->registry, name, drain_ms, err);
+    mx_generator_adapter_release(s->generator, id);
+    pthread_mutex_lock(&app->loading);
+    bool found = mx_generator_adapter_unload(s->generator, name);
+    pthread_mutex_unlock(&app->loading);
+    if (found) mx_log(MX_LOG_INFO, "model", "%s: adapter %s has gone", s->name, name);
+    mx_registry_release(s);
+    return found ? MX_OK : mx_fail(err, MX_ERR_NOT_FOUND, "model: there is no \"%.100s\"", name);
 }
 
 void mx_app_close(mx_app *app, uint32_t grace_ms)
@@ -174,11 +363,9 @@ void mx_app_close(mx_app *app, uint32_t grace_ms)
     mx_pricing_close(app->pricing);
     mx_profiles_close(app->profiles);
     mx_explainer_close(app->explainer);
+    mx_registry_stop(app->registry);
     if (app->scheduler) mx_scheduler_close(app->scheduler, grace_ms);
-    for (int i = 0; i < app->n_models; i++) mx_generator_close(app->models[i]);
-    for (int i = 0; i < app->n_encoders; i++) mx_embedder_close(app->encoders[i]);
-    free(app->encoders);
-    free(app->models);
+    mx_registry_close(app->registry);
     if (app->metrics) mx_metrics_close(app->metrics);
     if (app->devices) mx_devices_close(app->devices, app->n_devices);
     mx_plan_free(&app->plan);
@@ -186,13 +373,20 @@ void mx_app_close(mx_app *app, uint32_t grace_ms)
     memset(app, 0, sizeof *app);
 }
 
-mx_generator *mx_app_model(const mx_app *app, const char *name)
+mx_generator *mx_app_model(const mx_app *app)
 {
-    if (!name || !name[0]) return app->n_models ? app->models[0] : NULL;
-    for (int i = 0; i < app->n_models; i++) {
-        mx_generator_info info;
-        mx_generator_info_get(app->models[i], &info);
-        if (!strcmp(info.name, name)) return app->models[i];
-    }
-    return NULL;
+    mx_served *s;
+    mx_error none;
+    if (mx_registry_generator(app->registry, "", &s, &none)) return NULL;
+    mx_registry_release(s);
+    return s->generator;
+}
+
+mx_embedder *mx_app_encoder(const mx_app *app)
+{
+    mx_served *s;
+    mx_error none;
+    if (mx_registry_encoder(app->registry, "", &s, &none)) return NULL;
+    mx_registry_release(s);
+    return s->encoder;
 }

@@ -5,8 +5,8 @@
 #ifndef MX_APP_H
 #define MX_APP_H
 
-#include "models/embed.h"
-#include "models/generate.h"
+#include "server/registry.h"
+
 #include "runtime/config.h"
 #include "runtime/topology.h"
 
@@ -21,9 +21,12 @@ struct mx_pricing;
 struct mx_profiles;
 struct mx_explainer;
 
-enum { MX_APP_MODELS = 64 };      /* of each kind, at most */
-
 typedef struct mx_app mx_app;
+
+typedef struct mx_loaded {
+    int32_t version, replaced;    /* of an adapter: 0 */
+} mx_loaded;
+
 struct mx_app {
     mx_config     *config;
     mx_topology   *topology;
@@ -34,33 +37,37 @@ struct mx_app {
     int            device;        /* which of them models run on */
     mx_scheduler  *scheduler;
     mx_metrics    *metrics;
-    mx_generator **models;        /* the first is the default */
-    atomic_int     n_models;      /* grows while the server runs: read it once */
-    mx_embedder  **encoders;      /* the first is the default */
-    atomic_int     n_encoders;
+    mx_registry   *registry;      /* the models                */
     atomic_int     state;         /* mx_app_state             */
     mx_generator_options defaults;   /* of models that are loaded later */
-    pthread_mutex_t loading;      /* one model at a time      */
+    pthread_mutex_t loading;      /* one model or adapter comes or goes at a time */
     struct mx_training *training; /* NULL: off                */
     struct mx_experiments *experiments;
     struct mx_pricing *pricing;
     struct mx_profiles *profiles;
     struct mx_explainer *explainer;
-    /* mx_app_load with the defaults; services call it through here. */
-    mx_status    (*load)(mx_app *app, const char *spec, mx_error *err);
+    /* While it serves; services call these through here.  load: a model, or with adapter_of not "" an adapter
+     * beside that one; a name that is served already is replaced.  Errors: those of opening and of
+     * mx_registry_begin; nothing has changed then.  unload: mx_registry_unload, or of an adapter. */
+    mx_status    (*load)(mx_app *app, const char *name, const char *path, const char *adapter_of, mx_loaded *out, mx_error *err);
+    mx_status    (*unload)(mx_app *app, const char *name, uint32_t drain_ms, mx_error *err);
 };
+
+/* What calls may come to hold: MX_CALL_BYTES each, with its message, as measured; and messages on their way. */
+enum { MX_CALL_BYTES = 32 << 10, MX_MESSAGES = 8 };
 
 /* Devices, scheduler and metrics from the config (NULL: defaults); no models yet. */
 mx_status mx_app_open(mx_app *app, mx_config *config, mx_error *err);
 /* The same for a server: --isolate counts, the CPU's compute threads give way to those that answer. */
 mx_status mx_app_open_serving(mx_app *app, mx_config *config, mx_error *err);
-/* spec: "name=path" or "path" (the name is then the folder's or file's).  A BERT's folder becomes an encoder.
- * While a server runs only one thread at a time may load (app->loading). */
+/* Before it serves.  spec: "name=path" or "path" (the name is then the folder's or file's).  A BERT's folder
+ * becomes an encoder.  A name twice is MX_ERR_ARG. */
 mx_status mx_app_load(mx_app *app, const char *spec, const mx_generator_options *opt, mx_error *err);
 /* Give running work grace_ms, then close everything in order.  A zeroed app is fine. */
 void      mx_app_close(mx_app *app, uint32_t grace_ms);
 
-/* name "" or NULL: the first model.  NULL: no such model. */
-mx_generator *mx_app_model(const mx_app *app, const char *name);
+/* For programs whose models do not change: the first generator, the first encoder; NULL: there is none. */
+mx_generator *mx_app_model(const mx_app *app);
+mx_embedder  *mx_app_encoder(const mx_app *app);
 
 #endif

@@ -134,14 +134,25 @@ static void bind_to_rpc(const mx_plan *p)
     free(all);
 }
 
+/* Vectors of one space are kept: their encoder stays what it is. */
+static mx_status keep_encoder(mx_app *app, const char *name, mx_embedder **out, mx_error *err)
+{
+    mx_served *s;
+    MX_TRY(mx_registry_encoder(app->registry, name, &s, err));
+    mx_registry_pin(s);
+    *out = s->encoder;
+    mx_registry_release(s);
+    return MX_OK;
+}
+
 static mx_status open_profiles(mx_app *app, const mx_config *c, mx_error *err)
 {
     const char *folder = mx_config_string(c, "profiles"), *encoder = mx_config_string(c, "profiles-encoder"), *sentiment = mx_config_string(c, "profiles-sentiment");
-    mx_profiles_options o = {0};
+    mx_profiles_options o = {.network = mx_config_string(c, "profiles-network"), .device = &app->devices[0]};
     MX_TRY(mx_explainer_open(&app->explainer, &app->devices[app->device], err));
-    if (!folder) return encoder || sentiment ? mx_fail(err, MX_ERR_ARG, "profiles-encoder, profiles-sentiment: say with --profiles where the profiles are") : MX_OK;
-    if (encoder) MX_TRY(mx_find_encoder(app, encoder, &o.encoder, err));
-    if (sentiment) MX_TRY(mx_find_encoder(app, sentiment, &o.sentiment, err));
+    if (!folder) return encoder || sentiment || o.network ? mx_fail(err, MX_ERR_ARG, "profiles-encoder, profiles-sentiment, profiles-network: say with --profiles where the profiles are") : MX_OK;
+    if (encoder) MX_TRY(keep_encoder(app, encoder, &o.encoder, err));
+    if (sentiment) MX_TRY(keep_encoder(app, sentiment, &o.sentiment, err));
     return mx_profiles_open(&app->profiles, folder, &o, err);
 }
 
@@ -163,6 +174,7 @@ int mx_cli_serve(mx_config *c, int n, char **rest)
         return cli_failed(&err);
     }
     if (app.bound) bind_to_rpc(&app.plan);
+    if (mx_config_bool(c, "isolate")) mx_thread_prompt();       /* RPC threads are started from here */
     mx_server_options o = mx_server_defaults();
     o.listen = mx_config_string(c, "listen");
     o.threads = (int32_t)mx_config_int(c, "rpc-threads");

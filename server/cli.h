@@ -20,12 +20,13 @@ int mx_cli_top(mx_config *c, int n, char **rest);
 int mx_cli_merge(mx_config *c, int n, char **rest);
 int mx_cli_evaluate(mx_config *c, int n, char **rest);
 int mx_cli_profile(mx_config *c, int n, char **rest);
+int mx_cli_models(mx_config *c, int n, char **rest);
 
 /* ---- help (cli_help.c) ------------------------------------------------------------ */
 
 typedef struct mx_cli_command {
     const char *name;
-    unsigned    bit;                                 /* mx_command                       */
+    uint64_t    bit;                                 /* mx_command                       */
     int       (*run)(mx_config *c, int n, char **rest);
     const char *args, *help;                         /* " PROMPT"; one sentence          */
     const char *more;                                /* lines below the sentence, or NULL */

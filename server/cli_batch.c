@@ -95,7 +95,7 @@ static mx_status open_row(batch *b, batch_row *r, json_t *json, mx_error *err)
     if (!st) st = mx_generation_open(&r->gen, text.model, text.prompt.id, text.prompt.count, &text.sampling, &calls, 0, err);
     r->model = text.model;
     r->drawn = text.sampling.temperature > 0 && text.sampling.beams <= 1;
-    mx_ids_free(&text.prompt);
+    mx_text_request_close(&text);
     cli_request_close(&q);
     return st;
 }
@@ -224,11 +224,15 @@ static mx_status write_done(batch *b, mx_error *err)
 static uint64_t tokens_of(const batch *b)
 {
     uint64_t n = 0;
-    for (int i = 0; i < b->app.n_models; i++) {
+    mx_served_view list[MX_MODELS];
+    int models = mx_registry_list(b->app.registry, list);
+    for (int i = 0; i < models; i++) {
         mx_generator_info info;
-        mx_generator_info_get(b->app.models[i], &info);
+        if (!list[i].generator) continue;
+        mx_generator_info_get(list[i].generator, &info);
         n += info.output_tokens;
     }
+    mx_registry_list_free(list, models);
     return n;
 }
 

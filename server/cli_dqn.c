@@ -137,40 +137,83 @@ int cli_train_dqn(mx_config *c)
     return status;
 }
 
-enum { MARKET_EPISODES = 8 };      /* of every brand in every store, for the yardsticks */
-
 /* ---- merx evaluate ----------------------------------------------------------------------- */
 
-static mx_status evaluate(run *r, const mx_config *c, mx_error *err)
+enum { MARKET_EPISODES = 8, MOST_POLICIES = 64 };      /* MARKET_EPISODES: of every brand in every store, for the yardsticks */
+
+static bool played(void *ctx, int64_t done, int64_t all)
 {
-    const char *const *models, *env = mx_config_string(c, "env");
-    mx_device *dev;
-    mx_qnet *q = NULL;
+    run *r = ctx;
+    cli_progress_figures(&r->progress, (double)done / (double)all, "%lld/%lld %s", (long long)done, (long long)all, r->worth ? "weeks beside the yardsticks" : "episodes");
+    if (!r->interrupted) r->interrupted = cli_signal_pending(&r->held);
+    return !r->interrupted;
+}
+
+static mx_status evaluate_one(run *r, const mx_qnet *q, const char *path, const char *env, int64_t episodes, uint64_t seed, mx_error *err)
+{
     mx_dqn_score s;
+    MX_TRY(mx_dqn_evaluate(q, env, episodes, seed, NULL, &s, played, r, err));
+    cli_progress_clear(&r->progress);
+    return cli_json_print(stdout, json_pack("{s:s, s:s, s:I, s:f, s:f, s:f, s:f, s:f, s:f}", "model", path, "env", env, "episodes", (json_int_t)s.episodes, "return", s.mean,
+                                            "error", s.error, "deviation", s.deviation, "least", s.least, "most", s.most, "length", s.length), err);
+}
+
+static mx_status evaluate_all(run *r, const mx_config *c, const char *const *models, mx_qnet **q, int n, mx_error *err)
+{
+    const char *env = mx_config_string(c, "env");
     int64_t episodes = mx_config_given(c, "episodes") ? mx_config_int(c, "episodes") : 100;
     uint64_t seed;
     MX_TRY(mx_train_run_seed(c, &seed, err));
-    if (mx_config_list(c, "model", &models) != 1) return mx_fail(err, MX_ERR_ARG, "model: give one folder of merx train dqn, or a Stable-Baselines3 .zip, with --model PATH");
-    MX_TRY(open_device(r, c, &dev, err));
-    MX_TRY(mx_qnet_open(&q, dev, models[0], false, err));
-    if (!env) env = mx_qnet_config_of(q)->env;
-    mx_status st = *env ? mx_dqn_evaluate(q, env, episodes, seed, NULL, &s, err)
-                        : mx_fail(err, MX_ERR_ARG, "env: the model does not say what world it is for; give --env NAME");
-    if (!st)
-        printf("{\"env\": \"%s\", \"episodes\": %lld, \"return\": %.6g, \"error\": %.6g, \"deviation\": %.6g, \"least\": %.6g, \"most\": %.6g, \"length\": %.6g}\n", env,
-               (long long)s.episodes, s.mean, s.error, s.deviation, s.least, s.most, s.length);
-    if (!st && !strncmp(env, "market:", 7)) st = cli_market_table(q, env, MARKET_EPISODES, seed, stdout, err);
-    mx_qnet_close(q);
+    if (!env) env = mx_qnet_config_of(q[0])->env;
+    if (!*env) return mx_fail(err, MX_ERR_ARG, "env: the model does not say what world it is for; give --env NAME");
+    for (int k = 0; k < n; k++) MX_TRY(evaluate_one(r, q[k], models[k], env, episodes, seed, err));
+    if (strncmp(env, "market:", 7)) return MX_OK;
+    mx_market_trial t = {(const mx_qnet *const *)q, n, env, MARKET_EPISODES, seed, played, r};
+    r->worth = true;
+    mx_status st = cli_market_table(&t, stdout, err);
+    cli_progress_clear(&r->progress);
     return st;
+}
+
+static mx_status evaluate(run *r, const mx_config *c, mx_error *err)
+{
+    const char *const *models;
+    mx_device *dev;
+    mx_qnet *q[MOST_POLICIES] = {0};
+    int n = mx_config_list(c, "model", &models);
+    if (n < 1 || n > MOST_POLICIES) return mx_fail(err, MX_ERR_ARG, "model: give a folder of merx train dqn, or a Stable-Baselines3 .zip, with --model PATH; several are policies of several seeds, at most %d", MOST_POLICIES);
+    MX_TRY(open_device(r, c, &dev, err));
+    mx_status st = MX_OK;
+    for (int k = 0; !st && k < n; k++) st = mx_qnet_open(&q[k], dev, models[k], false, err);
+    if (!st) st = evaluate_all(r, c, models, q, n, err);
+    for (int k = 0; k < n; k++) mx_qnet_close(q[k]);
+    return st;
+}
+
+/* No server may write the file meanwhile. */
+static int replay(const char *path)
+{
+    mx_pricing *p = NULL;
+    mx_error err = {0};
+    mx_pricing_replayed r = {0};
+    mx_status st = access(path, R_OK | W_OK) ? mx_fail(&err, MX_ERR_IO, "pricing: %s: %s", path, strerror(errno)) : mx_pricing_open(&p, path, 0, &err);
+    if (!st) st = mx_pricing_replay(p, &r, &err);
+    mx_pricing_close(p);
+    if (!st) st = cli_json_print(stdout, json_pack("{s:s, s:I, s:I, s:I, s:b, s:s}", "pricing", path, "sales", (json_int_t)r.sales, "items", (json_int_t)r.items, "policies",
+                                                   (json_int_t)r.policies, "same", !r.differs[0], "differs", r.differs), &err);
+    return st ? cli_failed(&err) : r.differs[0] ? CLI_FAILED : CLI_OK;
 }
 
 int mx_cli_evaluate(mx_config *c, int n, char **rest)
 {
-    run r = {.quiet = true};
+    run r = {.quiet = mx_config_bool(c, "quiet")};
     mx_error err = {0};
+    if (!n && mx_config_given(c, "pricing")) return replay(mx_config_string(c, "pricing"));
     if (n) return cli_usage("evaluate takes settings only, not \"%s\"", rest[0]);
-    cli_progress_open(&r.progress, true, 0);
+    cli_hold_signals(&r.held);
+    cli_progress_open(&r.progress, r.quiet, 0);
     mx_status st = evaluate(&r, c, &err);
     close_run(&r);
+    if (r.interrupted) return CLI_INTERRUPTED;
     return st ? cli_failed(&err) : CLI_OK;
 }

@@ -47,8 +47,8 @@ static mx_status open_model(run *r, mx_error *err)
     const mx_config *c = r->config;
     const char *pooling = mx_config_string(c, "pooling");
     MX_TRY(cli_open_app(&r->app, r->config, false, err));
-    if (!r->app.n_encoders) return mx_fail(err, MX_ERR_ARG, "model: this is no encoder; merx generate runs language models");
-    r->model = r->app.encoders[0];
+    r->model = mx_app_encoder(&r->app);
+    if (!r->model) return mx_fail(err, MX_ERR_ARG, "model: this is no encoder; merx generate runs language models");
     r->q = mx_embedding_defaults(r->model);
     r->q.classify = mx_config_bool(c, "classify");
     r->q.embed = !r->q.classify;

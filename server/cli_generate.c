@@ -151,7 +151,7 @@ static mx_status one_text(mx_config *c, mx_app *app, const char *prompt, const s
     one w = {.lock = PTHREAD_MUTEX_INITIALIZER, .over = PTHREAD_COND_INITIALIZER, .tty = cli_term_of(stdout).tty};
     cli_request r;
     mx_text_request q = {0};
-    mx_generator *g = mx_app_model(app, NULL);
+    mx_generator *g = mx_app_model(app);
     bool chat = mx_config_bool(c, "chat") && mx_tokenizer_chat_family(mx_generator_tokenizer(g)) != MX_CHAT_NONE;
     cli_request_open(&r);
     mx_arena_open(&w.arena, (size_t)1 << 30);
@@ -168,7 +168,7 @@ static mx_status one_text(mx_config *c, mx_app *app, const char *prompt, const s
     }
     for (int i = 0; w.said && i < w.n; i++) mx_said_free(&w.said[i]);
     free(w.said);
-    mx_ids_free(&q.prompt);
+    mx_text_request_close(&q);
     mx_arena_close(&w.arena);
     cli_request_close(&r);
     return st;

@@ -42,6 +42,7 @@ const mx_cli_command mx_cli_commands[] = {
      "  merx train lm -m small --from-scratch -d corpus-*.safetensors --packing blocks --run runs/small --steps 20000\n"
      "  merx train encoder -m bert --task classify --label-names bad --label-names good -d reviews.jsonl --run runs/mood\n"
      "  merx train encoder -m runs/mood/checkpoint-00000900 --task classify --eval-data held-out.jsonl --eval-only\n"
+     "  merx train gnn --profiles data/profiles --run runs/users --epochs 200\n"
      "  merx train gnn --network gcn -d cora.safetensors --run runs/cora --hidden-size 16 --dropout 0.5 --l2-first 5e-4 --epochs 200\n"
      "  mpirun -n 4 merx train lm -m gpt2 -d copy.jsonl --run runs/copy\n"
      "  merx train dqn --env cartpole --run runs/cartpole\n"
@@ -50,7 +51,9 @@ const mx_cli_command mx_cli_commands[] = {
     {"evaluate", MX_CMD_EVALUATE, mx_cli_evaluate, "", "Play a learned policy; print its mean return with its 95 % interval.",
      "The model is a checkpoint of merx train dqn, or what Stable-Baselines3's DQN.save() wrote.",
      "  merx evaluate --model runs/cartpole/checkpoint-00050000\n"
-     "  merx evaluate --model dqn.zip --env cartpole --episodes 1000\n"},
+     "  merx evaluate --model dqn.zip --env cartpole --episodes 1000\n"
+     "  merx evaluate --model runs/a/best --model runs/b/best --env market:panel.csv,held-out\n"
+     "  merx evaluate --pricing prices.db\n"},
     {"tokenize", MX_CMD_TOKENIZE, mx_cli_tokenize, "", "Turn text into shards of token ids, once, for many runs.", NULL,
      "  merx tokenize -m gpt2 -d corpus.jsonl -o data/corpus\n"},
     {"merge", MX_CMD_MERGE, mx_cli_merge, "", "Make one model of a base and its adapter.", NULL,
@@ -91,6 +94,14 @@ const mx_cli_command mx_cli_commands[] = {
      "  merx profile anna\n"
      "  merx profile -i events.jsonl --learn --server 127.0.0.1:50051\n"
      "  merx profile anna --profiles data/profiles\n"},
+    {"models", MX_CMD_MODELS, mx_cli_models, " list | load NAME PATH | unload NAME", "See, load, replace and unload the models of a running server.",
+     "load of a name that is served brings in its next version: requests that have begun end with the old one,\n"
+     "none fails. PATH is one on the server, inside its --models-folder or the folders of training; of a training\n"
+     "job its id (job-000001).",
+     "  merx models list\n"
+     "  merx models load copy /srv/models/copy-2\n"
+     "  merx models load brand job-000001 --adapter-of copy\n"
+     "  merx models unload copy --drain 60\n"},
     {0},
 };
 

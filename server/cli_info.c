@@ -28,11 +28,11 @@ typedef struct memory { size_t taken, promised, left; } memory;
 static memory memory_of(const mx_app *app)
 {
     memory m = {.taken = proc_bytes("/proc/self/status", "VmRSS")};
-    for (int i = 0; i < app->n_models; i++) {
-        mx_generator_info info;
-        mx_generator_info_get(app->models[i], &info);
-        m.promised += info.kv_bytes + info.scratch_bytes;
-    }
+    mx_served_view list[MX_MODELS];
+    int n = mx_registry_list(app->registry, list);
+    for (int i = 0; i < n; i++)
+        if (list[i].generator) m.promised += list[i].served->footprint.kv + list[i].served->footprint.scratch;
+    mx_registry_list_free(list, n);
     size_t available = proc_bytes("/proc/meminfo", "MemAvailable"), limit = mx_topology_memory(app->topology);
     size_t under = limit > m.taken ? limit - m.taken : 0;
     m.left = available && available < under ? available : under;
@@ -161,21 +161,24 @@ static void print_info(const mx_app *app, memory m)
     printf("memory     %.1f MiB taken, ", (double)m.taken / MIB);
     if (m.promised) printf("%.1f MiB promised to KV caches and scratch, ", (double)m.promised / MIB);
     printf("%.1f GiB left\n", (double)m.left / GIB);
-    for (int i = 0; i < app->n_models; i++) {
+    mx_served_view list[MX_MODELS];
+    int n = mx_registry_list(app->registry, list);
+    for (int i = 0; i < n; i++) {
         mx_generator_info info;
-        mx_generator_info_get(app->models[i], &info);
-        print_model(app, &info, m.left);
+        if (list[i].generator) mx_generator_info_get(list[i].generator, &info), print_model(app, &info, m.left);
     }
-    for (int i = 0; i < app->n_encoders; i++) {
+    for (int i = 0; i < n; i++) {
         mx_embedder_info e;
-        mx_embedder_info_get(app->encoders[i], &e);
+        if (!list[i].encoder) continue;
+        mx_embedder_info_get(list[i].encoder, &e);
         printf("\nmodel      %s (%s)\n           bert, %.1f M parameters: %d layers of %d, %d heads, vocabulary %d\n", e.name, e.path,
                (double)e.parameters * 1e-6, e.layers, e.d_model, e.heads, e.vocab);
         printf("           texts up to %d tokens, pooling %s%s, %d classes\n           stored as %s, kept as %s, loaded in %.2f s\n", e.max_len,
                mx_pooling_name(e.pooling), e.normalize ? ", normalized" : "", e.classes, e.quantization, mx_dtype_name(e.dtype), e.load_seconds);
         printf("  memory   %8.1f MiB weights\n           %8.1f MiB scratch of a turn\n", (double)e.weight_bytes / MIB, (double)e.scratch_bytes / MIB);
     }
-    if (!app->n_models && !app->n_encoders) printf("\nNo model: merx info --model PATH shows the memory it takes and how many texts fit.\n");
+    mx_registry_list_free(list, n);
+    if (!n) printf("\nNo model: merx info --model PATH shows the memory it takes and how many texts fit.\n");
 }
 
 static mx_status print_json(const mx_app *app, memory m, mx_error *err)
@@ -185,19 +188,24 @@ static mx_status print_json(const mx_app *app, memory m, mx_error *err)
     mx_topology_describe(t, machine, sizeof machine);
     mx_topology_describe_caches(t, caches, sizeof caches);
     json_t *models = json_array();
-    for (int i = 0; i < app->n_models; i++) {
+    mx_served_view list[MX_MODELS];
+    int n = mx_registry_list(app->registry, list);
+    for (int i = 0; i < n; i++) {
         mx_generator_info info;
-        mx_generator_info_get(app->models[i], &info);
+        if (!list[i].generator) continue;
+        mx_generator_info_get(list[i].generator, &info);
         json_array_append_new(models, model_json(&info, m.left));
     }
-    for (int i = 0; i < app->n_encoders; i++) {
+    for (int i = 0; i < n; i++) {
         mx_embedder_info e;
-        mx_embedder_info_get(app->encoders[i], &e);
+        if (!list[i].encoder) continue;
+        mx_embedder_info_get(list[i].encoder, &e);
         json_array_append_new(models, json_pack("{s:s, s:s, s:s, s:I, s:i, s:i, s:i, s:i, s:i, s:s, s:I}", "name", e.name, "path", e.path,
                                                 "architecture", "bert", "parameters", (json_int_t)e.parameters, "layers", e.layers, "d_model",
                                                 e.d_model, "heads", e.heads, "max_model_len", e.max_len, "classes", e.classes, "pooling",
                                                 mx_pooling_name(e.pooling), "weight_bytes", (json_int_t)e.weight_bytes));
     }
+    mx_registry_list_free(list, n);
     json_t *j = json_pack("{s:{s:s, s:s, s:i, s:i, s:i, s:I}, s:I, s:I, s:I, s:o, s:o}", "machine", "description", machine, "caches", caches,
                           "cores", mx_topology_cores(t), "hardware_threads", mx_topology_pus(t), "numa_nodes", mx_topology_numa_nodes(t),
                           "memory_bytes", (json_int_t)mx_topology_memory(t), "taken_bytes", (json_int_t)m.taken, "promised_bytes", (json_int_t)m.promised, "left_bytes", (json_int_t)m.left,

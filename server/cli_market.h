@@ -6,7 +6,7 @@
 
 #include <stdio.h>
 
-/* episodes: of every brand in every store.  Errors: of mx_market_compare(). */
-mx_status cli_market_table(const mx_qnet *q, const char *env, int32_t episodes, uint64_t seed, FILE *to, mx_error *err);
+/* Errors: of mx_market_compare(). */
+mx_status cli_market_table(const mx_market_trial *t, FILE *to, mx_error *err);
 
 #endif

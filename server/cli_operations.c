@@ -6,6 +6,7 @@
 #include "server/auth.h"
 #include "server/http.h"
 #include "server/settings.h"
+#include "server/spans.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -26,34 +27,27 @@ static bool changed(const char *file, struct timespec *seen)
     return true;
 }
 
-/* What the server may come to hold, of what there is.  Buffers are zeroed on demand, so one that is too
- * large would be noticed in the midst of serving, by the kernel: it is noticed here. */
+/* What the server may come to hold, of what there is; models were measured before they were read (registry.h). */
 static mx_status plan_memory(const mx_app *app, const mx_server_options *o, mx_error *err)
 {
-    enum { CALL_BYTES = 32 << 10 };        /* a waiting call with its message, as measured */
-    double mib = 1 << 20, weights = 0, kv = 0, scratch = 0, calls, all, have = (double)mx_topology_memory(app->topology);
-    for (int i = 0; i < app->n_models; i++) {
-        mx_generator_info g;
-        mx_generator_info_get(app->models[i], &g);
-        weights += (double)g.weight_bytes;
-        kv += (double)g.kv_bytes;
-        if ((double)g.scratch_bytes > scratch) scratch = (double)g.scratch_bytes;
+    double mib = 1 << 20, weights = 0, kv = 0, tables = 0, calls, have = (double)mx_topology_memory(app->topology);
+    size_t held, budget;
+    mx_served_view list[MX_MODELS];
+    int n = mx_registry_list(app->registry, list);
+    for (int i = 0; i < n; i++) {
+        const mx_footprint *f = &list[i].served->footprint;
+        weights += (double)f->weights;
+        kv += (double)f->kv;
+        tables += (double)f->host;
     }
-    for (int i = 0; i < app->n_encoders; i++) {
-        mx_embedder_info e;
-        mx_embedder_info_get(app->encoders[i], &e);
-        weights += (double)e.weight_bytes;
-        if ((double)e.scratch_bytes > scratch) scratch = (double)e.scratch_bytes;
-    }
-    calls = (double)o->max_calls * CALL_BYTES + 8.0 * (double)o->max_message_bytes;
+    mx_registry_list_free(list, n);
+    mx_registry_memory(app->registry, &held, &budget);
+    calls = (double)o->max_calls * MX_CALL_BYTES + MX_MESSAGES * (double)o->max_message_bytes;
     bool host = app->devices[app->device].kind == MX_CPU;
-    all = calls + (host ? weights + kv + scratch : 0);
-    mx_log(MX_LOG_INFO, "server", "memory plan, MiB: weights %.0f, KV cache %.0f, scratch %.0f%s, calls %.0f; host %.0f of %.0f", weights / mib,
-           kv / mib, scratch / mib, host ? "" : " (on the GPU)", calls / mib, all / mib, have / mib);
-    if (all <= have) return MX_OK;
-    const char *most = host && kv >= weights && kv >= calls ? "the KV cache (--kv-cache-bytes, --max-num-seqs, --max-model-len)"
-                       : host && weights >= calls ? "the weights (--dtype int8 takes a quarter of f32)" : "messages (--max-message-bytes)";
-    return mx_fail(err, MX_ERR_NO_MEMORY, "the plan needs %.0f MiB, and there are %.0f; most of it are %s", all / mib, have / mib, most);
+    mx_log(MX_LOG_INFO, "server", "memory plan, MiB: weights %.0f, KV cache %.0f, scratch %.0f, tables %.0f%s, calls %.0f; models %.0f of %.0f, host %.0f", weights / mib,
+           kv / mib, ((double)held - weights - kv - tables) / mib, tables / mib, host ? "" : " (on the GPU)", calls / mib, (double)held / mib, (double)budget / mib, have / mib);
+    if (calls <= have) return MX_OK;
+    return mx_fail(err, MX_ERR_NO_MEMORY, "the plan needs %.0f MiB for messages (--max-message-bytes), and there are %.0f", calls / mib, have / mib);
 }
 
 mx_status cli_operations_open(cli_operations *p, mx_app *app, mx_config *c, mx_server_options *o, mx_error *err)
@@ -69,6 +63,8 @@ mx_status cli_operations_open(cli_operations *p, mx_app *app, mx_config *c, mx_s
     o->log_calls = mx_config_bool(c, "log-calls");
     if (tokens) MX_TRY(mx_auth_open(&p->auth, tokens, err));
     o->auth = p->auth;
+    if (mx_config_string(c, "spans")) MX_TRY(mx_spans_open(&p->spans, mx_config_string(c, "spans"), mx_config_float(c, "spans-share"), err));
+    o->spans = p->spans;
     MX_TRY(plan_memory(app, o, err));
     if (tokens && !o->tls_cert) mx_log(MX_LOG_WARN, "server", "tokens without TLS: who sees the traffic sees the tokens");
     return MX_OK;
@@ -149,7 +145,8 @@ void cli_operations_close(cli_operations *p)
 void cli_operations_free(cli_operations *p)
 {
     mx_auth_close(p->auth);
-    p->auth = NULL;
+    mx_spans_close(p->spans);
+    *p = (cli_operations){0};
 }
 
 mx_client_options cli_client_options(const mx_config *c)

@@ -35,6 +35,7 @@ typedef struct cli_operations {        /* zero it */
     mx_config      *config;
     mx_app         *app;
     struct mx_auth *auth;
+    struct mx_spans *spans;
     struct mx_http *http;
     struct timespec seen[2];           /* when the tokens and the config file changed last */
 } cli_operations;

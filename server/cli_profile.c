@@ -227,6 +227,13 @@ static void print_profile(const Merx__V1__Profile *p)
     day(p->as_of_ms, when);
     print(p->user, tty);
     printf("  as of %s: %d events, %d with words, follows %d\n", when, p->events, p->texts, p->neighbours);
+    if (p->network) {
+        printf("  the network ");
+        print(p->network->name, tty);
+        printf(" (%s) speaks of the events up to number %llu", p->network->kind, (unsigned long long)p->network->watermark);
+        if (p->network->watermark < p->watermark) printf("; this profile is of %llu", (unsigned long long)p->watermark);
+        putchar('\n');
+    }
     if (!p->consent) printf("  has withdrawn consent: nothing is inferred\n");
     if (p->rfm && p->rfm->purchases) {
         printf("  bought %d times, the last time %.1f days ago", p->rfm->purchases, p->rfm->recency_days);
@@ -244,6 +251,25 @@ static void print_profile(const Merx__V1__Profile *p)
     }
 }
 
+/* Of a user who withdrew consent there is nothing to say. */
+static void show_recommended(session *s, const char *user)
+{
+    static const struct { const char *method, *words; } how[] = {
+        {"network", "by the network"}, {"neighbours", "by who has the same"}, {"popular", "what most have"}};
+    Merx__V1__RecommendRequest q = MERX__V1__RECOMMEND_REQUEST__INIT;
+    mx_error err = {0};
+    bool tty = cli_term_of(stdout).tty;
+    q.user = (char *)(uintptr_t)user, q.count = 5;
+    Merx__V1__RecommendResponse *r = ask(s, "Recommend", &q.base, &merx__v1__recommend_response__descriptor, &err);
+    for (size_t i = 0; r && i < r->n_items; i++) {
+        printf(i ? ", " : "\n  may like ");
+        print(r->items[i]->item, tty);
+    }
+    for (size_t k = 0; r && r->n_items && k < sizeof how / sizeof *how; k++)
+        if (!strcmp(r->method, how[k].method)) printf("  (%s)\n", how[k].words);
+    if (r) merx__v1__recommend_response__free_unpacked(r, NULL);
+}
+
 static mx_status show(session *s, const char *user, mx_error *err)
 {
     Merx__V1__GetProfileRequest q = MERX__V1__GET_PROFILE_REQUEST__INIT;
@@ -257,6 +283,7 @@ static mx_status show(session *s, const char *user, mx_error *err)
     if (!r) return err->code;
     print_profile(r->profile);
     merx__v1__profile_answer__free_unpacked(r, NULL);
+    show_recommended(s, user);
     return MX_OK;
 }
 

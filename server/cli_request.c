@@ -311,14 +311,15 @@ static mx_status ids_json(cli_request *r, json_t *v, mx_error *err)
 static mx_status input_json(cli_request *r, const mx_config *c, const mx_app *app, json_t *row, mx_error *err)
 {
     json_t *prompt = json_object_get(row, "prompt"), *messages = json_object_get(row, "messages"), *ids = json_object_get(row, "ids");
-    mx_generator *g;
+    mx_served *s;
     int given = (prompt != NULL) + (messages != NULL) + (ids != NULL);
     if (given != 1) return mx_fail(err, MX_ERR_ARG, "prompt: %s of prompt, messages and ids is required", given ? "only one" : "one");
     if (messages) return messages_json(r, messages, err);
     if (ids) return ids_json(r, ids, err);
     if (!json_is_string(prompt)) return mx_fail(err, MX_ERR_ARG, "prompt: must be a text");
-    MX_TRY(mx_find_model(&g, app, r->message.model, err));
-    bool chat = mx_config_bool(c, "chat") && mx_tokenizer_chat_family(mx_generator_tokenizer(g)) != MX_CHAT_NONE;
+    MX_TRY(mx_find_model(&s, app, r->message.model, err));
+    bool chat = mx_config_bool(c, "chat") && mx_tokenizer_chat_family(mx_generator_tokenizer(s->generator)) != MX_CHAT_NONE;
+    mx_registry_release(s);
     return cli_request_prompt(r, c, json_string_value(prompt), chat, err);
 }
 

@@ -214,6 +214,24 @@ static void show_models(FILE *out, bool tty, const pair *p)
     if (!first) fputs("\033[K\n", out);
 }
 
+static void show_versions(FILE *out, bool tty, const pair *p)
+{
+    static const char *const states[] = {"loading", "serving", "draining"};
+    bool first = true;
+    for (size_t i = 0; i < p->now->n; i++) {
+        const sample *s = &p->now->list[i];
+        char model[80], version[16];
+        if (strcmp(s->name, "merx_model_state") != 0) continue;
+        if (first) say(out, tty, "VERSION OF             NUMBER  STATE     HELD BY");
+        first = false;
+        label_of(model, sizeof model, s->labels, "model");
+        label_of(version, sizeof version, s->labels, "version");
+        fprintf(out, "%-22.22s %6s  %-8s  %7.0f\033[K\n", model, version, s->value >= 0 && s->value < 3 ? states[(int)s->value] : "?",
+                value_of(p->now, "merx_model_references", s->labels));
+    }
+    if (!first) fputs("\033[K\n", out);
+}
+
 static void show_calls(FILE *out, bool tty, const pair *p)
 {
     bool first = true;
@@ -243,6 +261,7 @@ static void show(const char *where, bool tty, const pair *p)
     show_head(out, where, p);
     show_lanes(out, tty, p);
     show_models(out, tty, p);
+    show_versions(out, tty, p);
     show_calls(out, tty, p);
     fclose(out);
     if (tty) printf("\033[H%s\033[J", text);                   /* over the old one: no flicker */

@@ -52,7 +52,7 @@ static void told(void *ctx, const char *text)
 
 static void prepare(run *r, mx_config *c)
 {
-    r->t = (mx_train_run){.config = c, .encoder = r->t.encoder, .graph = r->t.graph, .reading = reading, .note = told, .ctx = r};
+    r->t = (mx_train_run){.config = c, .encoder = r->t.encoder, .graph = r->t.graph, .folder = mx_config_string(c, "run"), .reading = reading, .note = told, .ctx = r};
 }
 
 /* Processes of one machine that were not told which GPU take one each. */

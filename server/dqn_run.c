@@ -51,6 +51,7 @@ mx_status mx_dqn_run_options(const mx_config *c, const char **env, mx_dqn_option
     if (!*env) *env = "";
     *o = files ? mx_dqn_offline_defaults(*env) : mx_dqn_defaults(*env);
     o->data = files ? data[0] : NULL;
+    o->eval_env = mx_config_string(c, "eval-env");
     whole(c, "clone-steps", &o->clone_steps), number(c, "cql-alpha", &o->cql_alpha);
     whole(c, "steps", &o->steps), whole(c, "buffer", &o->buffer), whole(c, "learn-starts", &o->learn_starts), whole(c, "target-every", &o->target_every);
     whole(c, "eval-every", &o->eval_every), whole(c, "save-every", &o->save_every);

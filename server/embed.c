@@ -2,6 +2,8 @@
  *
  * One call is one `work`; begin, pump, cancelled and closed run on the call's RPC thread. */
 #include "server/rpc.h"
+
+#include "runtime/slab.h"
 #include "server/services.h"
 #include "server/texts.h"
 
@@ -10,7 +12,8 @@
 
 typedef struct work {
     mx_call     *call;
-    mx_embedder *model;
+    mx_served   *served;          /* held */
+    mx_embedder *model;           /* its encoder */
     mx_arena     decoded;         /* the request, whose texts are read one by one */
     const char  *request_id;
     mx_embedding_request q;
@@ -66,6 +69,7 @@ static bool send_vectors(work *w, mx_arena *a)
     r.model = (char *)(uintptr_t)info.name;
     r.request_id = (char *)(uintptr_t)w->request_id;
     r.total_ms = total_ms(w);
+    r.model_version = info.version;
     return ok && mx_call_send(w->call, &r.base, false);
 }
 
@@ -108,6 +112,7 @@ static bool send_classes(work *w, mx_arena *a)
     r.model = (char *)(uintptr_t)info.name;
     r.request_id = (char *)(uintptr_t)w->request_id;
     r.total_ms = total_ms(w);
+    r.model_version = info.version;
     return ok && mx_call_send(w->call, &r.base, false);
 }
 
@@ -130,46 +135,40 @@ static void closed(void *user)
 {
     work *w = user;
     mx_texts_close(w->texts);
+    mx_registry_release(w->served);
     mx_arena_close(&w->decoded);
-    free(w);
+    mx_slab_free(w);
 }
 
 /* ---- begin --------------------------------------------------------------------------- */
 
-mx_status mx_find_encoder(const mx_app *app, const char *name, mx_embedder **out, mx_error *err)
+static mx_status check(const mx_embedder *e, const mx_embedding_request *q, mx_error *err)
 {
-    if (!app->n_encoders) return mx_fail(err, MX_ERR_STATE, "no encoder is loaded");
-    for (int i = 0; i < app->n_encoders; i++) {
-        mx_embedder_info info;
-        mx_embedder_info_get(app->encoders[i], &info);
-        *out = app->encoders[i];
-        if (!name[0] || !strcmp(name, info.name)) return MX_OK;
-    }
-    return mx_fail(err, MX_ERR_NOT_FOUND, "model: there is no encoder \"%.100s\"; ListModels tells which there are", name);
-}
-
-/* What both requests ask for; takes `decoded`. */
-static mx_status begin(mx_app *app, mx_call *call, const char *model, char **texts, size_t n, const char *request_id,
-                       const mx_embedding_request *q, mx_arena *decoded, mx_arena *scratch, mx_error *err)
-{
-    static const mx_call_handler handler = {.pump = pump, .cancelled = cancelled, .closed = closed};
-    mx_embedder *e = NULL;
-    if (!n || n > MX_MAX_TEXTS) return mx_fail(err, MX_ERR_ARG, "texts: %zu of them, 1..%d are allowed", n, MX_MAX_TEXTS);
-    if (strlen(request_id) > MX_MAX_REQUEST_ID)
-        return mx_fail(err, MX_ERR_ARG, "request_id: %zu bytes, at most %d", strlen(request_id), MX_MAX_REQUEST_ID);
-    MX_TRY(mx_find_encoder(app, model, &e, err));
     mx_embedder_info info;
     mx_embedder_info_get(e, &info);
     if (q->classify && !info.classes) return mx_fail(err, MX_ERR_STATE, "model: %s has no classification head", info.name);
     if (q->embed && q->pooling == MX_POOL_POOLER && !info.pooler) return mx_fail(err, MX_ERR_STATE, "pooling: model %s has no pooler", info.name);
-    work *w = calloc(1, sizeof *w);
-    if (w) w->texts = mx_texts_open(e, texts, (int)n, q, mx_call_deadline_ns(call), mx_call_tenant(call), wake, call);
+    return MX_OK;
+}
+
+/* What both requests ask for; takes `decoded`, and the reference on the model when it answers MX_OK. */
+static mx_status begin(mx_call *call, mx_served *served, char **texts, size_t n, const char *request_id,
+                       const mx_embedding_request *q, mx_arena *decoded, mx_arena *scratch, mx_error *err)
+{
+    static const mx_call_handler handler = {.pump = pump, .cancelled = cancelled, .closed = closed};
+    if (!n || n > MX_MAX_TEXTS) return mx_fail(err, MX_ERR_ARG, "texts: %zu of them, 1..%d are allowed", n, MX_MAX_TEXTS);
+    if (strlen(request_id) > MX_MAX_REQUEST_ID)
+        return mx_fail(err, MX_ERR_ARG, "request_id: %zu bytes, at most %d", strlen(request_id), MX_MAX_REQUEST_ID);
+    MX_TRY(check(served->encoder, q, err));
+    work *w = mx_slab_zeroed(sizeof *w);
+    if (w) w->texts = mx_texts_open(served->encoder, texts, (int)n, q, mx_call_deadline_ns(call), mx_call_tenant(call), wake, call);
     if (!w || !w->texts) {
-        free(w);
+        mx_slab_free(w);
         return mx_fail(err, MX_ERR_NO_MEMORY, "no memory for the request");
     }
     w->call = call;
-    w->model = e;
+    w->served = served;
+    w->model = served->encoder;
     w->decoded = *decoded;
     *decoded = (mx_arena){0};
     w->request_id = request_id;
@@ -179,12 +178,10 @@ static mx_status begin(mx_app *app, mx_call *call, const char *model, char **tex
     return MX_OK;
 }
 
-static mx_status read_embed(const mx_app *app, const Merx__V1__EmbedRequest *m, mx_embedding_request *q, mx_error *err)
+static mx_status read_embed(const mx_embedder *e, const Merx__V1__EmbedRequest *m, mx_embedding_request *q, mx_error *err)
 {
     static const mx_pooling of[] = {[MERX__V1__POOLING__POOLING_MEAN] = MX_POOL_MEAN, [MERX__V1__POOLING__POOLING_CLS] = MX_POOL_CLS,
                                     [MERX__V1__POOLING__POOLING_POOLER] = MX_POOL_POOLER};
-    mx_embedder *e;
-    MX_TRY(mx_find_encoder(app, m->model, &e, err));
     *q = mx_embedding_defaults(e);
     q->truncate = m->truncate;
     if (m->_normalize_case) q->normalize = m->normalize;
@@ -198,14 +195,17 @@ MX_METHOD(mx_embed_begin)
 {
     mx_arena decoded;
     mx_embedding_request q;
+    mx_served *served = NULL;
     ProtobufCMessage *m;
     mx_status st;
     mx_arena_open(&decoded, scratch->budget);
     MX_TRY_GOTO(st, mx_message_decode(&decoded, &merx__v1__embed_request__descriptor, msg, len, &m, err), out);
     const Merx__V1__EmbedRequest *r = (const Merx__V1__EmbedRequest *)m;
-    MX_TRY_GOTO(st, read_embed(app, r, &q, err), out);
-    st = begin(app, call, r->model, r->texts, r->n_texts, r->request_id, &q, &decoded, scratch, err);
+    MX_TRY_GOTO(st, mx_registry_encoder(app->registry, r->model, &served, err), out);
+    MX_TRY_GOTO(st, read_embed(served->encoder, r, &q, err), out);
+    st = begin(call, served, r->texts, r->n_texts, r->request_id, &q, &decoded, scratch, err);
 out:
+    if (st) mx_registry_release(served);
     mx_arena_close(&decoded);
     return st;
 }
@@ -213,14 +213,17 @@ out:
 MX_METHOD(mx_classify_begin)
 {
     mx_arena decoded;
+    mx_served *served = NULL;
     ProtobufCMessage *m;
     mx_status st;
     mx_arena_open(&decoded, scratch->budget);
     MX_TRY_GOTO(st, mx_message_decode(&decoded, &merx__v1__classify_request__descriptor, msg, len, &m, err), out);
     const Merx__V1__ClassifyRequest *r = (const Merx__V1__ClassifyRequest *)m;
     mx_embedding_request q = {.classify = true, .truncate = r->truncate};
-    st = begin(app, call, r->model, r->texts, r->n_texts, r->request_id, &q, &decoded, scratch, err);
+    MX_TRY_GOTO(st, mx_registry_encoder(app->registry, r->model, &served, err), out);
+    st = begin(call, served, r->texts, r->n_texts, r->request_id, &q, &decoded, scratch, err);
 out:
+    if (st) mx_registry_release(served);
     mx_arena_close(&decoded);
     return st;
 }

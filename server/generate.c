@@ -8,6 +8,7 @@
 #include "server/services.h"
 
 #include "runtime/log.h"
+#include "runtime/slab.h"
 
 #include <pthread.h>
 #include <stdlib.h>
@@ -23,7 +24,7 @@ typedef struct item {
     struct work *work;
     item_state state; /* RUNNING -> DONE under the lock; else the RPC thread's */
     mx_generation *g;
-    mx_generator *model;
+    mx_served *served; /* the version that writes it, held until the call closes */
     mx_error error;
     uint64_t submitted_ns;
     char *request_id;
@@ -60,7 +61,7 @@ static void said(mx_generation *g, int index, const char *text, size_t len, cons
         kept = kept && mx_said_text(s, text, len, ids, n_ids);
         s->finish = finish;
         const mx_candidate *c = finish == MX_FINISH_STOP ? mx_generation_candidate(g, index) : NULL;
-        if (c && c->stop && !s->stop) s->stop = strdup(c->stop);
+        if (c && c->stop && !s->stop) s->stop = mx_slab_text(c->stop);
         mx_call_wake(w->call);
     }
     if (!kept && !it->lost) {
@@ -95,31 +96,34 @@ static mx_status run(work *w, item *it, mx_arena *arena, const Merx__V1__Generat
     MX_TRY_GOTO(st, mx_text_request_read(&r, w->app, arena, m, err), out);
     int n = r.sampling.n > 0 && r.sampling.n <= MX_MAX_CANDIDATES ? r.sampling.n : 0; /* else: open refuses it */
     bool wanted = w->streams || r.sampling.logprobs >= 0;
-    if (wanted && n && !it->said && !(it->said = calloc((size_t)n, sizeof *it->said))) {
+    if (wanted && n && !it->said && !(it->said = mx_slab_zeroed((size_t)n * sizeof *it->said))) {
         st = mx_fail(err, MX_ERR_NO_MEMORY, "no memory for the request");
         goto out;
     }
     it->n_said = it->said ? n : 0;
-    if (!it->request_id && !(it->request_id = strdup(r.request_id))) {
+    if (!it->request_id && !(it->request_id = mx_slab_text(r.request_id))) {
         st = mx_fail(err, MX_ERR_NO_MEMORY, "no memory for the request");
         goto out;
     }
-    it->model = r.model;
     mx_generation_calls calls = {.text = wanted ? said : NULL, .done = done, .user = it};
     MX_TRY_GOTO(st, mx_generation_open(&g, r.model, r.prompt.id, r.prompt.count, &r.sampling, &calls, deadline, err),
                 out);
     it->g = g;
+    it->served = r.served;
     it->state = RUNNING;
     it->submitted_ns = mx_now_ns(&mx_clock_monotonic);
     mx_generation_job(g)->tenant = mx_call_tenant(w->call);
     st = mx_generation_submit(g, err);
     if (st) {
         it->g = NULL;
+        it->served = NULL;
         it->state = WAITING;
         mx_generation_close(g);
+    } else {
+        r.served = NULL;       /* the item's now */
     }
 out:
-    mx_ids_free(&r.prompt);
+    mx_text_request_close(&r);
     return st;
 }
 
@@ -176,20 +180,21 @@ static void work_closed(void *user)
     for (int i = 0; i < w->n_items; i++) {
         item *it = &w->items[i];
         if (it->g) mx_generation_close(it->g);
+        mx_registry_release(it->served);
         for (int k = 0; k < it->n_said; k++) mx_said_free(&it->said[k]);
-        free(it->said);
-        free(it->request_id);
+        mx_slab_free(it->said);
+        mx_slab_free(it->request_id);
         mx_style_close(it->style);
     }
     mx_said_free(&w->sending);
     mx_arena_close(&w->decoded);
     pthread_mutex_destroy(&w->lock);
-    free(w);
+    mx_slab_free(w);
 }
 
 static work *work_open(mx_app *app, mx_call *call, int n_items)
 {
-    work *w = calloc(1, sizeof *w + (size_t)n_items * sizeof w->items[0]);
+    work *w = mx_slab_zeroed(sizeof *w + (size_t)n_items * sizeof w->items[0]);
     if (!w) return NULL;
     pthread_mutex_init(&w->lock, NULL);
     w->app = app;
@@ -199,16 +204,23 @@ static work *work_open(mx_app *app, mx_call *call, int n_items)
     return w;
 }
 
+/* From the first turn to the last token; the queue before it is not of the turn. */
+static void tell_turn(const work *w, const item *it, const mx_generation_stats *st)
+{
+    uint64_t from = it->submitted_ns + st->queue_ns;
+    if (w->n_items == 1) mx_call_turn(w->call, from, from + st->prefill_ns + st->decode_ns);
+}
+
 /* The whole answer of an item; NULL: the arena is full. */
 static Merx__V1__GenerateResponse *respond(const work *w, item *it, mx_arena *a)
 {
     mx_generation_stats st;
-    mx_generator_info info;
     mx_generation_stats_get(it->g, &st);
-    mx_generator_info_get(it->model, &info);
-    Merx__V1__GenerateResponse *r = mx_response_build(a, it->g, it->said, mx_generator_tokenizer(it->model));
+    tell_turn(w, it, &st);
+    Merx__V1__GenerateResponse *r = mx_response_build(a, it->g, it->said, mx_generator_tokenizer(it->served->generator));
     if (!r) return NULL;
-    r->model = (char *)(uintptr_t)info.name;
+    r->model = it->served->name;
+    r->model_version = it->served->version;
     r->request_id = it->request_id;
     r->usage = mx_usage_build(a, &st);
     r->timings = mx_timings_build(a, &st, mx_call_accepted_ns(w->call), it->submitted_ns);
@@ -306,11 +318,11 @@ static int take_news(work *w, item *it, bool *more, bool *over)
 static bool add_totals(const work *w, item *it, Merx__V1__GenerateEvent *e, mx_arena *a)
 {
     mx_generation_stats st;
-    mx_generator_info info;
     mx_generation_stats_get(it->g, &st);
-    mx_generator_info_get(it->model, &info);
+    tell_turn(w, it, &st);
     e->last = true;
-    e->model = (char *)(uintptr_t)info.name;
+    e->model = it->served->name;
+    e->model_version = it->served->version;
     e->request_id = it->request_id;
     e->usage = mx_usage_build(a, &st);
     e->timings = mx_timings_build(a, &st, mx_call_accepted_ns(w->call), it->submitted_ns);
@@ -332,7 +344,7 @@ static void stream_pump(mx_call *call, void *user, mx_arena *scratch)
     bool ok = true;
     if (index >= 0 || totals) {
         Merx__V1__GenerateEvent *e =
-            mx_event_build(scratch, &w->sending, index < 0 ? 0 : index, mx_generator_tokenizer(it->model));
+            mx_event_build(scratch, &w->sending, index < 0 ? 0 : index, mx_generator_tokenizer(it->served->generator));
         ok = e && (!totals || add_totals(w, it, e, scratch)) && mx_call_send(call, &e->base, more);
     }
     if (!last && ok) return;

@@ -1,6 +1,8 @@
 /* generate_reply.c - what a generation has said, gathered and put into messages. */
 #include "server/services.h"
 
+#include "runtime/slab.h"
+
 #include <stdlib.h>
 #include <string.h>
 
@@ -14,7 +16,7 @@ static bool grow(void *array, size_t *room, size_t need, size_t size)
     size_t bytes;
     if (__builtin_mul_overflow(more, size, &bytes)) return false;
     void **at = array;
-    void *p = realloc(*at, bytes);
+    void *p = mx_slab_grow(*at, bytes);
     if (!p) return false;
     *at = p;
     *room = more;
@@ -54,7 +56,7 @@ bool mx_said_logprobs(mx_said *s, const mx_token_logprob *lp, int n)
 
 void mx_said_clear(mx_said *s)
 {
-    free(s->stop);
+    mx_slab_free(s->stop);
     s->stop = NULL;
     s->text_len = s->n_ids = s->n_logprobs = s->n_top = 0;
     s->finish = MX_FINISH_NONE;
@@ -63,12 +65,12 @@ void mx_said_clear(mx_said *s)
 
 void mx_said_free(mx_said *s)
 {
-    free(s->text);
-    free(s->ids);
-    free(s->logprobs);
-    free(s->top_id);
-    free(s->top_logprob);
-    free(s->stop);
+    mx_slab_free(s->text);
+    mx_slab_free(s->ids);
+    mx_slab_free(s->logprobs);
+    mx_slab_free(s->top_id);
+    mx_slab_free(s->top_logprob);
+    mx_slab_free(s->stop);
     *s = (mx_said){0};
 }
 

@@ -7,19 +7,29 @@
 #include <stdio.h>
 #include <string.h>
 
-void mx_lane_name(char *out, size_t size, const char *model)
+/* The model of that name, or the one beside which an adapter of that name stands: held, as is *adapter (0: none). */
+static mx_status find(mx_served **out, int32_t *adapter, const mx_app *app, const char *name, mx_error *err)
 {
-    snprintf(out, size, "%s.generate", model);
+    *adapter = 0;
+    mx_status st = mx_registry_generator(app->registry, name, out, err);
+    if (st == MX_ERR_NOT_FOUND && (*out = mx_registry_adapter(app->registry, name, adapter)) != NULL) st = MX_OK;
+    return st;
 }
 
-mx_status mx_find_model(mx_generator **out, const mx_app *app, const char *name, mx_error *err)
+mx_status mx_find_model(mx_served **out, const mx_app *app, const char *name, mx_error *err)
 {
-    *out = mx_app_model(app, name);
-    for (int i = 0, n = app->n_models; !*out && i < n; i++)
-        if (mx_generator_adapter(app->models[i], name)) *out = app->models[i];
-    if (*out) return MX_OK;
-    if (!app->n_models) return mx_fail(err, MX_ERR_STATE, "no model is loaded");
-    return mx_fail(err, MX_ERR_NOT_FOUND, "model: there is no \"%.100s\"; ListModels tells which there are", name);
+    int32_t adapter;
+    MX_TRY(find(out, &adapter, app, name, err));
+    if (adapter) mx_generator_adapter_release((*out)->generator, adapter);
+    return MX_OK;
+}
+
+void mx_text_request_close(mx_text_request *r)
+{
+    if (r->sampling.adapter) mx_generator_adapter_release(r->model, r->sampling.adapter);
+    mx_ids_free(&r->prompt);
+    mx_registry_release(r->served);
+    *r = (mx_text_request){0};
 }
 
 mx_status mx_chat_read(const mx_tokenizer *t, mx_arena *arena, const Merx__V1__Chat *chat, mx_ids *out, mx_error *err)
@@ -120,15 +130,17 @@ static mx_status read_sampling(mx_sampling *s, mx_arena *arena, const Merx__V1__
 mx_status mx_text_request_read(mx_text_request *out, const mx_app *app, mx_arena *arena,
                                const Merx__V1__GenerateRequest *m, mx_error *err)
 {
+    int32_t adapter;
     *out = (mx_text_request){.request_id = m->request_id};
-    MX_TRY(mx_find_model(&out->model, app, m->model, err));
-    mx_generator_info info;
-    mx_generator_info_get(out->model, &info);
-    out->model_name = info.name;
+    MX_TRY(find(&out->served, &adapter, app, m->model, err));
+    out->model = out->served->generator;
+    out->model_name = out->served->name;
+    out->sampling.adapter = adapter;
     if (strlen(m->request_id) > MX_MAX_REQUEST_ID)
         return mx_fail(err, MX_ERR_ARG, "request_id: %zu bytes, at most %d", strlen(m->request_id),
                        MX_MAX_REQUEST_ID);
-    MX_TRY(read_sampling(&out->sampling, arena, m->sampling, err));
-    if (strcmp(info.name, m->model)) out->sampling.adapter = mx_generator_adapter(out->model, m->model);
+    mx_status st = read_sampling(&out->sampling, arena, m->sampling, err);
+    out->sampling.adapter = adapter;         /* also on an error: it is held */
+    if (st) return st;
     return read_prompt(mx_generator_tokenizer(out->model), arena, m, &out->prompt, err);
 }

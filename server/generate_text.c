@@ -13,13 +13,13 @@ static mx_status too_large(mx_error *err)
 MX_METHOD(mx_tokenize_begin)
 {
     ProtobufCMessage *m;
-    mx_generator *g;
+    mx_served *served;
     mx_ids ids = {0};
     mx_status st;
     MX_TRY(mx_message_decode(scratch, &merx__v1__tokenize_request__descriptor, msg, len, &m, err));
     const Merx__V1__TokenizeRequest *q = (const Merx__V1__TokenizeRequest *)m;
-    MX_TRY(mx_find_model(&g, app, q->model, err));
-    const mx_tokenizer *t = mx_generator_tokenizer(g);
+    MX_TRY(mx_find_model(&served, app, q->model, err));
+    const mx_tokenizer *t = mx_generator_tokenizer(served->generator);
     if (q->input_case == MERX__V1__TOKENIZE_REQUEST__INPUT_CHAT)
         st = mx_chat_read(t, scratch, q->chat, &ids, err);
     else if (q->input_case == MERX__V1__TOKENIZE_REQUEST__INPUT_TEXT)
@@ -42,6 +42,7 @@ MX_METHOD(mx_tokenize_begin)
     else
         st = too_large(err);
 out:
+    mx_registry_release(served);
     mx_ids_free(&ids);
     return st;
 }
@@ -49,18 +50,21 @@ out:
 MX_METHOD(mx_detokenize_begin)
 {
     ProtobufCMessage *m;
-    mx_generator *g;
+    mx_served *served;
     char *text = NULL;
     size_t n = 0;
+    mx_status st = MX_OK;
     MX_TRY(mx_message_decode(scratch, &merx__v1__detokenize_request__descriptor, msg, len, &m, err));
     const Merx__V1__DetokenizeRequest *q = (const Merx__V1__DetokenizeRequest *)m;
-    MX_TRY(mx_find_model(&g, app, q->model, err));
-    const mx_tokenizer *t = mx_generator_tokenizer(g);
+    MX_TRY(mx_find_model(&served, app, q->model, err));
+    const mx_tokenizer *t = mx_generator_tokenizer(served->generator);
     int32_t vocab = mx_tokenizer_vocab(t);
-    for (size_t i = 0; i < q->n_ids; i++)
+    for (size_t i = 0; i < q->n_ids && !st; i++)
         if (q->ids[i] < 0 || q->ids[i] >= vocab)
-            return mx_fail(err, MX_ERR_ARG, "ids[%zu]: %d is not in the vocabulary (0..%d)", i, q->ids[i], vocab - 1);
-    MX_TRY(mx_tokenizer_decode(t, q->ids, (int32_t)q->n_ids, q->skip_special, &text, &n, err));
+            st = mx_fail(err, MX_ERR_ARG, "ids[%zu]: %d is not in the vocabulary (0..%d)", i, q->ids[i], vocab - 1);
+    if (!st) st = mx_tokenizer_decode(t, q->ids, (int32_t)q->n_ids, q->skip_special, &text, &n, err);
+    mx_registry_release(served);
+    if (st) return st;
     Merx__V1__DetokenizeResponse r = MERX__V1__DETOKENIZE_RESPONSE__INIT;
     r.text = (ProtobufCBinaryData){.data = (uint8_t *)text, .len = n};
     bool sent = mx_call_send(call, &r.base, false);
@@ -73,11 +77,10 @@ MX_METHOD(mx_detokenize_begin)
 static bool describe(const mx_app *app, const mx_generator *g, Merx__V1__Model *m, mx_arena *a)
 {
     mx_generator_info info;
+    mx_adapter_info adapter;
     mx_lane_stats lane = {0};
-    char name[300];
     mx_generator_info_get(g, &info);
-    mx_lane_name(name, sizeof name, info.name);
-    mx_scheduler_stats(app->scheduler, name, &lane);
+    mx_scheduler_stats(app->scheduler, info.lane, &lane);
     merx__v1__model__init(m);
     m->name = (char *)(uintptr_t)info.name;
     if (info.architecture) m->architecture = (char *)(uintptr_t)info.architecture;
@@ -93,21 +96,26 @@ static bool describe(const mx_app *app, const mx_generator *g, Merx__V1__Model *
     m->running = (int32_t)lane.running;
     m->waiting = (int32_t)lane.waiting;
     m->kv_usage = info.kv_pages ? 1 - (double)info.kv_pages_free / info.kv_pages : 0;
-    m->n_adapters = (size_t)mx_generator_adapters(g);
-    m->adapters = mx_arena_array(a, m->n_adapters, sizeof *m->adapters);
-    for (size_t i = 0; m->adapters && i < m->n_adapters; i++) m->adapters[i] = (char *)(uintptr_t)mx_generator_adapter_name(g, (int32_t)i + 1);
-    return m->adapters || !m->n_adapters;
+    m->version = info.version;
+    size_t most = 0;
+    while (mx_generator_adapter_at(g, (int32_t)most, &adapter)) most++;
+    m->adapters = mx_arena_array(a, most, sizeof *m->adapters);
+    while (m->adapters && m->n_adapters < most && mx_generator_adapter_at(g, (int32_t)m->n_adapters, &adapter)) {
+        char *name = mx_arena_array(a, strlen(adapter.name) + 1, 1);
+        if (!name) return false;
+        m->adapters[m->n_adapters++] = strcpy(name, adapter.name);
+    }
+    return m->adapters != NULL;
 }
 
 static bool describe_encoder(const mx_app *app, const mx_embedder *e, Merx__V1__Model *m, mx_arena *a)
 {
     mx_embedder_info info;
     mx_lane_stats lane = {0};
-    char name[300];
     mx_embedder_info_get(e, &info);
-    snprintf(name, sizeof name, "%s.embed", info.name);
-    mx_scheduler_stats(app->scheduler, name, &lane);
+    mx_scheduler_stats(app->scheduler, info.lane, &lane);
     merx__v1__model__init(m);
+    m->version = info.version;
     m->name = (char *)(uintptr_t)info.name;
     m->architecture = (char *)(uintptr_t) "bert";
     m->parameters = info.parameters;
@@ -129,20 +137,23 @@ static bool describe_encoder(const mx_app *app, const mx_embedder *e, Merx__V1__
 MX_METHOD(mx_list_models_begin)
 {
     ProtobufCMessage *m;
+    mx_served_view list[MX_MODELS];
     MX_TRY(mx_message_decode(scratch, &merx__v1__list_models_request__descriptor, msg, len, &m, err));
-    size_t of = (size_t)app->n_models, n = of + (size_t)app->n_encoders;
-    Merx__V1__Model *models = mx_arena_array(scratch, n, sizeof *models);
-    Merx__V1__Model **list = mx_arena_array(scratch, n, sizeof *list);
-    if (!models || !list) return too_large(err);
-    for (size_t i = 0; i < n; i++) {
-        list[i] = &models[i];
-        if (!(i < of ? describe(app, app->models[i], &models[i], scratch) : describe_encoder(app, app->encoders[i - of], &models[i], scratch)))
-            return too_large(err);
-    }
+    int n = mx_registry_list(app->registry, list);
+    Merx__V1__Model *models = mx_arena_array(scratch, (size_t)n, sizeof *models);
     Merx__V1__ListModelsResponse r = MERX__V1__LIST_MODELS_RESPONSE__INIT;
-    r.n_models = n;
-    r.models = list;
-    if (!mx_call_send(call, &r.base, false)) return too_large(err);
+    r.models = mx_arena_array(scratch, (size_t)n, sizeof *r.models);
+    bool ok = models && r.models;
+    for (int encoders = 0; encoders < 2; encoders++)          /* generators first */
+        for (int i = 0; ok && i < n; i++) {
+            if (list[i].state != MX_SERVED_SERVING || (list[i].encoder != NULL) != (encoders == 1)) continue;
+            Merx__V1__Model *to = r.models[r.n_models] = &models[r.n_models];
+            r.n_models++;
+            ok = encoders ? describe_encoder(app, list[i].encoder, to, scratch) : describe(app, list[i].generator, to, scratch);
+        }
+    ok = ok && mx_call_send(call, &r.base, false);
+    mx_registry_list_free(list, n);
+    if (!ok) return too_large(err);
     mx_call_finish(call, MX_OK, NULL);
     return MX_OK;
 }

@@ -2,6 +2,7 @@
  *
  * The services stand and fall together: all of them serve when the app does, but
  * those whose models have no device left (scheduler.h, lost devices) do not.
+ * "models/NAME" is a model: it serves while a version of it takes requests.
  * Health and reflection answer always, so they are SERVING while anyone can ask. */
 #include "server/services.h"
 
@@ -19,6 +20,11 @@ typedef Grpc__Health__V1__HealthCheckResponse__ServingStatus serving;
 
 static serving state_of(mx_app *app, const char *service)
 {
+    if (!strncmp(service, "models/", 7)) {
+        int is = mx_registry_health(app->registry, service + 7);
+        if (is < 0) return SERVICE_UNKNOWN;
+        return is && atomic_load(&app->state) == MX_APP_SERVING ? SERVING : NOT_SERVING;
+    }
     if (*service && !mx_service_known(service)) return SERVICE_UNKNOWN;
     if (strncmp(service, "grpc.", 5) == 0) return SERVING;
     static const struct { const char *service, *lanes; } needs[] = {

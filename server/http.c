@@ -4,6 +4,7 @@
  * stall_ms, so that a probe need not come twice to learn that nothing moves. */
 #include "server/http.h"
 #include "server/services.h"
+#include "server/spans.h"
 
 #include "runtime/log.h"
 
@@ -38,24 +39,42 @@ struct mx_http {
 
 /* ---- the pulse --------------------------------------------------------------------------- */
 
-/* Lane i of what the app serves, from 0 on; false: there are no more. */
-static bool lane_at(const mx_app *app, int i, char *name, size_t size, mx_lane_stats *out)
+/* What the app serves at a moment: its versions are held until it is given back. */
+typedef struct served {
+    const mx_app  *app;
+    mx_served_view list[MX_MODELS];
+    int            n;
+} served;
+
+static void served_take(served *s, const mx_app *app)
+{
+    s->app = app;
+    s->n = mx_registry_list(app->registry, s->list);
+}
+
+static void served_free(served *s)
+{
+    mx_registry_list_free(s->list, s->n);
+}
+
+/* Lane i of it, from 0 on; false: there are no more. */
+static bool lane_at(const served *s, int i, char *name, size_t size, mx_lane_stats *out)
 {
     mx_embedder_info e;
     mx_generator_info g;
-    int models = app->n_models, encoders = app->n_encoders;
-    if (i < models) {
-        mx_generator_info_get(app->models[i], &g);
-        mx_lane_name(name, size, g.name);
-    } else if (i < models + encoders) {
-        mx_embedder_info_get(app->encoders[i - models], &e);
-        snprintf(name, size, "%s.embed", e.name);
-    } else if (i == models + encoders && app->training) {
+    *name = 0;                         /* a version that loads has none yet */
+    if (i < s->n && s->list[i].generator) {
+        mx_generator_info_get(s->list[i].generator, &g);
+        snprintf(name, size, "%s", g.lane);
+    } else if (i < s->n && s->list[i].encoder) {
+        mx_embedder_info_get(s->list[i].encoder, &e);
+        snprintf(name, size, "%s", e.lane);
+    } else if (i == s->n && s->app->training) {
         snprintf(name, size, "training");
-    } else {
+    } else if (i >= s->n) {
         return false;
     }
-    if (!mx_scheduler_stats(app->scheduler, name, out)) *out = (mx_lane_stats){0};
+    if (!mx_scheduler_stats(s->app->scheduler, name, out)) *out = (mx_lane_stats){0};
     return true;
 }
 
@@ -65,10 +84,13 @@ static void take_pulse(mx_http *h)
     uint64_t now = mx_now_ns(&mx_clock_monotonic), steps = 0, jobs = 0;
     char name[LANE_NAME];
     mx_lane_stats s;
-    for (int i = 0; lane_at(h->app, i, name, sizeof name, &s); i++) {
+    served all;
+    served_take(&all, h->app);
+    for (int i = 0; lane_at(&all, i, name, sizeof name, &s); i++) {
         steps += s.turns + s.done;
         jobs += s.waiting + s.running;
     }
+    served_free(&all);
     if (steps != h->steps || !jobs || !h->since_ns) {
         h->steps = steps;
         h->since_ns = now;
@@ -106,7 +128,7 @@ static void put_family(FILE *out, const char *name, const char *kind, const char
     fprintf(out, "# HELP %s %s\n# TYPE %s %s\n", name, help, name, kind);
 }
 
-static void put_lanes(FILE *out, mx_app *app)
+static void put_lanes(FILE *out, const served *all)
 {
     static const struct { const char *name, *kind, *help; } family[] = {
         {"merx_lane_waiting", "gauge", "Jobs that have had no turn yet."},
@@ -121,11 +143,53 @@ static void put_lanes(FILE *out, mx_app *app)
         put_family(out, family[k].name, family[k].kind, family[k].help);
         mx_lane_stats s;
         char name[LANE_NAME], lane[2 * LANE_NAME];
-        for (int i = 0; lane_at(app, i, name, sizeof name, &s); i++) {
+        for (int i = 0; lane_at(all, i, name, sizeof name, &s); i++) {
+            if (!*name) continue;
             const double value[] = {s.waiting, s.running, (double)s.turns, (double)s.rows, (double)s.done, (double)s.refused,
                                     (double)s.busy_ns * 1e-9};
             mx_metrics_label(lane, sizeof lane, "lane", name);
             fprintf(out, "%s{%s} %.15g\n", family[k].name, lane, value[k]);
+        }
+    }
+}
+
+static void put_models(FILE *out, const served *all)
+{
+    static const char *const name[] = {"merx_model_state", "merx_model_references"};
+    put_family(out, name[0], "gauge", "Versions of models: 0 loading, 1 serving, 2 draining.");
+    for (int k = 0; k < 2; k++) {
+        if (k) put_family(out, name[1], "gauge", "Requests that hold a version.");
+        for (int i = 0; i < all->n; i++) {
+            char label[LANE_NAME];
+            const mx_served_view *v = &all->list[i];
+            mx_metrics_label(label, sizeof label, "model", v->served->name);
+            fprintf(out, "%s{%s,version=\"%d\"} %d\n", name[k], label, v->served->version, k ? v->references : (int)v->state);
+        }
+    }
+}
+
+static void put_devices(FILE *out, mx_app *app)
+{
+    static const struct { const char *name, *kind, *help; } family[] = {
+        {"merx_device_busy_seconds_total", "counter", "Time in turns of the device's lanes."},
+        {"merx_device_turns_total", "counter", "Turns of the device's lanes."},
+        {"merx_device_rows_total", "counter", "Rows computed."},
+        {"merx_device_waiting", "gauge", "Jobs of the device's lanes that have had no turn yet."},
+        {"merx_device_running", "gauge", "Jobs of the device's lanes between their first and last turn."},
+        {"merx_device_memory_bytes", "gauge", "Memory of the device."},
+        {"merx_device_held_bytes", "gauge", "Memory that weights, caches and scratch hold."},
+    };
+    for (size_t k = 0; k < sizeof family / sizeof *family; k++) {
+        put_family(out, family[k].name, family[k].kind, family[k].help);
+        for (int i = 0; i < app->n_devices; i++) {
+            const mx_device *d = &app->devices[i];
+            mx_lane_stats s;
+            char name[160], as[100];
+            mx_scheduler_device_stats(app->scheduler, i, &s);
+            const double value[] = {(double)s.busy_ns * 1e-9, (double)s.turns, (double)s.rows, s.waiting, s.running, (double)d->memory, (double)mx_device_held(d)};
+            snprintf(as, sizeof as, "%s:%d", d->kind == MX_CPU ? "cpu" : "cuda", d->index);
+            mx_metrics_label(name, sizeof name, "device", as);
+            fprintf(out, "%s{%s} %.15g\n", family[k].name, name, value[k]);
         }
     }
 }
@@ -140,6 +204,12 @@ static void put_calls(FILE *out, const mx_server *s)
         fprintf(out, "merx_rpc_total{method=\"%s\",code=\"%s\"} %llu\n", method, mx_rpc_code_name(code), (unsigned long long)n);
     put_family(out, "merx_rpc_inflight", "gauge", "Calls that a shutdown would wait for.");
     fprintf(out, "merx_rpc_inflight %d\n", mx_server_inflight(s));
+    const mx_spans *spans = mx_server_spans(s);
+    if (!spans) return;
+    put_family(out, "merx_spans_written_total", "counter", "Calls told as spans.");
+    fprintf(out, "merx_spans_written_total %llu\n", (unsigned long long)mx_spans_written(spans));
+    put_family(out, "merx_spans_dropped_total", "counter", "Calls whose spans could not be kept or written.");
+    fprintf(out, "merx_spans_dropped_total %llu\n", (unsigned long long)mx_spans_dropped(spans));
 }
 
 static int open_files(void)
@@ -179,11 +249,17 @@ static char *render(const mx_http *h, size_t *len)
     size_t n = 0;
     FILE *out = open_memstream(&text, len);
     if (!out) return NULL;
-    for (int i = 0, models = h->app->n_models; i < models; i++) mx_generator_gauges(h->app->models[i]);
+    served all;
+    served_take(&all, h->app);
+    for (int i = 0; i < all.n; i++)
+        if (all.list[i].state == MX_SERVED_SERVING && all.list[i].generator) mx_generator_gauges(all.list[i].generator);
     registered = mx_metrics_render(h->app->metrics, &n);
     if (registered) fwrite(registered, 1, n, out);
     free(registered);
-    put_lanes(out, h->app);
+    put_lanes(out, &all);
+    put_models(out, &all);
+    put_devices(out, h->app);
+    served_free(&all);
     if (h->server) put_calls(out, h->server);
     put_process(out, h);
     bool failed = ferror(out) != 0;

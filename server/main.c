@@ -10,7 +10,7 @@
 enum { USAGE = 2 };
 
 /* Flags are read first, to learn the file; the ranks of the sources keep the order right. */
-static mx_status read_settings(mx_config *c, unsigned bit, int argc, char **argv, char **rest, int *n, mx_error *err)
+static mx_status read_settings(mx_config *c, uint64_t bit, int argc, char **argv, char **rest, int *n, mx_error *err)
 {
     mx_log_level level = bit == MX_CMD_SERVE ? MX_LOG_INFO : MX_LOG_WARN;
     MX_TRY(mx_config_flags(c, bit, argc, argv, rest, n, err));

@@ -1,6 +1,8 @@
 /* messages.c - the arena, the wire reader, the check before decoding. */
 #include "server/messages.h"
 
+#include "runtime/slab.h"
+
 #include "models/tokenizer.h"
 
 #include <inttypes.h>
@@ -30,7 +32,7 @@ static void release(mx_arena *a, bool keep_first)
     mx_arena_chunk *c = a->chunks;
     while (c && (c->older || !keep_first)) {
         mx_arena_chunk *older = c->older;
-        free(c);
+        mx_slab_free(c);
         c = older;
     }
     a->chunks = c;
@@ -59,7 +61,7 @@ void *mx_arena_alloc(mx_arena *a, size_t size)
         if (room > MOST_CHUNK) room = MOST_CHUNK;
         if (room < rounded) room = rounded;
         if (room > SIZE_MAX - sizeof(mx_arena_chunk)) goto full;
-        mx_arena_chunk *c = malloc(sizeof *c + room);
+        mx_arena_chunk *c = mx_slab_alloc(sizeof *c + room);
         if (!c) goto full;
         *c = (mx_arena_chunk){.older = a->chunks, .room = room};
         a->chunks = c;

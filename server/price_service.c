@@ -1,5 +1,7 @@
 /* price_service.c - the service Pricing: each call is one operation of server/pricing.h. */
 #include "server/pricing.h"
+
+#include "runtime/slab.h"
 #include "server/services.h"
 #include "server/training.h"
 
@@ -10,7 +12,21 @@ typedef struct work {
     mx_call    *call;
     mx_arena    decoded;              /* the request */
     atomic_bool over;
+    bool        away;                 /* from the queue, until the commit is through */
 } work;
+
+/* A quote that finds nothing else to do is carried out by the call's own thread, which goes on with it: nobody is woken. */
+static void done_here(mx_pricing_op *op)
+{
+    atomic_store(&((work *)op)->over, true);
+}
+
+static void leave(mx_pricing_op *op)
+{
+    work *w = (work *)op;
+    w->away = true;
+    mx_call_leave(w->call);
+}
 
 static void done(mx_pricing_op *op)
 {
@@ -25,6 +41,7 @@ static void pump(mx_call *call, void *user, mx_arena *scratch)
     work *w = user;
     (void)scratch;
     if (!atomic_load(&w->over)) return;
+    mx_call_turn(call, w->op.began_ns, w->op.ended_ns);
     if (w->op.st) {
         mx_call_finish(call, w->op.st, w->op.err.text);
         return;
@@ -37,9 +54,9 @@ static void pump(mx_call *call, void *user, mx_arena *scratch)
 static void closed(void *user)
 {
     work *w = user;
-    free(w->op.answer);
+    mx_slab_free(w->op.answer);
     mx_arena_close(&w->decoded);
-    free(w);
+    mx_slab_free(w);
 }
 
 static mx_status begin(mx_app *app, mx_call *call, const uint8_t *msg, size_t len, mx_arena *scratch, const ProtobufCMessageDescriptor *type,
@@ -48,7 +65,7 @@ static mx_status begin(mx_app *app, mx_call *call, const uint8_t *msg, size_t le
     static const mx_call_handler handler = {.pump = pump, .closed = closed};
     ProtobufCMessage *m;
     if (!app->pricing) return mx_fail(err, MX_ERR_STATE, "pricing is off: start the server with --pricing");
-    work *w = calloc(1, sizeof *w);
+    work *w = mx_slab_zeroed(sizeof *w);
     if (!w) return mx_fail(err, MX_ERR_NO_MEMORY, "no memory for the request");
     mx_arena_open(&w->decoded, scratch->budget);
     mx_status st = mx_message_decode(&w->decoded, type, msg, len, &m, err);
@@ -59,7 +76,15 @@ static mx_status begin(mx_app *app, mx_call *call, const uint8_t *msg, size_t le
     w->call = call;
     w->op = (mx_pricing_op){.run = run, .done = done, .request = m};
     mx_call_attach(call, &handler, w);
-    mx_pricing_submit(app->pricing, &w->op);
+    if (run != mx_pricing_quote || !mx_call_can_leave(call) || !mx_pricing_claim(app->pricing)) {
+        mx_pricing_submit(app->pricing, &w->op);
+        return MX_OK;
+    }
+    w->op.done = done_here;
+    w->op.commits = leave;
+    mx_pricing_carry_out(app->pricing, &w->op);
+    if (w->away) mx_call_return(call);
+    pump(call, w, scratch);
     return MX_OK;
 }
 

@@ -5,6 +5,8 @@
  * the last one is on disk; of quotes up to WINDOW are under way, so that they share
  * transactions, and a client that does not read its answers stops being read. */
 #include "server/pricing.h"
+
+#include "runtime/slab.h"
 #include "server/rpc.h"
 #include "server/services.h"
 
@@ -57,14 +59,14 @@ static void done(mx_pricing_op *op)
 
 static void entry_close(entry *e)
 {
-    free(e->op.answer);
+    mx_slab_free(e->op.answer);
     mx_arena_close(&e->decoded);
-    free(e);
+    mx_slab_free(e);
 }
 
 static void feed_closed(void *user)
 {
-    free(user);
+    mx_slab_free(user);
 }
 
 static void fail(feed *f, mx_status st, const char *text)
@@ -86,7 +88,7 @@ static void feed_message(mx_call *call, void *user, const uint8_t *msg, size_t l
         feed_pump(call, f, scratch);
         return;
     }
-    entry *e = calloc(1, sizeof *e);
+    entry *e = mx_slab_zeroed(sizeof *e);
     if (e) mx_arena_open(&e->decoded, f->budget);
     mx_status st = e ? mx_message_decode(&e->decoded, f->kind->type, msg, len, &m, &err) : mx_fail(&err, MX_ERR_NO_MEMORY, "no memory for the message");
     if (st) {
@@ -126,7 +128,7 @@ static bool send_quote(mx_call *call, const entry *e)
 {
     bool more = e->next && atomic_load(&e->next->over);
     if (!e->op.st) {
-        uint8_t *bytes = malloc(e->op.size + MX_QUOTE_HEAD);
+        uint8_t *bytes = mx_slab_alloc(e->op.size + MX_QUOTE_HEAD);
         if (!bytes) return false;
         size_t n = mx_pricing_item_head(bytes, e->op.size);
         memcpy(bytes + n, e->op.answer, e->op.size);
@@ -182,7 +184,7 @@ static mx_status begin(mx_app *app, mx_call *call, mx_arena *scratch, const feed
 {
     static const mx_call_handler handler = {.pump = feed_pump, .message = feed_message, .cancelled = feed_cancelled, .closed = feed_closed};
     if (!app->pricing) return mx_fail(err, MX_ERR_STATE, "pricing is off: start the server with --pricing");
-    feed *f = calloc(1, sizeof *f);
+    feed *f = mx_slab_zeroed(sizeof *f);
     if (!f) return mx_fail(err, MX_ERR_NO_MEMORY, "no memory for the call");
     f->kind = kind;
     f->app = app;

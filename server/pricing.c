@@ -1,7 +1,9 @@
 /* pricing.c - items and sales, and the thread that owns them. */
 #include "server/pricing_internal.h"
 
+#include "runtime/clock.h"
 #include "runtime/log.h"
+#include "runtime/slab.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -10,6 +12,8 @@
 #include <time.h>
 
 #define LATE_MS (30 * PRICE_DAY_MS)
+
+enum { TURN = 2000 };
 
 int64_t price_now_ms(void)
 {
@@ -22,7 +26,7 @@ mx_status price_answer(mx_pricing_op *op, const ProtobufCMessage *m)
 {
     op->type = m->descriptor;
     op->size = protobuf_c_message_get_packed_size(m);
-    op->answer = malloc(op->size + 1);
+    op->answer = mx_slab_alloc(op->size + 1);
     if (!op->answer) return mx_fail(&op->err, MX_ERR_NO_MEMORY, "no memory for an answer");
     protobuf_c_message_pack(m, op->answer);
     return MX_OK;
@@ -287,6 +291,19 @@ mx_status mx_pricing_get_item(mx_pricing *p, mx_pricing_op *op)
     return i ? price_answer(op, &i->m->base) : MX_ERR_NOT_FOUND;
 }
 
+static mx_status freeze_channel(mx_pricing *p, mx_pricing_op *op, const Merx__V1__FreezeRequest *q)
+{
+    Merx__V1__FreezeResponse r = MERX__V1__FREEZE_RESPONSE__INIT;
+    for (uint32_t b = 0; b < PRICE_BUCKETS; b++)
+        for (price_item *i = p->bucket[b]; i; i = i->next) {
+            if (strcmp(i->m->channel, q->channel) || (*q->segment && strcmp(i->m->segment, q->segment))) continue;
+            i->m->frozen = q->frozen;
+            price_mark(p, i);
+            r.items++;
+        }
+    return r.items ? price_answer(op, &r.base) : mx_fail(&op->err, MX_ERR_NOT_FOUND, "channel: there is no item in \"%.60s\"", q->channel);
+}
+
 mx_status mx_pricing_freeze(mx_pricing *p, mx_pricing_op *op)
 {
     const Merx__V1__FreezeRequest *q = (const Merx__V1__FreezeRequest *)op->request;
@@ -299,6 +316,7 @@ mx_status mx_pricing_freeze(mx_pricing *p, mx_pricing_op *op)
         r.items = 1;
         return price_answer(op, &r.base);
     }
+    if (*q->channel) return freeze_channel(p, op, q);
     p->frozen = q->frozen;
     MX_TRY(mx_store_put_document(p->store, "price_frozen", "all", q->frozen ? "1" : "0", 1, &op->err));
     for (uint32_t b = 0; b < PRICE_BUCKETS; b++)
@@ -308,10 +326,12 @@ mx_status mx_pricing_freeze(mx_pricing *p, mx_pricing_op *op)
 
 /* ---- sales ------------------------------------------------------------------------------------------------ */
 
-static mx_status learn(price_item *i, const Merx__V1__SaleObservation *s, mx_error *err)
+mx_status price_teach(price_item *i, const Merx__V1__SaleObservation *s, mx_error *err)
 {
-    double periods = s->periods > 0 ? s->periods : 1;
-    return mx_demand_observe(&i->belief, (double)s->price, (double)i->m->reference_price, s->units > 0 ? s->units : 0.5, periods, err);
+    double periods = s->periods > 0 ? s->periods : 1, price = (double)s->price, reference = (double)i->m->reference_price, units = s->units > 0 ? s->units : 0.5;
+    if (s->stockout) return MX_OK;                      /* what would have sold is not known */
+    if (i->belief.n) i->m->surprise = log(fmax(s->units, 0.5) / (mx_demand_units(&i->belief, price, reference) * periods));
+    return mx_demand_observe(&i->belief, price, reference, units, periods, err);
 }
 
 static mx_status one_sale(mx_pricing *p, const Merx__V1__SaleObservation *s, Merx__V1__ReportSalesResponse *r, mx_error *err)
@@ -338,12 +358,8 @@ static mx_status one_sale(mx_pricing *p, const Merx__V1__SaleObservation *s, Mer
     p->last_id++;
     r->accepted++;
     MX_TRY(price_canary_sale(p, &own, err));
-    if (s->stockout) return MX_OK;                      /* what would have sold is not known */
-    if (i->belief.n) {
-        double guess = mx_demand_units(&i->belief, (double)s->price, (double)i->m->reference_price) * (s->periods > 0 ? s->periods : 1);
-        i->m->surprise = log(fmax(s->units, 0.5) / guess);
-    }
-    if (learn(i, s, &why)) return mx_fail(err, MX_ERR_INTERNAL, "%s", why.text);
+    if (s->stockout) return MX_OK;
+    if (price_teach(i, s, &why)) return mx_fail(err, MX_ERR_INTERNAL, "%s", why.text);
     return refresh(p, i, err);
 }
 
@@ -354,30 +370,6 @@ mx_status mx_pricing_sales(mx_pricing *p, mx_pricing_op *op)
     if (!q->n_sales || q->n_sales > PRICE_BATCH) return mx_fail(&op->err, MX_ERR_ARG, "sales: %zu of them, 1..%d are allowed", q->n_sales, PRICE_BATCH);
     for (size_t i = 0; i < q->n_sales; i++) MX_TRY(one_sale(p, q->sales[i], &r, &op->err));
     return price_answer(op, &r.base);
-}
-
-typedef struct again { const price_item *i; mx_demand_belief belief; } again;
-
-static mx_status learn_again(void *ctx, const mx_log_row *row, mx_error *err)
-{
-    again *a = ctx;
-    price_item shadow = {.m = a->i->m, .belief = a->belief};
-    mx_status st = MX_OK;
-    Merx__V1__SaleObservation *s = merx__v1__sale_observation__unpack(NULL, row->size, row->data);
-    if (!s) return mx_fail(err, MX_ERR_FORMAT, "log %lld is no sale", (long long)row->id);
-    if (!s->stockout && !strcmp(s->sku, a->i->m->sku) && !strcmp(s->channel, a->i->m->channel) && !strcmp(s->segment, a->i->m->segment)) st = learn(&shadow, s, err);
-    a->belief = shadow.belief;
-    merx__v1__sale_observation__free_unpacked(s, NULL);
-    return st;
-}
-
-mx_status mx_pricing_replay(mx_pricing *p, const char *sku, const char *channel, const char *segment, bool *same, mx_error *err)
-{
-    again a = {.i = price_find(p, sku, channel, segment, err), .belief = mx_demand_prior()};
-    if (!a.i) return MX_ERR_NOT_FOUND;
-    MX_TRY(mx_store_each_log(p->store, "sale", learn_again, &a, err));
-    *same = !memcmp(&a.belief, &a.i->belief, sizeof a.belief);
-    return MX_OK;
 }
 
 /* ---- memory from the store --------------------------------------------------------------------------------------- */
@@ -457,6 +449,7 @@ static mx_status read_all(mx_pricing *p, mx_error *err)
 static void carry_out_all(mx_pricing *p, mx_pricing_op *batch)
 {
     mx_error err = {0}, again_err = {0};
+    uint64_t began = mx_now_ns(&mx_clock_monotonic), ended;
     mx_status disk = mx_store_begin(p->store, &err);
     price_foresee(p, batch);
     for (mx_pricing_op *op = batch; op && !disk; op = op->next) {
@@ -466,6 +459,7 @@ static void carry_out_all(mx_pricing *p, mx_pricing_op *batch)
     for (; p->changed && !disk; p->changed = p->changed->next_changed) disk = store_item(p, p->changed, &err);
     for (price_policy *q = p->policies; q && !disk; q = q->next)
         if (q->changed) disk = price_policy_store(p, q, &err);
+    if (!disk && batch->commits) batch->commits(batch);
     if (!disk) disk = mx_store_commit(p->store, &err);
     if (disk) {
         mx_log(MX_LOG_ERROR, "pricing", "%s: nothing of this batch is acknowledged", err.text);
@@ -480,10 +474,13 @@ static void carry_out_all(mx_pricing *p, mx_pricing_op *batch)
             price_policy_free(q);
         }
     }
+    ended = mx_now_ns(&mx_clock_monotonic);
     for (mx_pricing_op *op = batch, *next; op; op = next) {
         next = op->next;
+        op->began_ns = began;
+        op->ended_ns = ended;
         if (disk) {
-            free(op->answer);
+            mx_slab_free(op->answer);
             op->answer = NULL;
             op->st = disk;
             op->err = err;
@@ -492,21 +489,33 @@ static void carry_out_all(mx_pricing *p, mx_pricing_op *batch)
     }
 }
 
+/* What goes into the next transaction: all that waits, up to so many quotes that their answers are on their way while the
+ * next are made. */
+static mx_pricing_op *take(mx_pricing *p)
+{
+    mx_pricing_op *batch = p->first, **at = &p->first;
+    for (size_t n = 0; *at && n < TURN; at = &(*at)->next) n += (*at)->run == mx_pricing_batch ? ((const Merx__V1__BatchQuoteRequest *)(*at)->request)->n_requests : 1;
+    p->first = *at;
+    *at = NULL;
+    if (!p->first) p->last = &p->first;
+    return batch;
+}
+
 static void *thread_main(void *ctx)
 {
     mx_pricing *p = ctx;
     pthread_mutex_lock(&p->lock);
     while (!p->stop || p->first) {
-        mx_pricing_op *batch = p->first;
-        if (!batch) {
+        if (!p->first || p->busy) {
             pthread_cond_wait(&p->news, &p->lock);
             continue;
         }
-        p->first = NULL;
-        p->last = &p->first;
+        mx_pricing_op *batch = take(p);
+        p->busy = true;
         pthread_mutex_unlock(&p->lock);
         carry_out_all(p, batch);
         pthread_mutex_lock(&p->lock);
+        p->busy = false;
     }
     pthread_mutex_unlock(&p->lock);
     return NULL;
@@ -519,6 +528,25 @@ void mx_pricing_submit(mx_pricing *p, mx_pricing_op *op)
     *p->last = op;
     p->last = &op->next;
     pthread_cond_signal(&p->news);
+    pthread_mutex_unlock(&p->lock);
+}
+
+bool mx_pricing_claim(mx_pricing *p)
+{
+    pthread_mutex_lock(&p->lock);
+    bool mine = !p->busy && !p->first;
+    if (mine) p->busy = true;
+    pthread_mutex_unlock(&p->lock);
+    return mine;
+}
+
+void mx_pricing_carry_out(mx_pricing *p, mx_pricing_op *op)
+{
+    op->next = NULL;
+    carry_out_all(p, op);
+    pthread_mutex_lock(&p->lock);
+    p->busy = false;
+    if (p->first || p->stop) pthread_cond_signal(&p->news);
     pthread_mutex_unlock(&p->lock);
 }
 
@@ -566,7 +594,7 @@ void mx_pricing_close(mx_pricing *p)
         price_policy_free(q);
     }
     mx_store_close(p->store);
-    free(p->paper);
+    free(p->paper), free(p->desk);
     pthread_cond_destroy(&p->news);
     pthread_mutex_destroy(&p->lock);
     free(p);

@@ -3,7 +3,8 @@
  * As experiments.h: waiting operations are carried out in one transaction and
  * answered after its commit.  Requests and answers are messages of the wire; a
  * decision is logged as the bytes of its answer.  A belief about demand is the sum of
- * its item's logged sales in their order (mx_pricing_replay). */
+ * its item's logged sales in their order, and a policy's stage, canary and evidence follow
+ * from the log too (mx_pricing_replay). */
 #ifndef MX_PRICING_H
 #define MX_PRICING_H
 
@@ -23,10 +24,12 @@ struct mx_pricing_op {
     void (*done)(mx_pricing_op *op);      /* once, from the thread                        */
     const ProtobufCMessage *request;      /* stays until done                             */
     const ProtobufCMessageDescriptor *type;      /* of the answer                         */
-    uint8_t  *answer;             /* packed, malloc'ed; the caller frees                  */
+    uint8_t  *answer;             /* packed, mx_slab_alloc'ed; the caller frees                  */
     size_t    size;
     mx_status st;
     mx_error  err;
+    uint64_t  began_ns, ended_ns; /* its transaction, from the first step to the commit   */
+    void    (*commits)(mx_pricing_op *op);       /* of mx_pricing_carry_out: what follows waits for the disk */
 };
 /* Of the request's kind each. */
 mx_pricing_run mx_pricing_put_items, mx_pricing_get_item, mx_pricing_quote, mx_pricing_batch, mx_pricing_put_guardrails, mx_pricing_get_guardrails,
@@ -44,12 +47,22 @@ mx_status mx_pricing_open(mx_pricing **out, const char *path, double exploration
 void      mx_pricing_allow_discounts(mx_pricing *p);
 void      mx_pricing_close(mx_pricing *p);            /* what waits is carried out first */
 void      mx_pricing_submit(mx_pricing *p, mx_pricing_op *op);
+/* For a caller that may wait: when nothing else is there it carries its one operation out itself, and no thread is
+ * woken for it. True: it must go on with mx_pricing_carry_out(), at once. */
+bool      mx_pricing_claim(mx_pricing *p);
+void      mx_pricing_carry_out(mx_pricing *p, mx_pricing_op *op);      /* op->done is called too */
 /* A learned policy that is live from the start, without a gate.  Before operations. */
 mx_status mx_pricing_live_policy(mx_pricing *p, const char *name, const char *path, mx_error *err);
 /* The log's steps (a published decision, what it sold, the item's next decision) as JSON
  * lines, for training elsewhere; a server may go on writing.  Errors: MX_ERR_IO, MX_ERR_FORMAT. */
 mx_status mx_pricing_transitions(const char *path, FILE *to, int64_t *n, mx_error *err);
-/* The belief from the logged sales: *same, if it has the same bits.  Not while operations run. */
-mx_status mx_pricing_replay(mx_pricing *p, const char *sku, const char *channel, const char *segment, bool *same, mx_error *err);
+
+typedef struct mx_pricing_replayed {
+    int64_t items, sales, policies;
+    char    differs[256];         /* empty: all has the same bits; else the first that has not */
+} mx_pricing_replayed;
+/* All that was learned, from nothing, out of the log: beliefs and surprises from sales; canaries' counts and what
+ * took them back; what the gate was shown.  Errors: MX_ERR_IO, MX_ERR_FORMAT; MX_ERR_NO_MEMORY.  Not while operations run. */
+mx_status mx_pricing_replay(mx_pricing *p, mx_pricing_replayed *out, mx_error *err);
 
 #endif

@@ -11,7 +11,7 @@
 
 #include <pthread.h>
 
-enum { PRICE_BUCKETS = 1 << 14, PRICE_BATCH = 4096, PRICE_HISTORY = 16, PRICE_TEXT = 128 };
+enum { PRICE_BUCKETS = 1 << 14, PRICE_BATCH = 4096, PRICE_HISTORY = 16, PRICE_TEXT = 128, PRICE_NOTE = 200 };
 #define PRICE_DAY_MS INT64_C(86400000)
 
 typedef struct price_item {
@@ -20,6 +20,7 @@ typedef struct price_item {
     mx_demand_belief belief;
     bool changed;
     struct price_item *next_changed;
+    size_t number;                /* a replay's                                           */
     /* What the live policy said in this round, for what it saw then (price_foresee). */
     int64_t foreseen;             /* the round                                            */
     const struct price_policy *seer;
@@ -48,13 +49,14 @@ struct mx_pricing {
     int64_t          round;       /* of operations: those of one transaction              */
     uint8_t         *paper;       /* the last quote, packed                               */
     size_t           written, room;
+    void            *desk;        /* pricing_quote.c's, to make a quote on                */
     bool             frozen;      /* everything                                           */
     double           exploration;
     bool             discounts;   /* users may be offered less                            */
     pthread_mutex_t  lock;
     pthread_cond_t   news;
     pthread_t        thread;
-    bool             started, stop;
+    bool             started, stop, busy;      /* busy: somebody carries operations out      */
     mx_pricing_op   *first, **last;
 };
 
@@ -66,6 +68,8 @@ price_item *price_look_up(const mx_pricing *p, const char *sku, const char *chan
 /* Publish a price now: history, day, parity group.  Errors: MX_ERR_NO_MEMORY. */
 mx_status   price_publish(mx_pricing *p, price_item *i, int64_t price, const char *decision, mx_error *err);
 mx_status   price_answer(mx_pricing_op *op, const ProtobufCMessage *m);
+/* A sale's lesson: surprise and belief.  Errors: MX_ERR_ARG. */
+mx_status   price_teach(price_item *i, const Merx__V1__SaleObservation *s, mx_error *err);
 void        price_elasticity(const price_item *i, double *mean, double *low, double *high);
 /* Of a set as it stands in a message; out->blackout is malloc'ed.  Errors: MX_ERR_ARG. */
 /* All sets that match an item, each at its tightest; `extra` too, in place of the stored set of
@@ -93,8 +97,15 @@ mx_status     price_policy_store(mx_pricing *p, price_policy *q, mx_error *err);
 void          price_policy_free(price_policy *q);
 /* A sale of a decision counts for the canary or its control, and may take the canary back. */
 mx_status     price_canary_sale(mx_pricing *p, const Merx__V1__SaleObservation *s, mx_error *err);
+/* The counting alone.  note: why it is to be taken back; empty: it stays. */
+typedef struct price_verdict { bool counted; char note[PRICE_NOTE]; } price_verdict;
+mx_status     price_canary_count(mx_pricing *p, Merx__V1__PricePolicy *canary, const Merx__V1__SaleObservation *s, price_verdict *v, mx_error *err);
+/* Into the log: what befell a policy, as it is now. */
+mx_status     price_policy_log(mx_pricing *p, price_policy *q, mx_error *err);
 bool          price_outcome(const Merx__V1__QuoteResponse *d, const Merx__V1__SaleObservation *s, double *y);
-/* Fills q's evidence from the log.  Errors: MX_ERR_STATE says what is missing or too low. */
+/* What the log before `before` (an id) says of a network.  Errors: MX_ERR_STATE: too little. */
+mx_status     price_evidence(mx_pricing *p, mx_price_policy *net, int64_t before, Merx__V1__PolicyEvidence *e, mx_error *err);
+/* Fills q's evidence from the log, and logs that.  Errors: MX_ERR_STATE says what is missing or too low. */
 mx_status     price_evidence_gate(mx_pricing *p, price_policy *q, mx_error *err);
 
 mx_status   price_rules_read(const Merx__V1__GuardrailSet *m, mx_guardrails *out, mx_error *err);

@@ -30,9 +30,12 @@ typedef struct step {
 } step;
 
 typedef struct steps {
-    step   *at;
-    int32_t n;
-    size_t  room;
+    step    *at;
+    int32_t  n;
+    size_t   room;
+    int64_t  before;              /* what the log had before this id                     */
+    int64_t *later;               /* decisions that were approved after it, ascending    */
+    size_t   n_later, room_later;
 } steps;
 
 static int64_t hash_of(const Merx__V1__QuoteResponse *d)
@@ -46,13 +49,38 @@ static int64_t hash_of(const Merx__V1__QuoteResponse *d)
     return (int64_t)(h >> 1);
 }
 
+static int by_number(const void *a, const void *b)
+{
+    int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
+    return (x > y) - (x < y);
+}
+
+static mx_status take_later(void *ctx, const mx_log_row *row, mx_error *err)
+{
+    steps *s = ctx;
+    if (row->id < s->before) return MX_OK;
+    if (s->n_later == s->room_later) {
+        size_t more = s->room_later ? 2 * s->room_later : 64;
+        int64_t *grown = realloc(s->later, more * sizeof *grown);
+        if (!grown) return mx_fail(err, MX_ERR_NO_MEMORY, "%zu approvals", more);
+        s->later = grown;
+        s->room_later = more;
+    }
+    Merx__V1__DecideRequest *m = merx__v1__decide_request__unpack(NULL, row->size, row->data);
+    if (!m) return mx_fail(err, MX_ERR_FORMAT, "log %lld is no approval", (long long)row->id);
+    s->later[s->n_later++] = *m->decision_id == 'p' ? strtoll(m->decision_id + 1, NULL, 10) : 0;
+    merx__v1__decide_request__free_unpacked(m, NULL);
+    return MX_OK;
+}
+
 static mx_status take_decision(void *ctx, const mx_log_row *row, mx_error *err)
 {
     steps *s = ctx;
+    if (row->id >= s->before) return MX_OK;
     Merx__V1__QuoteResponse *d = merx__v1__quote_response__unpack(NULL, row->size, row->data);
     if (!d) return mx_fail(err, MX_ERR_FORMAT, "log %lld is no decision", (long long)row->id);
     bool fits = s->n < MOST_ROWS && d->n_seen == MX_PRICE_SEEN && d->n_ladder == MX_LADDER && d->action >= 0 && d->action < MX_LADDER && d->propensity > 0 && d->propensity <= 1 &&
-                d->cost > 0 && d->reference_margin > 0 && (!strcmp(d->status, "published") || !strcmp(d->status, "approved"));
+                d->cost > 0 && d->reference_margin > 0 && (!strcmp(d->status, "published") || (!strcmp(d->status, "approved") && !(s->n_later && bsearch(&row->id, s->later, s->n_later, sizeof *s->later, by_number))));
     if (fits && (size_t)s->n == s->room) {
         size_t more = s->room ? 2 * s->room : 1024;
         step *grown = realloc(s->at, more * sizeof *grown);
@@ -90,6 +118,7 @@ static step *step_of(steps *s, int64_t id)
 
 static mx_status take_sale(void *ctx, const mx_log_row *row, mx_error *err)
 {
+    if (row->id >= ((steps *)ctx)->before) return MX_OK;
     Merx__V1__SaleObservation *o = merx__v1__sale_observation__unpack(NULL, row->size, row->data);
     if (!o) return mx_fail(err, MX_ERR_FORMAT, "log %lld is no sale", (long long)row->id);
     step *t = *o->decision_id == 'p' && !o->stockout ? step_of(ctx, strtoll(o->decision_id + 1, NULL, 10)) : NULL;
@@ -109,15 +138,18 @@ static int by_item(const void *a, const void *b)
 }
 
 /* Decisions with sales, item by item in their order. */
-static mx_status read_steps(mx_store *store, steps *s, mx_error *err)
+static mx_status read_steps(mx_store *store, int64_t before, steps *s, mx_error *err)
 {
     int32_t n = 0;
-    *s = (steps){0};
-    mx_status st = mx_store_each_log(store, "price_decision", take_decision, s, err);
+    *s = (steps){.before = before};
+    mx_status st = mx_store_each_log(store, "price_approved", take_later, s, err);
+    if (!st && s->n_later) qsort(s->later, s->n_later, sizeof *s->later, by_number);
+    if (!st) st = mx_store_each_log(store, "price_decision", take_decision, s, err);
     if (!st) st = mx_store_each_log(store, "sale", take_sale, s, err);
     for (int32_t i = 0; !st && i < s->n; i++)
         if (s->at[i].sales) s->at[n++] = s->at[i];
     s->n = n;
+    free(s->later);
     if (st) {
         free(s->at);
         return st;
@@ -185,21 +217,27 @@ static mx_status weigh(const steps *s, const double *target, const double *logge
     return fqe_of(s, logged, &e->fqe_logged, err);
 }
 
-mx_status price_evidence_gate(mx_pricing *p, price_policy *q, mx_error *err)
+mx_status price_evidence(mx_pricing *p, mx_price_policy *net, int64_t before, Merx__V1__PolicyEvidence *e, mx_error *err)
 {
     steps s;
-    Merx__V1__PolicyEvidence *e = q->m->evidence;
-    MX_TRY(read_steps(p->store, &s, err));
+    MX_TRY(read_steps(p->store, before, &s, err));
     double *target = calloc(((size_t)s.n + 1) * MX_LADDER, sizeof *target), *logged = calloc(((size_t)s.n + 1) * MX_LADDER, sizeof *logged);
     mx_ope_row *rows = calloc((size_t)s.n + 1, sizeof *rows);
     mx_status st = target && logged && rows ? MX_OK : mx_fail(err, MX_ERR_NO_MEMORY, "%d logged decisions", s.n);
     if (!st && s.n < LEAST_ROWS)
         st = mx_fail(err, MX_ERR_STATE, "gate: %d logged quotes have sales, %d are needed; force goes round it", s.n, LEAST_ROWS);
-    if (!st) st = targets_of(q->net, &s, target, logged, err);
+    if (!st) st = targets_of(net, &s, target, logged, err);
     if (!st) st = weigh(&s, target, logged, rows, e, err);
-    q->changed |= !st;
     free(s.at), free(target), free(logged), free(rows);
-    MX_TRY(st);
+    return st;
+}
+
+mx_status price_evidence_gate(mx_pricing *p, price_policy *q, mx_error *err)
+{
+    Merx__V1__PolicyEvidence *e = q->m->evidence;
+    MX_TRY(price_evidence(p, q->net, INT64_MAX, e, err));
+    q->changed = true;
+    MX_TRY(price_policy_log(p, q, err));
     if (e->ess < LEAST_ESS)
         return mx_fail(err, MX_ERR_STATE, "gate: the log knows too little of what %s@%lld would do (effective sample %.1f of %lld, %.0f needed): serve with --price-exploration; force goes round it",
                        q->m->name, (long long)q->m->version, e->ess, (long long)e->rows, LEAST_ESS);
@@ -231,7 +269,7 @@ mx_status mx_pricing_transitions(const char *path, FILE *to, int64_t *n, mx_erro
     steps s;
     *n = 0;
     MX_TRY(mx_store_open(&store, path, err));
-    mx_status st = read_steps(store, &s, err);
+    mx_status st = read_steps(store, INT64_MAX, &s, err);
     mx_store_close(store);
     MX_TRY(st);
     for (int32_t i = 0; !st && i < s.n; i++) {

@@ -5,6 +5,8 @@
 #include "models/bandit.h"
 #include "runtime/log.h"
 
+#include <errno.h>
+#include <limits.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -125,12 +127,12 @@ static bool set_text(char **at, const char *text)
 {
     char *own = strdup(text);
     if (!own) return false;
-    if (*at && **at) free(*at);
+    if (*at && *at != protobuf_c_empty_string) free(*at);
     *at = own;
     return true;
 }
 
-static mx_status log_stage(mx_pricing *p, price_policy *q, mx_error *err)
+mx_status price_policy_log(mx_pricing *p, price_policy *q, mx_error *err)
 {
     bool duplicate;
     size_t n = merx__v1__price_policy__get_packed_size(q->m);
@@ -150,7 +152,7 @@ static mx_status set_stage(mx_pricing *p, price_policy *q, Merx__V1__PolicyStage
     q->m->stage = stage;
     q->m->ts_ms = price_now_ms();
     q->changed = true;
-    return log_stage(p, q, err);
+    return price_policy_log(p, q, err);
 }
 
 /* ---- LoadPolicy, ListPolicies -------------------------------------------------------------------------- */
@@ -179,9 +181,11 @@ mx_status price_policy_load(mx_pricing *p, const char *name, const char *path, p
 {
     if (!*name || strlen(name) > 63 || strpbrk(name, "@=/")) return mx_fail(err, MX_ERR_ARG, "name: 1 to 63 bytes without @, = and /");
     const price_policy *before = newest(p, name);
+    char real[PATH_MAX];
+    if (!realpath(path, real)) return mx_fail(err, MX_ERR_IO, "path: %.200s: %s", path, strerror(errno));
     price_policy *q = calloc(1, sizeof *q);
-    if (q) q->m = new_message(name, before ? before->m->version + 1 : 1, path);
-    mx_status st = q && q->m ? mx_price_policy_open(&q->net, path, err) : mx_fail(err, MX_ERR_NO_MEMORY, "a policy");
+    if (q) q->m = new_message(name, before ? before->m->version + 1 : 1, real);      /* where a link led to: a version is one network */
+    mx_status st = q && q->m ? mx_price_policy_open(&q->net, real, err) : mx_fail(err, MX_ERR_NO_MEMORY, "a policy");
     if (st) {
         price_policy_free(q);
         return st;
@@ -198,7 +202,7 @@ mx_status mx_pricing_load_policy(mx_pricing *p, mx_pricing_op *op)
     const Merx__V1__LoadPolicyRequest *r = (const Merx__V1__LoadPolicyRequest *)op->request;
     price_policy *q;
     MX_TRY(price_policy_load(p, r->name, r->path, &q, &op->err));
-    MX_TRY(log_stage(p, q, &op->err));
+    MX_TRY(price_policy_log(p, q, &op->err));
     return price_answer(op, &q->m->base);
 }
 
@@ -218,7 +222,8 @@ mx_status mx_pricing_list_policies(mx_pricing *p, mx_pricing_op *op)
 mx_status mx_pricing_live_policy(mx_pricing *p, const char *name, const char *path, mx_error *err)
 {
     price_policy *q = newest(p, name), *before = price_policy_at(p, MERX__V1__POLICY_STAGE__POLICY_LIVE);
-    if (q && q == before && q->net && !strcmp(q->m->path, path)) return MX_OK;      /* after a restart */
+    char real[PATH_MAX];
+    if (q && q == before && q->net && realpath(path, real) && !strcmp(q->m->path, real)) return MX_OK;      /* after a restart */
     MX_TRY(mx_store_begin(p->store, err));
     mx_status st = price_policy_load(p, name, path, &q, err);
     if (!st && before) st = set_stage(p, before, MERX__V1__POLICY_STAGE__POLICY_RETIRED, "another policy took its place", err);
@@ -287,29 +292,35 @@ bool price_outcome(const Merx__V1__QuoteResponse *d, const Merx__V1__SaleObserva
     return true;
 }
 
-mx_status price_canary_sale(mx_pricing *p, const Merx__V1__SaleObservation *s, mx_error *err)
+mx_status price_canary_count(mx_pricing *p, Merx__V1__PricePolicy *c, const Merx__V1__SaleObservation *s, price_verdict *v, mx_error *err)
 {
-    price_policy *c = price_policy_at(p, MERX__V1__POLICY_STAGE__POLICY_CANARY);
     Merx__V1__QuoteResponse *d = NULL;
     mx_error none = {0};
     int64_t id;
-    char note[200];
     double y;
-    if (!c || !*s->decision_id || s->stockout) return MX_OK;
+    *v = (price_verdict){0};
+    if (!*s->decision_id || s->stockout) return MX_OK;
     mx_status st = price_decision_of(p, s->decision_id, &d, &id, &none);
     if (st == MX_ERR_IO || st == MX_ERR_NO_MEMORY) return mx_fail(err, st, "%s", none.text);
     if (st) return MX_OK;                                 /* of no decision of ours */
-    if (id >= c->m->since && price_outcome(d, s, &y)) {
-        bool own = !strcmp(d->stage, "canary") && !strcmp(d->policy, c->m->name) && d->policy_version == c->m->version;
-        if (own || !strcmp(d->stage, "live")) {
-            count(own ? c->m->canary : c->m->control, y);
-            c->changed = true;
-        }
-    }
+    bool own = !strcmp(d->stage, "canary") && !strcmp(d->policy, c->name) && d->policy_version == c->version;
+    v->counted = id >= c->since && (own || !strcmp(d->stage, "live")) && price_outcome(d, s, &y);
+    if (v->counted) count(own ? c->canary : c->control, y);
     merx__v1__quote_response__free_unpacked(d, NULL);
-    const Merx__V1__PolicyTally *a = c->m->canary, *b = c->m->control;
-    if (!a->n || !b->n || !(a->high < b->low)) return MX_OK;
-    snprintf(note, sizeof note, "rolled back: its margin is %.3f..%.3f of twice the reference margin, the control's %.3f..%.3f", a->low, a->high, b->low, b->high);
-    mx_log(MX_LOG_WARN, "pricing", "policy %s@%lld: %s", c->m->name, (long long)c->m->version, note);
-    return set_stage(p, c, MERX__V1__POLICY_STAGE__POLICY_RETIRED, note, err);
+    const Merx__V1__PolicyTally *a = c->canary, *b = c->control;
+    if (a->n && b->n && a->high < b->low)
+        snprintf(v->note, sizeof v->note, "rolled back: its margin is %.3f..%.3f of twice the reference margin, the control's %.3f..%.3f", a->low, a->high, b->low, b->high);
+    return MX_OK;
+}
+
+mx_status price_canary_sale(mx_pricing *p, const Merx__V1__SaleObservation *s, mx_error *err)
+{
+    price_policy *c = price_policy_at(p, MERX__V1__POLICY_STAGE__POLICY_CANARY);
+    price_verdict v;
+    if (!c) return MX_OK;
+    MX_TRY(price_canary_count(p, c->m, s, &v, err));
+    c->changed |= v.counted;
+    if (!v.note[0]) return MX_OK;
+    mx_log(MX_LOG_WARN, "pricing", "policy %s@%lld: %s", c->m->name, (long long)c->m->version, v.note);
+    return set_stage(p, c, MERX__V1__POLICY_STAGE__POLICY_RETIRED, v.note, err);
 }

@@ -2,6 +2,7 @@
 #include "server/pricing_internal.h"
 
 #include "server/messages.h"
+#include "runtime/slab.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -473,15 +474,20 @@ static mx_status make_quote(mx_pricing *p, quote *q, const Merx__V1__QuoteReques
     return live && !frozen && !q->m.requires_approval ? price_publish(p, i, q->m.price, q->id, err) : MX_OK;
 }
 
+/* The place where quotes are made, one at a time. */
+static quote *desk_of(mx_pricing *p, mx_error *err)
+{
+    if (!p->desk && !(p->desk = malloc(sizeof(quote)))) mx_fail(err, MX_ERR_NO_MEMORY, "a quote");
+    return p->desk;
+}
+
 mx_status mx_pricing_quote(mx_pricing *p, mx_pricing_op *op)
 {
-    quote *q = malloc(sizeof *q);
-    if (!q) return mx_fail(&op->err, MX_ERR_NO_MEMORY, "a quote");
-    mx_status st = make_quote(p, q, (const Merx__V1__QuoteRequest *)op->request, &op->err);
-    free(q);
-    MX_TRY(st);
+    quote *q = desk_of(p, &op->err);
+    if (!q) return MX_ERR_NO_MEMORY;
+    MX_TRY(make_quote(p, q, (const Merx__V1__QuoteRequest *)op->request, &op->err));
     op->type = &merx__v1__quote_response__descriptor;
-    op->answer = malloc(p->written + 1);
+    op->answer = mx_slab_alloc(p->written + 1);
     if (!op->answer) return mx_fail(&op->err, MX_ERR_NO_MEMORY, "no memory for an answer");
     memcpy(op->answer, p->paper, op->size = p->written);
     return MX_OK;
@@ -506,7 +512,7 @@ static mx_status append(mx_pricing_op *op, size_t *room, const uint8_t *head, si
 {
     if (op->size + n + size + 2 * MX_QUOTE_HEAD > *room) {
         size_t more = 2 * (op->size + n + size + 2 * MX_QUOTE_HEAD);
-        uint8_t *grown = realloc(op->answer, more);
+        uint8_t *grown = mx_slab_grow(op->answer, more);
         if (!grown) return mx_fail(&op->err, MX_ERR_NO_MEMORY, "no memory for an answer");
         op->answer = grown;
         *room = more;
@@ -540,11 +546,10 @@ mx_status mx_pricing_batch(mx_pricing *p, mx_pricing_op *op)
     if (!n || n > PRICE_BATCH) return mx_fail(&op->err, MX_ERR_ARG, "requests: %zu of them, 1..%d are allowed", n, PRICE_BATCH);
     for (size_t i = 0; i < n; i++) explained += r->requests[i]->explain == MERX__V1__QUOTE_EXPLAIN__EXPLAIN_FULL;
     if (explained > EXPLAINED) return mx_fail(&op->err, MX_ERR_ARG, "requests: %zu of them ask for EXPLAIN_FULL, at most %d", explained, EXPLAINED);
-    quote *q = malloc(sizeof *q);
-    mx_status st = q ? MX_OK : mx_fail(&op->err, MX_ERR_NO_MEMORY, "%zu quotes", n);
+    quote *q = desk_of(p, &op->err);
+    mx_status st = q ? MX_OK : MX_ERR_NO_MEMORY;
     op->type = &merx__v1__batch_quote_response__descriptor;
     for (size_t i = 0; !st && i < n; i++) st = append_quote(p, op, &room, q, r->requests[i]);
-    free(q);
     return st;
 }
 
@@ -681,6 +686,21 @@ static mx_status still_feasible(mx_pricing *p, price_item *i, int64_t price, boo
     return st;
 }
 
+/* Who said so, and when. */
+static mx_status log_settled(mx_pricing *p, const Merx__V1__DecideRequest *r, bool approve, mx_error *err)
+{
+    bool duplicate;
+    size_t n = merx__v1__decide_request__get_packed_size(r);
+    uint8_t *bytes = malloc(n + 1);
+    if (!bytes) return mx_fail(err, MX_ERR_NO_MEMORY, "a decision");
+    merx__v1__decide_request__pack(r, bytes);
+    mx_log_row row = {.id = p->last_id + 1, .ts_ms = price_now_ms(), .kind = approve ? "price_approved" : "price_rejected", .data = bytes, .size = n};
+    mx_status st = mx_store_add_log(p->store, &row, &duplicate, err);
+    if (!st) p->last_id++;
+    free(bytes);
+    return st;
+}
+
 static mx_status settle(mx_pricing *p, mx_pricing_op *op, bool approve)
 {
     const Merx__V1__DecideRequest *r = (const Merx__V1__DecideRequest *)op->request;
@@ -690,18 +710,17 @@ static mx_status settle(mx_pricing *p, mx_pricing_op *op, bool approve)
     price_item *i = price_find(p, q->sku, q->channel, q->segment, &op->err);
     mx_status st = i ? MX_OK : MX_ERR_NOT_FOUND;
     if (!st && strcmp(q->status, "pending")) st = mx_fail(&op->err, MX_ERR_STATE, "decision %.40s is %s, not pending", r->decision_id, q->status);
+    if (!st && strlen(r->by) >= PRICE_TEXT) st = mx_fail(&op->err, MX_ERR_ARG, "by: at most %d bytes", PRICE_TEXT - 1);
     if (!st && approve) st = still_feasible(p, i, q->price, true, &op->err);
     if (!st && approve) st = price_publish(p, i, q->price, q->decision_id, &op->err);
-    if (!st) {
-        char *word = strdup(approve ? "approved" : "rejected");
-        if (!word) st = mx_fail(&op->err, MX_ERR_NO_MEMORY, "a decision");
-        else {
-            free(q->status);
-            q->status = word;
-        }
-    }
+    char *word = q->status, *by = q->settled_by;
+    q->status = st ? word : (char *)(uintptr_t)(approve ? "approved" : "rejected");
+    q->settled_by = st ? by : r->by;
+    q->settled_ms = price_now_ms();
     if (!st) st = price_answer(op, &q->base);
     if (!st) st = mx_store_replace_log(p->store, id, op->answer, op->size, &op->err);
+    if (!st) st = log_settled(p, r, approve, &op->err);
+    q->status = word, q->settled_by = by;             /* what free_unpacked() may free */
     merx__v1__quote_response__free_unpacked(q, NULL);
     return st;
 }

@@ -47,15 +47,19 @@ typedef struct clue {
 } clue;
 
 typedef struct verdict {
-    clue    clue[2 * EVENTS + FRIENDS];
+    clue    clue[2 * EVENTS + FRIENDS + MX_NET_PARTS + 2];
     int32_t n;
     double  base, score;
     bool    learned;
+    const mx_net_parts *parts;        /* whom the network's vector comes from; NULL: it is one clue */
 } verdict;
 
 bool profile_has_head(const mx_profiles *p, const definition *m)
 {
-    return m->n_head == (size_t)(MX_FEATURES + p->dim) && m->n_means == MX_FEATURES && m->n_deviations == MX_FEATURES;
+    bool network = *m->head_network != 0;
+    if (network && strcmp(m->head_network, p->net_print) != 0) return false;
+    size_t net = network ? (size_t)p->net_dim : 0;
+    return m->n_head == MX_FEATURES + (size_t)p->dim + net && m->n_means == MX_FEATURES + net && m->n_deviations == MX_FEATURES;
 }
 
 bool profile_rule_holds(const Merx__V1__TagRule *r, double value, double percentile)
@@ -77,6 +81,28 @@ static void by_rules(const mx_profiles *p, const definition *m, const double *x,
 static bool is_of_texts(int32_t f)
 {
     return f == MX_FEATURE_QUALITY_WORDS || f == MX_FEATURE_PRICE_WORDS || f == MX_FEATURE_SENTIMENT;
+}
+
+static double product(const double *w, const float *x, int32_t n)
+{
+    double sum = 0;
+    for (int32_t c = 0; c < n; c++) sum += w[c] * (double)x[c];
+    return sum;
+}
+
+/* What the network's vector says beyond that of the mean user.  Neighbours of its clues count behind those of the story. */
+static void by_network(const mx_profiles *p, const definition *m, const story *t, verdict *v)
+{
+    const double *w = m->head + MX_FEATURES + p->dim;
+    if (!*m->head_network || !t->has_z) return;
+    double rest = product(w, t->z, p->net_dim);
+    for (int32_t c = 0; c < p->net_dim; c++) rest -= w[c] * m->means[MX_FEATURES + c];
+    for (int32_t i = 0; v->parts && i < v->parts->n; i++) {
+        double part = product(w, v->parts->part + (size_t)i * (size_t)p->net_dim, p->net_dim);
+        v->clue[v->n++] = (clue){.kind = MERX__V1__EVIDENCE_KIND__EVIDENCE_NEIGHBOUR, .at = FRIENDS + i, .weight = part};
+        rest -= part;
+    }
+    v->clue[v->n++] = (clue){.kind = MERX__V1__EVIDENCE_KIND__EVIDENCE_NETWORK, .weight = rest};
 }
 
 static void by_head(const mx_profiles *p, const definition *m, const story *t, verdict *v)
@@ -104,6 +130,7 @@ static void by_head(const mx_profiles *p, const definition *m, const story *t, v
         if (text[i] != 0) v->clue[v->n++] = (clue){MERX__V1__EVIDENCE_KIND__EVIDENCE_TEXT_SPAN, i, text[i], factor[i]};
     }
     for (int32_t i = 0; i < t->n_friends; i++) v->clue[v->n++] = (clue){.kind = MERX__V1__EVIDENCE_KIND__EVIDENCE_NEIGHBOUR, .at = i, .weight = friends[i]};
+    by_network(p, m, t, v);
 }
 
 static int weightier(const void *x, const void *y)
@@ -157,7 +184,20 @@ static void describe_rule(const mx_profiles *p, const Merx__V1__TagRule *r, cons
     if (r->_at_most_case && (size_t)n < size) snprintf(out + n, size - (size_t)n, "; at most %.2f%s", r->at_most, unit);
 }
 
-static bool tell(mx_profiles *p, const definition *m, const story *t, const double *x, const clue *c, bool whole, Merx__V1__Evidence *e)
+/* Through the network: one neighbour, all further ones, or what is left. */
+static void describe_network(const mx_profiles *p, const verdict *v, const clue *c, char key[MX_KEY_MOST + 1], char *out, size_t size)
+{
+    int32_t type;
+    if (c->kind == MERX__V1__EVIDENCE_KIND__EVIDENCE_NETWORK) {
+        snprintf(out, size, v->parts ? "its own words and figures, through the network %s" : "the network %s, of its words, figures and neighbours", p->net_name);
+        return;
+    }
+    int32_t node = v->parts->node[c->at - FRIENDS];
+    if (node < 0 || !mx_user_graph_node(p->graph, node, &type, key)) snprintf(out, size, "all other neighbours, through the network %s", p->net_name);
+    else snprintf(out, size, "%s %.128s, through the network %s", type == p->user ? "is joined to" : "has", key, p->net_name);
+}
+
+static bool tell(mx_profiles *p, const definition *m, const story *t, const double *x, const verdict *v, const clue *c, bool whole, Merx__V1__Evidence *e)
 {
     char text[256] = "", key[MX_KEY_MOST + 1] = "";
     int32_t type;
@@ -167,6 +207,9 @@ static bool tell(mx_profiles *p, const definition *m, const story *t, const doub
     if (c->kind == MERX__V1__EVIDENCE_KIND__EVIDENCE_RULE) {
         describe_rule(p, m->rules[c->at], x, text, sizeof text);
         e->ref = m->rules[c->at]->feature;
+    } else if (c->kind == MERX__V1__EVIDENCE_KIND__EVIDENCE_NETWORK || (c->kind == MERX__V1__EVIDENCE_KIND__EVIDENCE_NEIGHBOUR && c->at >= FRIENDS)) {
+        describe_network(p, v, c, key, text, sizeof text);
+        e->ref = copy_text(&p->arena, c->kind == MERX__V1__EVIDENCE_KIND__EVIDENCE_NETWORK ? p->net_name : key, MX_KEY_MOST);
     } else if (c->kind == MERX__V1__EVIDENCE_KIND__EVIDENCE_NEIGHBOUR) {
         mx_user_graph_node(p->graph, t->friend_node[c->at], &type, key);
         snprintf(text, sizeof text, "follows %.128s", key);
@@ -203,7 +246,7 @@ static bool write_tag(mx_profiles *p, const definition *m, const story *t, const
     out->source = (char *)(uintptr_t)(v->learned ? "model" : "rule");
     out->base_score = v->base;
     for (int32_t i = 0; i < n; i++) {
-        if (!tell(p, m, t, x, &v->clue[i], shown < 0, &e[i])) return false;
+        if (!tell(p, m, t, x, v, &v->clue[i], shown < 0, &e[i])) return false;
         out->evidence[out->n_evidence++] = &e[i];
     }
     double sum = v->base;
@@ -351,6 +394,7 @@ static mx_status look(mx_profiles *p, int32_t node, subject *s, double *x, mx_er
     if (p->dim && !s->text) s->text = calloc((size_t)p->dim, sizeof *s->text);
     if (p->dim && !s->text) return mx_fail(err, MX_ERR_NO_MEMORY, "a profile");
     if (p->dim) profile_text_mean(p, t, 0, t->n, s->text);
+    t->has_z = p->net && mx_profile_net_get(p->net, node, t->z);
     return MX_OK;
 }
 
@@ -388,7 +432,7 @@ mx_status profile_build(mx_profiles *p, int32_t node, subject *s, snapshot **out
 
 /* ---- ExplainLabel -------------------------------------------------------------------------------------------------- */
 
-static mx_status explain(mx_profiles *p, mx_explain_op *op, int32_t node, subject *s, int32_t k, const char *user)
+static mx_status explain_with(mx_profiles *p, mx_explain_op *op, int32_t node, subject *s, int32_t k, const char *user, mx_net_parts *parts)
 {
     double x[MX_FEATURES];
     Merx__V1__LabelExplanation r = MERX__V1__LABEL_EXPLANATION__INIT;
@@ -399,6 +443,8 @@ static mx_status explain(mx_profiles *p, mx_explain_op *op, int32_t node, subjec
     mx_arena_reset(&p->arena);
     verdict *v = mx_arena_array(&p->arena, 1, sizeof *v);
     if (!v) return mx_fail(err, MX_ERR_NO_MEMORY, "an explanation");
+    v->parts = parts->z && p->story->has_z ? parts : NULL;
+    if (v->parts) memcpy(p->story->z, parts->z, (size_t)p->net_dim * sizeof *parts->z);      /* of one moment */
     judge(p, p->tag[k], p->story, x, v);
     if (!write_tag(p, p->tag[k], p->story, x, v, &s->label[k], -1, &tag)) return mx_fail(err, MX_ERR_NO_MEMORY, "an explanation");
     op->n_texts = 0;
@@ -408,6 +454,15 @@ static mx_status explain(mx_profiles *p, mx_explain_op *op, int32_t node, subjec
     r.tag = &tag;
     r.definition = p->tag[k];
     return profile_answer(&op->op, &r.base);
+}
+
+static mx_status explain(mx_profiles *p, mx_explain_op *op, int32_t node, subject *s, int32_t k, const char *user)
+{
+    mx_net_parts parts = {0};
+    mx_status st = *p->tag[k]->head_network && profile_has_head(p, p->tag[k]) ? mx_profile_net_parts(p->net, node, &parts, &op->op.err) : MX_OK;
+    if (!st) st = explain_with(p, op, node, s, k, user, &parts);
+    mx_net_parts_free(&parts);
+    return st;
 }
 
 mx_status mx_profiles_explain(mx_profiles *p, mx_profiles_op *op)
@@ -438,11 +493,28 @@ mx_status profile_store_labels(mx_profiles *p, const char *user, subject *s, mx_
     for (int32_t i = 0; i < s->n_changes; i++) {
         change *c = &s->changes[i];
         mx_tag_row r = row_of(user, c->tag, c->version, c->in, (double)c->probability, c->ts_ms);
-        if (!c->stored) MX_TRY(mx_store_add_tag_change(p->store, &r, err));
-        c->stored = true;
+        if (!c->stored && !c->storing) MX_TRY(mx_store_add_tag_change(p->store, &r, err));
+        c->storing = !c->stored;
     }
     s->changed = false;
     return MX_OK;
+}
+
+mx_status profile_labels_stored(mx_profiles *p, bool committed, mx_error *err)
+{
+    mx_status st = MX_OK;
+    for (int32_t i = 0; i < p->n_storing; i++) {
+        subject *s = profile_subject(p, p->storing[i]);
+        if (!s) continue;                                    /* it was forgotten in this transaction */
+        for (int32_t k = 0; k < s->n_changes; k++) {
+            s->changes[k].stored |= s->changes[k].storing && committed;
+            s->changes[k].storing = false;
+        }
+        s->changed |= !committed;
+        if (!committed && profile_touch(p, p->storing[i], err)) st = MX_ERR_NO_MEMORY;
+    }
+    p->n_storing = 0;
+    return st;
 }
 
 typedef struct loading { mx_profiles *p; subject *s; } loading;

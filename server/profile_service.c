@@ -1,6 +1,8 @@
 /* profile_service.c - the service Profiling: reads from published bytes, everything else
  * one operation of server/profiles.h each. */
 #include "models/label.h"
+
+#include "runtime/slab.h"
 #include "server/explain.h"
 #include "server/profiles.h"
 #include "server/rpc.h"
@@ -61,10 +63,10 @@ static void op_closed(void *user)
 {
     work *w = user;
     if (w->explained) merx__v1__label_explanation__free_unpacked(w->explained, NULL);
-    for (int i = 0; i < MX_EXPLAINED_TEXTS; i++) mx_attribution_free(&w->job[i].out), free(w->direction[i]);
-    free(w->op.op.answer);
+    for (int i = 0; i < MX_EXPLAINED_TEXTS; i++) mx_attribution_free(&w->job[i].out), mx_slab_free(w->direction[i]);
+    mx_slab_free(w->op.op.answer);
     mx_arena_close(&w->decoded);
-    free(w);
+    mx_slab_free(w);
 }
 
 /* Takes `decoded`. */
@@ -72,7 +74,7 @@ static mx_status submit(mx_app *app, mx_call *call, const ProtobufCMessage *m, m
                         void (*answer)(mx_call *call, work *w, mx_arena *scratch), mx_error *err)
 {
     static const mx_call_handler handler = {.pump = op_pump, .closed = op_closed};
-    work *w = calloc(1, sizeof *w);
+    work *w = mx_slab_zeroed(sizeof *w);
     if (!w) return mx_fail(err, MX_ERR_NO_MEMORY, "no memory for the request");
     w->app = app;
     w->call = call;
@@ -106,6 +108,7 @@ static mx_status begin(mx_app *app, mx_call *call, const uint8_t *msg, size_t le
 
 PROFILE_METHOD(mx_similar_users_begin, similar_users_request, mx_profiles_similar)
 PROFILE_METHOD(mx_look_alike_begin, look_alike_request, mx_profiles_look_alike)
+PROFILE_METHOD(mx_recommend_begin, recommend_request, mx_profiles_recommend)
 PROFILE_METHOD(mx_define_tag_begin, tag_definition, mx_profiles_define)
 PROFILE_METHOD(mx_list_tags_begin, list_tags_request, mx_profiles_list)
 PROFILE_METHOD(mx_backfill_tag_begin, backfill_tag_request, mx_profiles_backfill)
@@ -162,7 +165,7 @@ static void answer_words(mx_call *call, work *w, mx_arena *scratch)
 static bool ask_words(work *w, int i, const char *folder, int32_t dim)
 {
     const Merx__V1__LabelExplanation *x = w->explained;
-    float *v = w->direction[i] = calloc((size_t)dim, sizeof *v);
+    float *v = w->direction[i] = mx_slab_zeroed((size_t)dim * sizeof *v);
     if (!v) return false;
     for (int32_t c = 0; c < dim; c++) v[c] = (float)(w->op.text[i].factor * x->definition->head[MX_FEATURES + c]);
     w->job[i] = (mx_explain_job){.folder = folder, .text = x->tag->evidence[w->op.text[i].evidence]->text, .done = words_done, .ctx = w,
@@ -198,7 +201,7 @@ MX_METHOD(mx_explain_label_begin)
 /* ---- reading -------------------------------------------------------------------------------------- */
 
 /* What is left out of a profile, and told. */
-typedef struct mask { Merx__V1__Purpose purpose; char **exclude; size_t n; } mask;
+typedef struct mask { Merx__V1__Purpose purpose; char **exclude; size_t n; bool embedding; } mask;
 
 static const char *const maskable[] = {"evidence", "tags", "features", "rfm", "history"};
 enum { MASKABLE = sizeof maskable / sizeof *maskable };
@@ -227,10 +230,16 @@ static bool hides_nothing(const mask *m)
     return !m->n && m->purpose != MERX__V1__PURPOSE__PURPOSE_PRICE;
 }
 
+/* A vector tells what features do. */
+static bool hides_embedding(const mask *m)
+{
+    return m->embedding && m->purpose == MERX__V1__PURPOSE__PURPOSE_PRICE;
+}
+
 /* A copy without what is hidden. */
 static bool mask_profile(const mask *m, Merx__V1__Profile *p, mx_arena *a)
 {
-    char **gone = mx_arena_array(a, p->n_suppressed_fields + MASKABLE + 1, sizeof *gone);
+    char **gone = mx_arena_array(a, p->n_suppressed_fields + MASKABLE + 2, sizeof *gone);
     Merx__V1__Tag *tag = mx_arena_array(a, p->n_tags + 1, sizeof *tag), **list = mx_arena_array(a, p->n_tags + 1, sizeof *list);
     size_t n = 0;
     if (!gone || !tag || !list) return false;
@@ -247,14 +256,31 @@ static bool mask_profile(const mask *m, Merx__V1__Profile *p, mx_arena *a)
     if (hides(m, "features")) p->n_features = 0;
     if (hides(m, "history")) p->n_history = 0;
     if (hides(m, "rfm")) p->rfm = NULL;
+    if (hides_embedding(m)) gone[n++] = (char *)(uintptr_t)"embedding";
     p->suppressed_fields = gone;
     p->n_suppressed_fields = n;
     return true;
 }
 
-/* The published bytes as they are, or a masked copy. */
-static bool fill(mx_arena *a, const mx_profile_view *v, const mask *m, Merx__V1__ProfileAnswer *r)
+/* The published bytes with fields behind them that they have not, behind the length of both. */
+static bool put_behind(mx_arena *a, const mx_profile_view *v, const Merx__V1__Profile *m, ProtobufCMessageUnknownField *f)
 {
+    enum { PREFIX = 10 };
+    size_t n = v->size + merx__v1__profile__get_packed_size(m), k = 0;
+    uint8_t *bytes = mx_arena_alloc(a, PREFIX + n);
+    if (!bytes) return false;
+    for (size_t rest = n; rest || !k; rest >>= 7) bytes[k++] = (uint8_t)((rest & 127) | (rest > 127 ? 128 : 0));
+    memcpy(bytes + k, v->bytes, v->size);
+    merx__v1__profile__pack(m, bytes + k + v->size);
+    f->data = bytes, f->len = k + n;
+    return true;
+}
+
+/* The published bytes as they are, or a masked copy; and what is told of now. */
+static bool fill(mx_profiles *profiles, mx_arena *a, const char *user, const mx_profile_view *v, const mask *m, Merx__V1__ProfileAnswer *r)
+{
+    Merx__V1__Profile now;
+    if (!mx_profiles_now(profiles, user, m->embedding && !hides_embedding(m), a, &now)) return false;
     merx__v1__profile_answer__init(r);
     if (hides_nothing(m)) {
         ProtobufCMessageUnknownField *f = mx_arena_array(a, 1, sizeof *f);
@@ -262,12 +288,13 @@ static bool fill(mx_arena *a, const mx_profile_view *v, const mask *m, Merx__V1_
         *f = (ProtobufCMessageUnknownField){.tag = 2, .wire_type = PROTOBUF_C_WIRE_TYPE_LENGTH_PREFIXED, .len = v->framed_size, .data = (uint8_t *)(uintptr_t)v->framed};
         r->base.unknown_fields = f;
         r->base.n_unknown_fields = 1;
-        return true;
+        return (!now.network && !now.embedding) || put_behind(a, v, &now, f);
     }
     ProtobufCMessage *p;
     mx_error err;
     if (mx_message_decode(a, &merx__v1__profile__descriptor, v->bytes, v->size, &p, &err)) return false;
     r->profile = (Merx__V1__Profile *)p;
+    r->profile->network = now.network, r->profile->embedding = now.embedding;
     return mask_profile(m, r->profile, a);
 }
 
@@ -294,13 +321,13 @@ static mx_status check_watermark(const mx_profiles *p, uint64_t w, mx_error *err
 
 bool mx_profile_answer(mx_profiles *p, const Merx__V1__GetProfileRequest *q, mx_arena *a, Merx__V1__ProfileAnswer *out, const mx_profile_view **hold)
 {
-    const mask m = {q->purpose, q->exclude, q->n_exclude};
+    const mask m = {q->purpose, q->exclude, q->n_exclude, q->embedding};
     mx_error why = {0};
     *hold = NULL;
     mx_status st = check_mask(&m, &why);
     if (!st) st = check_watermark(p, q->min_watermark, &why);
     if (!st) st = mx_profiles_get(p, q->user, hold, &why);
-    return st ? fill_error(a, st, &why, out) : fill(a, *hold, &m, out);
+    return st ? fill_error(a, st, &why, out) : fill(p, a, q->user, *hold, &m, out);
 }
 
 /* Unary: the answer, or the error that ends the call. */
@@ -311,7 +338,7 @@ static void answer_one(mx_call *call, mx_profiles *p, const char *user, const ma
     mx_error err = {0};
     mx_status st = mx_profiles_get(p, user, &v, &err);
     if (!st) {
-        bool sent = fill(a, v, m, &r) && mx_call_send(call, &r.base, false);
+        bool sent = fill(p, a, user, v, m, &r) && mx_call_send(call, &r.base, false);
         mx_profile_release(v);
         if (!sent) st = mx_fail(&err, MX_ERR_NO_MEMORY, "the answer is over the server's memory budget for a message");
     }
@@ -321,7 +348,7 @@ static void answer_one(mx_call *call, mx_profiles *p, const char *user, const ma
 static void answer_waited(mx_call *call, work *w, mx_arena *scratch)
 {
     const Merx__V1__GetProfileRequest *q = (const Merx__V1__GetProfileRequest *)w->op.op.request;
-    const mask m = {q->purpose, q->exclude, q->n_exclude};
+    const mask m = {q->purpose, q->exclude, q->n_exclude, q->embedding};
     answer_one(call, w->app->profiles, q->user, &m, scratch);
 }
 
@@ -334,7 +361,7 @@ MX_METHOD(mx_get_profile_begin)
     mx_status st = mx_message_decode(&decoded, &merx__v1__get_profile_request__descriptor, msg, len, &m, err);
     if (!st) {
         const Merx__V1__GetProfileRequest *q = (const Merx__V1__GetProfileRequest *)m;
-        const mask k = {q->purpose, q->exclude, q->n_exclude};
+        const mask k = {q->purpose, q->exclude, q->n_exclude, q->embedding};
         st = check_mask(&k, err);
         if (!st) st = check_watermark(app->profiles, q->min_watermark, err);
         if (!st && q->min_watermark > mx_profiles_visible(app->profiles)) st = submit(app, call, m, mx_profiles_wait, &decoded, answer_waited, err);
@@ -348,7 +375,7 @@ enum { MOST_USERS = 4096 };
 
 static void answer_batch(mx_call *call, mx_profiles *p, const Merx__V1__BatchGetProfilesRequest *q, mx_arena *a)
 {
-    const mask m = {q->purpose, q->exclude, q->n_exclude};
+    const mask m = {q->purpose, q->exclude, q->n_exclude, q->embedding};
     size_t n = q->n_users, held = 0;
     Merx__V1__BatchGetProfilesResponse all = MERX__V1__BATCH_GET_PROFILES_RESPONSE__INIT;
     Merx__V1__ProfileAnswer *r = mx_arena_array(a, n, sizeof *r);
@@ -360,7 +387,7 @@ static void answer_batch(mx_call *call, mx_profiles *p, const Merx__V1__BatchGet
         const mx_profile_view *v;
         mx_status st = mx_profiles_get(p, q->users[i], &v, &why);
         if (!st) view[held++] = v;
-        ok = st ? fill_error(a, st, &why, &r[i]) : fill(a, v, &m, &r[i]);
+        ok = st ? fill_error(a, st, &why, &r[i]) : fill(p, a, q->users[i], v, &m, &r[i]);
         all.profiles[i] = &r[i];
     }
     all.n_profiles = n;
@@ -383,7 +410,7 @@ MX_METHOD(mx_batch_profiles_begin)
     mx_status st = mx_message_decode(&decoded, &merx__v1__batch_get_profiles_request__descriptor, msg, len, &m, err);
     if (!st) {
         const Merx__V1__BatchGetProfilesRequest *q = (const Merx__V1__BatchGetProfilesRequest *)m;
-        const mask k = {q->purpose, q->exclude, q->n_exclude};
+        const mask k = {q->purpose, q->exclude, q->n_exclude, q->embedding};
         st = check_mask(&k, err);
         if (!st && (!q->n_users || q->n_users > MOST_USERS)) st = mx_fail(err, MX_ERR_ARG, "users: %zu of them, 1..%d are allowed", q->n_users, MOST_USERS);
         if (!st) st = check_watermark(app->profiles, q->min_watermark, err);
@@ -394,14 +421,3 @@ MX_METHOD(mx_batch_profiles_begin)
     return st;
 }
 
-MX_METHOD(mx_recommend_begin)
-{
-    ProtobufCMessage *m;
-    Merx__V1__RecommendResponse r = MERX__V1__RECOMMEND_RESPONSE__INIT;
-    MX_TRY(on(app, err));
-    MX_TRY(mx_message_decode(scratch, &merx__v1__recommend_request__descriptor, msg, len, &m, err));
-    MX_TRY(mx_profiles_recommend(app->profiles, (const Merx__V1__RecommendRequest *)m, scratch, &r, err));
-    if (!mx_call_send(call, &r.base, false)) return mx_fail(err, MX_ERR_NO_MEMORY, "the answer is over the server's memory budget for a message");
-    mx_call_finish(call, MX_OK, NULL);
-    return MX_OK;
-}

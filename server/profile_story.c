@@ -6,8 +6,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define TAU_MS (90.0 * (double)DAY_MS)      /* how events age, against the user's newest */
-
 static uint64_t hash(const char *s)
 {
     uint64_t h = 0xcbf29ce484222325u;                   /* FNV-1a */
@@ -140,34 +138,84 @@ static bool has_text(const mx_event *e)
     return e->text && *e->text;
 }
 
+/* From memory, or from the log: what is there need not be read again. */
+static bool remembered(mx_profiles *p, subject *s, text_numbers *to)
+{
+    mx_text_row row;
+    for (int32_t k = 0; k < s->n_texts; k++)
+        if (s->texts[k].id == to->id) {
+            *to = s->texts[k];
+            s->texts[k] = (text_numbers){0};
+            return true;
+        }
+    if (p->dim && !(to->vector = malloc((size_t)p->dim * sizeof *to->vector))) return false;
+    bool there = mx_text_store_get(p->texts, to->id, &row, to->vector);
+    bool whole = there && (row.has_vector || !p->encoder) && (row.felt || !p->sentiment);
+    if (whole) to->felt = row.felt, to->positive = row.positive;
+    if (!whole || !row.has_vector) free(to->vector), to->vector = NULL;
+    return whole;
+}
+
+static mx_status keep(mx_profiles *p, int32_t node, const mx_event *e, const text_numbers *t, mx_error *err)
+{
+    mx_text_row row = {.event = t->id, .subject = node, .object = -1, .has_vector = t->vector != NULL, .felt = t->felt, .positive = t->positive};
+    mx_event_type type;
+    if (!row.has_vector && !row.felt) return MX_OK;
+    if (e->object && mx_user_graph_event_type(p->graph, e->type, &type) && type.object >= 0) row.object = mx_user_graph_find(p->graph, type.object, e->object);
+    return mx_text_store_put(p->texts, &row, t->vector, err);
+}
+
 mx_status profile_texts(mx_profiles *p, int32_t node, subject *s, mx_error *err)
 {
     const char *text[TEXTS];
+    const mx_event *of[TEXTS];
     text_numbers *to[TEXTS], *fresh;
     int32_t n = 0, missing = 0;
-    if (!p->encoder && !p->sentiment) return MX_OK;
+    bool reads = p->encoder || p->sentiment;
+    if (!reads && !mx_text_store_rows(p->texts)) return MX_OK;
     MX_TRY(mx_user_graph_events(p->graph, node, MX_TIME_ANY, EVENTS, &p->events, err));
     fresh = calloc(TEXTS, sizeof *fresh);
     if (!fresh) return mx_fail(err, MX_ERR_NO_MEMORY, "texts");
     for (int32_t i = 0; i < p->events.count && n < TEXTS; i++) {
         const mx_event *e = &p->events.event[i];
         if (!has_text(e)) continue;
-        fresh[n].id = hash(e->id);
-        bool known = false;
-        for (int32_t k = 0; k < s->n_texts && !known; k++)
-            if (s->texts[k].id == fresh[n].id) {
-                fresh[n] = s->texts[k];
-                s->texts[k] = (text_numbers){0};
-                known = true;
-            }
-        if (!known) text[missing] = e->text, to[missing++] = &fresh[n];
+        fresh[n].id = mx_text_event(e->id);
+        if (!remembered(p, s, &fresh[n])) of[missing] = e, text[missing] = e->text, to[missing++] = &fresh[n];
         n++;
     }
-    read_texts(p, text, to, missing);
+    if (reads) read_texts(p, text, to, missing);
+    mx_status st = MX_OK;
+    for (int32_t i = 0; !st && reads && i < missing; i++) st = keep(p, node, of[i], to[i], err);
     for (int32_t k = 0; k < s->n_texts; k++) free(s->texts[k].vector);
     free(s->texts);
     s->texts = fresh;
     s->n_texts = n;
+    return st || !missing ? st : profile_note(p, node, err);
+}
+
+/* What encoders make of a first text tells them apart. */
+mx_status profile_open_texts(mx_profiles *p, const char *folder, mx_error *err)
+{
+    char path[4096];
+    const char *text = "The quick brown fox jumps over the lazy dog.";
+    mx_embedder_info info;
+    text_numbers said = {0}, *to = &said;
+    uint64_t print = 0;
+    if (p->encoder) mx_embedder_info_get(p->encoder, &info), p->dim = info.d_model;
+    if (p->encoder || p->sentiment) {
+        read_texts(p, &text, &to, 1);
+        if ((p->encoder && !said.vector) || (p->sentiment && !said.felt)) return mx_fail(err, MX_ERR_STATE, "profiles: the encoder has nothing to say of a first text");
+        print = 0xcbf29ce484222325u;
+        const unsigned char *b = (const unsigned char *)said.vector;
+        for (size_t i = 0; b && i < (size_t)p->dim * sizeof *said.vector; i++) print = (print ^ b[i]) * 0x100000001b3u;
+        b = (const unsigned char *)&said.positive;
+        for (size_t i = 0; said.felt && i < sizeof said.positive; i++) print = (print ^ b[i]) * 0x100000001b3u;
+        print |= 1;
+        free(said.vector);
+    }
+    if ((size_t)snprintf(path, sizeof path, "%s/texts", folder) >= sizeof path) return mx_fail(err, MX_ERR_ARG, "profiles: the path is too long");
+    MX_TRY(mx_text_store_open(&p->texts, path, print, p->dim, p->graph, err));
+    p->dim = mx_text_store_dim(p->texts);
     return MX_OK;
 }
 
@@ -177,11 +225,12 @@ static void read_act(mx_profiles *p, const subject *s, const mx_event *e, mx_act
 {
     *a = (mx_act){.what = p->kinds[e->type]};
     *vector = NULL;
-    if (is_purchase(p, e)) a->what |= MX_ACT_RANKED, a->price_rank = price_rank(p, e);
+    if (is_purchase(p, e)) a->what |= MX_ACT_RANKED;
+    if (e->price_minor > 0 && (a->what & (MX_ACT_BUY | MX_ACT_VIEW))) a->what |= MX_ACT_PRICED, a->price_rank = price_rank(p, e);
     if ((a->what & MX_ACT_BUY) && (e->flags & MX_EVENT_PROMO)) a->what |= MX_ACT_PROMO;
     if (!has_text(e)) return;
     a->what |= MX_ACT_TEXT | (mx_text_speaks_of_quality(e->text) ? MX_ACT_QUALITY : 0) | (mx_text_speaks_of_price(e->text) ? MX_ACT_PRICE : 0);
-    uint64_t id = s->n_texts ? hash(e->id) : 0;
+    uint64_t id = s->n_texts ? mx_text_event(e->id) : 0;
     for (int32_t i = 0; i < s->n_texts; i++) {
         if (s->texts[i].id != id) continue;
         *vector = s->texts[i].vector;
@@ -224,8 +273,7 @@ mx_status profile_story(mx_profiles *p, int32_t node, subject *s, bool friends, 
     for (int32_t i = 0; i < t->n; i++) {
         const mx_event *e = &t->event[i];
         read_act(p, s, e, &t->act[i], &t->vector[i]);
-        t->act[i].weight = (float)exp(-(double)(t->newest_ms - e->ts_ms) / TAU_MS);
-        if (t->act[i].weight < 1e-30f) t->act[i].weight = 1e-30f;
+        t->act[i].weight = (float)mx_event_fade(t->newest_ms - e->ts_ms);
         t->texts += has_text(e);
     }
     return friends ? read_friends(p, node, t, err) : MX_OK;
@@ -233,9 +281,7 @@ mx_status profile_story(mx_profiles *p, int32_t node, subject *s, bool friends, 
 
 void profile_text_mean(const mx_profiles *p, const story *t, int32_t first, int32_t n, float *out)
 {
-    double sum = TEXT_STRENGTH;
-    for (int32_t i = first; i < first + n; i++) sum += t->vector[i] ? (double)t->act[i].weight : 0;
-    for (int32_t c = 0; c < p->dim; c++) out[c] = 0;
-    for (int32_t i = first; i < first + n; i++)
-        for (int32_t c = 0; t->vector[i] && c < p->dim; c++) out[c] += (float)((double)t->act[i].weight / sum) * t->vector[i][c];
+    float weight[EVENTS];
+    for (int32_t i = 0; i < n; i++) weight[i] = t->act[first + i].weight;
+    mx_text_mean(weight, t->vector + first, n, p->dim, out);
 }

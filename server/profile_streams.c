@@ -1,5 +1,7 @@
 /* profile_streams.c - Profiling's calls of many messages: events in, profiles out, changes. */
 #include "server/profiles.h"
+
+#include "runtime/slab.h"
 #include "server/rpc.h"
 #include "server/services.h"
 
@@ -67,7 +69,7 @@ static void stream_pump(mx_call *call, void *user, mx_arena *scratch)
     } else if (finished) {
         mx_status st = s->op.st;
         if (!st && !send_packed(call, s->op.type, s->op.answer, s->op.size)) st = mx_fail(&s->op.err, MX_ERR_NO_MEMORY, "an acknowledgement is over the server's memory budget");
-        free(s->op.answer);
+        mx_slab_free(s->op.answer);
         s->op.answer = NULL;
         if (st) mx_call_finish(call, st, s->op.err.text);
     }
@@ -119,15 +121,15 @@ static void stream_cancelled(mx_call *call, void *user)
 static void stream_closed(void *user)
 {
     stream *s = user;
-    free(s->op.answer);
+    mx_slab_free(s->op.answer);
     mx_arena_close(&s->decoded);
-    free(s);
+    mx_slab_free(s);
 }
 
 static mx_status open_stream(mx_app *app, mx_call *call, bool profiles, size_t budget, const mx_call_handler *handler, mx_error *err)
 {
     if (!app->profiles) return mx_fail(err, MX_ERR_STATE, "profiles are off: start the server with --profiles");
-    stream *s = calloc(1, sizeof *s);
+    stream *s = mx_slab_zeroed(sizeof *s);
     if (!s) return mx_fail(err, MX_ERR_NO_MEMORY, "no memory for the call");
     s->app = app, s->call = call, s->profiles = profiles;
     mx_arena_open(&s->decoded, budget);
@@ -245,7 +247,7 @@ static void watch_closed(void *user)
     watcher *w = user;
     mx_profiles_unwatch(w->app->profiles, &w->watch);
     if (w->last) merx__v1__profile__free_unpacked(w->last, NULL);
-    free(w);
+    mx_slab_free(w);
 }
 
 MX_METHOD(mx_watch_profile_begin)
@@ -255,10 +257,10 @@ MX_METHOD(mx_watch_profile_begin)
     if (!app->profiles) return mx_fail(err, MX_ERR_STATE, "profiles are off: start the server with --profiles");
     MX_TRY(mx_message_decode(scratch, &merx__v1__watch_profile_request__descriptor, msg, len, &m, err));
     const char *user = ((const Merx__V1__WatchProfileRequest *)m)->user;
-    watcher *w = calloc(1, sizeof *w);
+    watcher *w = mx_slab_zeroed(sizeof *w);
     if (!w) return mx_fail(err, MX_ERR_NO_MEMORY, "no memory for the call");
     if (!*user || strlen(user) >= sizeof w->watch.user) {
-        free(w);
+        mx_slab_free(w);
         return mx_fail(err, MX_ERR_ARG, "user: 1 to 128 bytes");
     }
     w->app = app, w->call = call;

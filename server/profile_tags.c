@@ -12,6 +12,7 @@
 typedef Merx__V1__TagDefinition definition;
 
 enum { LEAST_EVENTS = 6, LEAST_USERS = 40, MOST_USERS = 20000 };
+#define NET_FEATURES 4.0
 #define TEXT_SCALE 0.3                /* of vectors of texts while a head is learned: an eleven times larger ridge on theirs */
 
 /* A message as protobuf-c would have made it. */
@@ -86,6 +87,7 @@ static mx_status define(mx_profiles *p, const definition *given, mx_error *err)
     bare.calibrated = false;
     bare.learned_from = bare.held_out = 0;
     bare.n_head = bare.n_means = bare.n_deviations = 0;
+    bare.head_network = (char *)(uintptr_t)"";
     bare.held_out_accuracy = bare.calibration_error = bare.positives = bare.head_bias = 0;
     definition *m = own_copy(&bare);
     if (!m) return mx_fail(err, MX_ERR_NO_MEMORY, "a tag");
@@ -126,7 +128,7 @@ static Merx__V1__TagRule rule(const char *feature, double least, double most, bo
 
 static mx_status first_tag(mx_profiles *p, const char *name, const char *description, double bias, Merx__V1__TagRule *rules, size_t n, mx_error *err)
 {
-    Merx__V1__TagRule *list[4];
+    Merx__V1__TagRule *list[6];
     definition m = MERX__V1__TAG_DEFINITION__INIT;
     for (size_t i = 0; i < n; i++) list[i] = &rules[i];
     m.name = (char *)(uintptr_t)name, m.description = (char *)(uintptr_t)description;
@@ -138,10 +140,11 @@ static mx_status first_tag(mx_profiles *p, const char *name, const char *descrip
 static mx_status first_tags(mx_profiles *p, mx_error *err)
 {
     Merx__V1__TagRule price[] = {rule("promo_share", 0.7, -2, true, 2.5), rule("promo_share", -2, 0.3, false, -2.5),        /* what nothing says of anybody */
-                                 rule("price_rank", -2, 0.49, true, 1.5), rule("price_words", 0.7, -2, true, 1)};
+                                 rule("price_rank", -2, 0.49, true, 1.5), rule("price_words", 0.7, -2, true, 1),
+                                 rule("price_response", 0.55, -2, false, 1), rule("price_response", -2, 0.45, false, -1.5)};      /* what the user's own choices say */
     Merx__V1__TagRule quality[] = {rule("price_rank", 0.7, -2, true, 2.5), rule("quality_words", 0.8, -2, true, 2.5)};
     Merx__V1__TagRule social[] = {rule("social", 0.8, -2, true, 2), rule("social_rate", 0.8, -2, true, 1.5)};
-    MX_TRY(first_tag(p, "price-sensitive", "buys reduced (over the 70th percentile of the posterior share) and below the median price of its categories", -3, price, 4, err));
+    MX_TRY(first_tag(p, "price-sensitive", "buys reduced (over the 70th percentile of the posterior share), and below the median price of its categories or less the higher the price", -3, price, 6, err));
     MX_TRY(first_tag(p, "quality-seeking", "buys in the upper 30 % of its categories' prices, or speaks of quality", -2, quality, 2, err));
     return first_tag(p, "socially-active", "follows, joins, shares and reviews, in the upper 20 %", -2.5, social, 2, err);
 }
@@ -177,7 +180,8 @@ void profile_close_tags(mx_profiles *p)
 
 /* What users did first and what they did later. */
 typedef struct lesson {
-    int32_t n, room, d;
+    int32_t n, room, d, net;          /* net: the last columns, the network's; 0: none    */
+    double  net_scale;                /* of those, less their means, while the head is learned */
     double *x;                        /* [n,d] features and texts of the first half of the events */
     double (*later)[MX_FEATURES];     /* [n] features of the second half                          */
     double *y;
@@ -188,7 +192,7 @@ static void close_lesson(lesson *l)
     free(l->x), free(l->later), free(l->y);
 }
 
-static mx_status learn_from(mx_profiles *p, int32_t node, lesson *l, mx_error *err)
+static mx_status learn_from(mx_profiles *p, const mx_profiles_op *op, int32_t node, lesson *l, mx_error *err)
 {
     subject *s = profile_subject(p, node);
     story *t = p->story;
@@ -202,21 +206,43 @@ static mx_status learn_from(mx_profiles *p, int32_t node, lesson *l, mx_error *e
     mx_features(&p->prior, t->act, half, NULL, 0, l->later[l->n]);
     if (p->dim) profile_text_mean(p, t, half, t->n - half, text);
     for (int32_t c = 0; c < p->dim; c++) row[MX_FEATURES + c] = TEXT_SCALE * (double)text[c];
+    for (int32_t c = 0; c < l->net && node < op->n_earlier; c++) row[MX_FEATURES + p->dim + c] = (double)op->earlier[(size_t)node * (size_t)l->net + (size_t)c];
     l->n++;
     return MX_OK;
 }
 
-static mx_status collect(mx_profiles *p, lesson *l, mx_error *err)
+/* The network's columns less their means, and together as large as NET_FEATURES features: a ridge knows them as that. */
+static void standardize_network(lesson *l, double *means)
+{
+    int32_t first = l->d - l->net;
+    double square = 0;
+    for (int32_t c = first; c < l->d; c++) {
+        double *mean = &means[MX_FEATURES + c - first], *x = l->x + c;
+        *mean = 0;
+        for (int32_t i = 0; i < l->n; i++) *mean += x[(size_t)i * (size_t)l->d] / l->n;
+        for (int32_t i = 0; i < l->n; i++) {
+            double *at = &x[(size_t)i * (size_t)l->d];
+            *at -= *mean;
+            square += *at * *at;
+        }
+    }
+    l->net_scale = square > 0 ? sqrt(NET_FEATURES / (square / l->n)) : 0;
+    for (int32_t i = 0; i < l->n; i++)
+        for (int32_t c = first; c < l->d; c++) l->x[(size_t)i * (size_t)l->d + (size_t)c] *= l->net_scale;
+}
+
+static mx_status collect(mx_profiles *p, const mx_profiles_op *op, lesson *l, mx_error *err)
 {
     int32_t nodes = mx_user_graph_nodes(p->graph);
-    l->d = MX_FEATURES + p->dim;
+    l->net = op->earlier ? p->net_dim : 0;
+    l->d = MX_FEATURES + p->dim + l->net;
     l->room = MOST_USERS;
     while ((int64_t)l->room * l->d * l->d > 1000000000) l->room /= 2;      /* a head is learned in seconds */
     if (l->room > nodes + 1) l->room = nodes + 1;
     size_t n = (size_t)l->room;
     l->x = calloc(n * (size_t)l->d, sizeof *l->x), l->later = calloc(n, sizeof *l->later), l->y = calloc(n, sizeof *l->y);
     if (!l->x || !l->later || !l->y || p->dim > 4096) return mx_fail(err, MX_ERR_NO_MEMORY, "%d users to learn from", l->room);
-    for (int32_t i = 0; i < nodes && l->n < l->room; i++) MX_TRY(learn_from(p, i, l, err));
+    for (int32_t i = 0; i < nodes && l->n < l->room; i++) MX_TRY(learn_from(p, op, i, l, err));
     return MX_OK;
 }
 
@@ -276,7 +302,7 @@ static void standardize(lesson *l, double *means, double *deviations)
 }
 
 typedef struct head {
-    double  *w, bias, means[MX_FEATURES], deviations[MX_FEATURES];
+    double  *w, bias, *means, deviations[MX_FEATURES];      /* w[d]; means of features, then of the network's columns */
     int32_t  learned, held;
     double   accuracy, error, positives;
 } head;
@@ -286,6 +312,7 @@ static mx_status fit(lesson *l, head *h, mx_error *err)
 {
     int32_t d = l->d, held = l->n / 5, learned = l->n - held, first = held / 2;
     standardize(l, h->means, h->deviations);
+    standardize_network(l, h->means);
     for (int32_t i = 0; i < l->n; i++) h->positives += l->y[i] / l->n;
     MX_TRY(mx_logistic_fit(l->x, l->y, learned, d, 1, h->w, &h->bias, err));
     double *score = calloc((size_t)held + 1, sizeof *score), scale, shift;
@@ -298,7 +325,7 @@ static mx_status fit(lesson *l, head *h, mx_error *err)
     for (int32_t i = 0; i < held; i++) score[i] = mx_sigmoid(scale * score[i] + shift);
     for (int32_t i = first; i < held; i++) h->accuracy += ((score[i] > 0.5) == (l->y[learned + i] > 0.5)) / (double)(held - first);
     h->error = mx_calibration_error(score + first, l->y + learned + first, held - first);
-    for (int32_t c = 0; c < d; c++) h->w[c] *= c < MX_FEATURES ? scale : scale * TEXT_SCALE;
+    for (int32_t c = 0; c < d; c++) h->w[c] *= c < MX_FEATURES ? scale : c < d - l->net ? scale * TEXT_SCALE : scale * l->net_scale;
     h->bias = scale * h->bias + shift;
     h->learned = learned, h->held = held;
     free(score);
@@ -312,8 +339,9 @@ static mx_status take_head(mx_profiles *p, int32_t k, const head *h, int32_t d, 
     next.calibrated = true;
     next.learned_from = h->learned, next.held_out = h->held;
     next.held_out_accuracy = h->accuracy, next.calibration_error = h->error, next.positives = h->positives;
+    next.head_network = d > MX_FEATURES + p->dim ? p->net_print : (char *)(uintptr_t)"";
     next.head = h->w, next.n_head = (size_t)d, next.head_bias = h->bias;
-    next.means = (double *)(uintptr_t)h->means, next.n_means = MX_FEATURES;
+    next.means = h->means, next.n_means = (size_t)(d - p->dim);
     next.deviations = (double *)(uintptr_t)h->deviations, next.n_deviations = MX_FEATURES;
     definition *m = own_copy(&next);
     if (!m) return mx_fail(err, MX_ERR_NO_MEMORY, "a head");
@@ -330,18 +358,20 @@ mx_status mx_profiles_backfill(mx_profiles *p, mx_profiles_op *op)
     head h = {0};
     mx_error *err = &op->err;
     if (k < 0) return mx_fail(err, MX_ERR_NOT_FOUND, "name: there is no tag \"%.63s\"", name);
-    mx_status st = collect(p, &l, err);
+    mx_status st = collect(p, op, &l, err);
     if (!st && l.n < LEAST_USERS)
         st = mx_fail(err, MX_ERR_STATE, "%d users have %d events or more; a head is learned from %d at least, until then the rules decide", l.n, LEAST_EVENTS, LEAST_USERS);
     if (!st) st = verdicts(p->tag[k], &l, err);
-    h.w = calloc((size_t)l.d + 1, sizeof *h.w);
-    if (!st && !h.w) st = mx_fail(err, MX_ERR_NO_MEMORY, "a head");
+    h.w = calloc((size_t)l.d + 1, sizeof *h.w), h.means = calloc((size_t)l.d + 1, sizeof *h.means);
+    if (!st && (!h.w || !h.means)) st = mx_fail(err, MX_ERR_NO_MEMORY, "a head");
     if (!st) st = fit(&l, &h, err);
     if (!st && (h.positives <= 0 || h.positives >= 1)) st = mx_fail(err, MX_ERR_STATE, "the rules say the same of all %d users; there is nothing to learn", l.n);
     if (!st) st = take_head(p, k, &h, l.d, err);
     if (!st) st = profile_touch_all(p, err);
     if (!st) st = profile_answer(op, &p->tag[k]->base);
-    free(h.w);
+    free(h.w), free(h.means);
+    free(op->earlier);
+    op->earlier = NULL;
     close_lesson(&l);
     return st;
 }

@@ -2,6 +2,7 @@
 #include "server/profiles_internal.h"
 
 #include "runtime/log.h"
+#include "runtime/slab.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -23,7 +24,7 @@ mx_status profile_answer(mx_profiles_op *op, const ProtobufCMessage *m)
 {
     op->type = m->descriptor;
     op->size = protobuf_c_message_get_packed_size(m);
-    op->answer = malloc(op->size + 1);
+    op->answer = mx_slab_alloc(op->size + 1);
     if (!op->answer) return mx_fail(&op->err, MX_ERR_NO_MEMORY, "no memory for an answer");
     protobuf_c_message_pack(m, op->answer);
     return MX_OK;
@@ -140,8 +141,18 @@ static mx_status one_profile(mx_profiles *p, int32_t node, subject *s, mx_error 
     snapshot *fresh = NULL;
     if (!mx_user_graph_node(p->graph, node, &type, key)) return MX_OK;
     MX_TRY(profile_build(p, node, s, &fresh, err));
+    bool shown = fresh && s->consent;
     publish(p, node, s, fresh, key);
-    return s->changed ? profile_store_labels(p, key, s, err) : MX_OK;
+    if (shown) MX_TRY(profile_fuse(p, node, s, err));
+    else if (p->fused) mx_vectors_remove(p->fused, node);
+    if (!s->changed) return MX_OK;
+    if (p->n_storing == p->storing_room) {
+        int32_t room = p->storing_room ? 2 * p->storing_room : 256, *grown = realloc(p->storing, (size_t)room * sizeof *grown);
+        if (!grown) return mx_fail(err, MX_ERR_NO_MEMORY, "%d users", room);
+        p->storing = grown, p->storing_room = room;
+    }
+    p->storing[p->n_storing++] = node;
+    return profile_store_labels(p, key, s, err);
 }
 
 mx_status profile_refresh(mx_profiles *p, mx_error *err)
@@ -152,10 +163,12 @@ mx_status profile_refresh(mx_profiles *p, mx_error *err)
     for (int32_t i = 0; !st && i < own; i++) st = profile_texts(p, p->dirty[i], profile_subject(p, p->dirty[i]), err);
     for (int32_t i = 0; !st && i < own; i++) st = own_features(p, p->dirty[i], profile_subject(p, p->dirty[i]), err);
     for (int32_t i = 0; !st && i < p->n_dirty; i++) st = one_profile(p, p->dirty[i], profile_subject(p, p->dirty[i]), err);
+    if (st) return st;                                       /* who was due stays due */
     for (int32_t i = 0; i < p->n_dirty; i++) profile_subject(p, p->dirty[i])->dirty = false;
     p->n_dirty = 0;
-    if (!st) atomic_store(&p->visible, upto);
-    return st;
+    atomic_store(&p->visible, upto);
+    profile_hand_over(p, upto);
+    return MX_OK;
 }
 
 /* ---- readers ------------------------------------------------------------------------------------ */
@@ -182,6 +195,8 @@ mx_status mx_profiles_get(mx_profiles *p, const char *user, const mx_profile_vie
 }
 
 mx_embedder *mx_profiles_encoder(const mx_profiles *p) { return p->encoder; }
+const mx_user_graph *mx_profiles_graph(const mx_profiles *p) { return p->graph; }
+const mx_text_store *mx_profiles_texts(const mx_profiles *p) { return p->texts; }
 uint64_t mx_profiles_visible(const mx_profiles *p) { return atomic_load(&p->visible); }
 uint64_t mx_profiles_watermark(const mx_profiles *p) { return mx_user_graph_watermark(p->graph); }
 
@@ -295,6 +310,7 @@ static mx_status put_batch(mx_profiles *p, batch *b, uint64_t *watermark, mx_err
         if (known >= 0) st = profile_touch(p, known, err);         /* what was taken for said may not be what counts */
         if (st || b->result[i].code > MX_PUT_LATE) continue;
         profile_count_purchase(p, &b->event[i], 1);
+        profile_count_item(p, &b->event[i], 1);
         st = profile_touch(p, b->result[i].subject, err);
     }
     free(seen), free(result);
@@ -354,33 +370,61 @@ static void forget_user(mx_profiles *p, int32_t node, const char *key)
     if (!s) return;
     profile_uncount(p, s);
     publish(p, node, s, NULL, key);
+    if (p->fused) mx_vectors_remove(p->fused, node);
     pthread_mutex_lock(&p->shard[node % SHARDS]);
     *slot_of(p, node) = NULL;
     pthread_mutex_unlock(&p->shard[node % SHARDS]);
     free_subject(s);
 }
 
+/* Whoever did something about a user that will be gone: it did not. */
+static mx_status touch_whom_it_concerns(mx_profiles *p, int32_t node, mx_error *err)
+{
+    int32_t type;
+    char key[MX_KEY_MOST + 1];
+    MX_TRY(mx_user_graph_edges(p->graph, node, MX_EDGES_IN, MX_TIME_ANY, &p->edges, err));
+    for (int64_t i = 0; i < p->edges.count; i++) {
+        int32_t other = p->edges.edge[i].other;
+        if (other == node || !mx_user_graph_node(p->graph, other, &type, key) || type != p->user) continue;
+        MX_TRY(profile_touch(p, other, err));
+        MX_TRY(profile_note(p, other, err));
+    }
+    return MX_OK;
+}
+
+/* What was made of the events that are gone. */
+static mx_status erase_vectors(mx_profiles *p, int32_t node, Merx__V1__ErasureReceipt *r, mx_error *err)
+{
+    if (p->fused) r->vectors = mx_vectors_count(p->fused);
+    if (p->fused) mx_vectors_remove(p->fused, node);
+    if (p->fused) r->vectors -= mx_vectors_count(p->fused);
+    if (p->net) MX_TRY(mx_profile_net_erase(p->net, node, &r->vectors, err));
+    MX_TRY(profile_note(p, node, err));                      /* neighbours' vectors follow at once, whatever else happens */
+    return mx_text_store_erase(p->texts, node, &r->text_vectors, err);
+}
+
 mx_status mx_profiles_erase(mx_profiles *p, mx_profiles_op *op)
 {
     const char *key = ((const Merx__V1__DeleteSubjectRequest *)op->request)->user;
+    Merx__V1__ErasureReceipt r = MERX__V1__ERASURE_RECEIPT__INIT;
     mx_erasure e;
     mx_error *err = &op->err;
     if (!*key || strlen(key) > MX_KEY_MOST) return mx_fail(err, MX_ERR_ARG, "user: 1 to %d bytes", MX_KEY_MOST);
     int32_t node = mx_user_graph_find(p->graph, p->user, key);
     if (node >= 0) {
         MX_TRY(mx_user_graph_events(p->graph, node, MX_TIME_ANY, 0, &p->events, err));
-        for (int32_t i = 0; i < p->events.count; i++) profile_count_purchase(p, &p->events.event[i], -1);
-        MX_TRY(touch_followers(p, node, err));
+        for (int32_t i = 0; i < p->events.count; i++) profile_count_purchase(p, &p->events.event[i], -1), profile_count_item(p, &p->events.event[i], -1);
+        MX_TRY(touch_whom_it_concerns(p, node, err));
     }
     MX_TRY(mx_user_graph_erase(p->graph, p->user, &key, 1, profile_now_ms(), &e, err));
     if (node >= 0) {
         for (int32_t i = 0; i < p->n_dirty; i++)                       /* it may follow itself */
             if (p->dirty[i] == node) p->dirty[i--] = p->dirty[--p->n_dirty];
+        MX_TRY(erase_vectors(p, node, &r, err));
         forget_user(p, node, key);
     }
     int64_t rows;
     MX_TRY(mx_store_erase_subject(p->store, key, e.subject, e.erased_ms, e.receipt, &rows, err));
-    Merx__V1__ErasureReceipt r = MERX__V1__ERASURE_RECEIPT__INIT;
     r.subject = e.subject, r.events = e.events, r.edges = e.edges, r.bytes_overwritten = e.bytes, r.erased_ms = e.erased_ms;
     r.watermark = e.watermark, r.receipt = e.receipt;
     return profile_answer(op, &r.base);
@@ -388,20 +432,29 @@ mx_status mx_profiles_erase(mx_profiles *p, mx_profiles_op *op)
 
 /* ---- the thread ----------------------------------------------------------------------------------------------- */
 
-static mx_status refresh_stored(mx_profiles *p, mx_profiles_op *op, mx_error *err)
+/* What is due, in a transaction of its own: an operation that fails takes nobody's labels with it. */
+static mx_status refresh_stored(mx_profiles *p, mx_error *err)
 {
-    if (!op && !p->n_dirty) return MX_OK;
+    if (!p->n_dirty) return MX_OK;
     mx_status st = mx_store_begin(p->store, err);
     if (!st) st = profile_refresh(p, err);
-    if (!st && op) {
-        op->st = op->run(p, op);
-        st = op->st ? MX_OK : profile_refresh(p, err);
-    }
     if (!st) st = mx_store_commit(p->store, err);
     if (st) mx_store_rollback(p->store);
-    else if (op && op->run == mx_profiles_erase) st = mx_store_scrub(p->store, err);
-    if (st && op && !op->st) op->st = mx_fail(&op->err, st, "%s", err->text);
-    return st;
+    mx_status kept = profile_labels_stored(p, !st, st ? NULL : err);
+    return st ? st : kept;
+}
+
+static mx_status run_stored(mx_profiles *p, mx_profiles_op *op, mx_error *err)
+{
+    MX_TRY(refresh_stored(p, err));
+    mx_status st = mx_store_begin(p->store, err);
+    if (!st) st = op->st = op->run(p, op);
+    if (!st) st = profile_refresh(p, err);
+    if (!st) st = mx_store_commit(p->store, err);
+    if (st) mx_store_rollback(p->store);
+    else if (op->run == mx_profiles_erase) st = mx_store_scrub(p->store, err);
+    mx_status kept = profile_labels_stored(p, !st, st ? NULL : err);
+    return op->st ? MX_OK : st ? st : kept;                  /* op->st: the caller is told */
 }
 
 static void carry_out(mx_profiles *p, mx_profiles_op *op)
@@ -412,12 +465,19 @@ static void carry_out(mx_profiles *p, mx_profiles_op *op)
         while (end && end->run == mx_profiles_put) end = end->next;
         if (end != op) {
             put_all(p, op, end);
-            if (refresh_stored(p, NULL, &err)) mx_log(MX_LOG_ERROR, "profiles", "%s", err.text);
+            if (refresh_stored(p, &err)) mx_log(MX_LOG_ERROR, "profiles", "%s", err.text);
             op = end;
             continue;
         }
         next = op->next;
-        if (refresh_stored(p, op, &err)) mx_log(MX_LOG_ERROR, "profiles", "%s", err.text);
+        if (profile_finds(p, op)) {                          /* it sees the events that came before it */
+            profile_find_later(p, op);
+            op = next;
+            continue;
+        }
+        mx_status st = run_stored(p, op, &err);
+        if (st) mx_log(MX_LOG_ERROR, "profiles", "%s", err.text);
+        if (st && !op->st) op->st = mx_fail(&op->err, st, "%s", err.text);
         op->done(op);
         op = next;
     }
@@ -433,7 +493,7 @@ static void sweep(mx_profiles *p)
         subject *s = profile_subject(p, i);
         if (s && s->expires_ms && s->expires_ms < now && profile_touch(p, i, &err)) break;
     }
-    if (refresh_stored(p, NULL, &err)) mx_log(MX_LOG_ERROR, "profiles", "%s", err.text);
+    if (refresh_stored(p, &err)) mx_log(MX_LOG_ERROR, "profiles", "%s", err.text);
 }
 
 static void *work(void *arg)
@@ -489,17 +549,21 @@ static mx_status open_graph(mx_profiles *p, const char *folder, mx_error *err)
     return MX_OK;
 }
 
-static mx_status first_profiles(mx_profiles *p, mx_error *err)
+/* The network hears of everybody's words before profiles are made with what it says. */
+static mx_status first_profiles(mx_profiles *p, const char *network, mx_error *err)
 {
     MX_TRY(profile_touch_all(p, err));
     for (int32_t i = 0; i < p->n_dirty; i++) {
         MX_TRY(mx_user_graph_events(p->graph, p->dirty[i], MX_TIME_ANY, 0, &p->events, err));
-        for (int32_t k = 0; k < p->events.count; k++) profile_count_purchase(p, &p->events.event[k], 1);
+        for (int32_t k = 0; k < p->events.count; k++) profile_count_purchase(p, &p->events.event[k], 1), profile_count_item(p, &p->events.event[k], 1);
         MX_TRY(profile_load_labels(p, p->dirty[i], profile_subject(p, p->dirty[i]), err));
+        if (network) MX_TRY(profile_texts(p, p->dirty[i], profile_subject(p, p->dirty[i]), err));
     }
-    MX_TRY(refresh_stored(p, NULL, err));
+    if (network) MX_TRY(profile_open_network(p, network, err));
+    MX_TRY(profile_open_finder(p, err));
+    MX_TRY(refresh_stored(p, err));
     atomic_store(&p->visible, mx_user_graph_watermark(p->graph));
-    return MX_OK;
+    return mx_text_store_sync(p->texts, err);
 }
 
 static mx_status open_files(mx_profiles *p, const char *folder, mx_error *err)
@@ -508,6 +572,7 @@ static mx_status open_files(mx_profiles *p, const char *folder, mx_error *err)
     if ((size_t)snprintf(path, sizeof path, "%s/profiles.db", folder) >= sizeof path) return mx_fail(err, MX_ERR_ARG, "profiles: the path is too long");
     if (mkdir(folder, 0777) && errno != EEXIST) return mx_fail(err, MX_ERR_IO, "%s: %s", folder, strerror(errno));
     MX_TRY(open_graph(p, folder, err));
+    MX_TRY(profile_open_texts(p, folder, err));
     MX_TRY(mx_store_open(&p->store, path, err));
     return profile_open_tags(p, err);
 }
@@ -515,7 +580,6 @@ static mx_status open_files(mx_profiles *p, const char *folder, mx_error *err)
 mx_status mx_profiles_open(mx_profiles **out, const char *folder, const mx_profiles_options *o, mx_error *err)
 {
     mx_status st;
-    mx_embedder_info info;
     *out = NULL;
     mx_profiles *p = calloc(1, sizeof *p);
     if (!p) return mx_fail(err, MX_ERR_NO_MEMORY, "profiles");
@@ -524,13 +588,13 @@ mx_status mx_profiles_open(mx_profiles **out, const char *folder, const mx_profi
     pthread_cond_init(&p->more, NULL), pthread_cond_init(&p->embed_done, NULL);
     p->last = &p->first;
     p->prior = mx_feature_prior_default();
-    p->encoder = o->encoder, p->sentiment = o->sentiment;
-    if (p->encoder) mx_embedder_info_get(p->encoder, &info), p->dim = info.d_model;
+    p->encoder = o->encoder, p->sentiment = o->sentiment, p->device = o->device;
+    pthread_mutex_init(&p->popular_lock, NULL);
     mx_arena_open(&p->arena, (size_t)64 << 20);
     p->story = calloc(1, sizeof *p->story);
     if (!p->story) MX_TRY_GOTO(st, mx_fail(err, MX_ERR_NO_MEMORY, "profiles"), fail);
     MX_TRY_GOTO(st, open_files(p, folder, err), fail);
-    MX_TRY_GOTO(st, first_profiles(p, err), fail);
+    MX_TRY_GOTO(st, first_profiles(p, o->network, err), fail);
     if (pthread_create(&p->thread, NULL, work, p)) MX_TRY_GOTO(st, mx_fail(err, MX_ERR_NO_MEMORY, "the profiles' thread"), fail);
     p->thread_runs = true;
     *out = p;
@@ -551,7 +615,9 @@ static void free_memory(mx_profiles *p)
         for (category *c = p->categories[i], *next; c; c = next) next = c->next, free(c);
     mx_event_list_free(&p->events), mx_user_edges_free(&p->edges);
     mx_arena_close(&p->arena);
-    free(p->story), free(p->dirty);
+    free(p->story ? p->story->z : NULL), free(p->story), free(p->dirty), free(p->storing), free(p->popular);
+    mx_vectors_close(p->fused);
+    pthread_mutex_destroy(&p->popular_lock);
     for (int i = 0; i < SHARDS; i++) pthread_mutex_destroy(&p->shard[i]);
     pthread_mutex_destroy(&p->lock), pthread_mutex_destroy(&p->watching), pthread_mutex_destroy(&p->embed_lock);
     pthread_cond_destroy(&p->more), pthread_cond_destroy(&p->embed_done);
@@ -561,13 +627,17 @@ static void free_memory(mx_profiles *p)
 void mx_profiles_close(mx_profiles *p)
 {
     if (!p) return;
+    profile_close_finder(p);
+    profile_stop_network(p);
     pthread_mutex_lock(&p->lock);
     p->closing = true;
     pthread_cond_signal(&p->more);
     pthread_mutex_unlock(&p->lock);
     if (p->thread_runs) pthread_join(p->thread, NULL);
+    profile_close_network(p);
     profile_close_tags(p);
     mx_store_close(p->store);
+    mx_text_store_close(p->texts);
     mx_user_graph_close(p->graph);
     free_memory(p);
 }

@@ -6,19 +6,24 @@
  * publishes each as packed bytes that never change.  Readers take a reference to those under
  * a lock of nanoseconds: they wait for no event and no disk.
  *
- * Operations are carried out in order, and all events put before one are visible to it. */
+ * Operations are carried out in order, and all events put before one are visible to it.  Those that
+ * search (similar users, look-alikes, recommendations) have a thread of their own, and so has the graph
+ * network: it takes events in behind the answers, and tells up to where (`network.watermark`). */
 #ifndef MX_PROFILES_H
 #define MX_PROFILES_H
 
 #include "models/embed.h"
+#include "models/text_store.h"
 #include "proto/merx.pb-c.h"
 #include "server/messages.h"
 
 typedef struct mx_profiles mx_profiles;
 
 typedef struct mx_profiles_options {
-    mx_embedder *encoder;             /* texts become vectors; NULL: they do not           */
+    mx_embedder *encoder;             /* texts become vectors; NULL: those that have one keep it */
     mx_embedder *sentiment;           /* an encoder with classes, the last one the best; NULL: texts have no mood */
+    const char  *network;             /* a folder of models/profile_net.h; NULL: none      */
+    mx_device   *device;              /* a CPU device that searches and the network run on; NULL: neither is to be had */
 } mx_profiles_options;
 
 /* Computes all profiles before it returns.  Errors: those of user_graph.h and store.h. */
@@ -51,8 +56,12 @@ typedef struct mx_profile_watch {
 void      mx_profiles_watch(mx_profiles *p, mx_profile_watch *w);
 void      mx_profiles_unwatch(mx_profiles *p, mx_profile_watch *w);      /* woke() does not run afterwards */
 
-/* What users with the same items have. */
-mx_status mx_profiles_recommend(mx_profiles *p, const Merx__V1__RecommendRequest *q, mx_arena *a, Merx__V1__RecommendResponse *out, mx_error *err);
+/* What is told beside the published bytes, of now: the network's watermark and, when asked for, the user's embedding.  Into `out`, whose
+ * parts lie in `a`; false: out of memory. */
+bool      mx_profiles_now(mx_profiles *p, const char *user, bool embedding, mx_arena *a, Merx__V1__Profile *out);
+/* The store of events, for who learns from it. */
+const mx_user_graph *mx_profiles_graph(const mx_profiles *p);
+const mx_text_store *mx_profiles_texts(const mx_profiles *p);
 
 /* ---- operations ------------------------------------------------------------------------ */
 
@@ -64,13 +73,15 @@ struct mx_profiles_op {
     void (*done)(mx_profiles_op *op); /* once, from the thread                            */
     const ProtobufCMessage *request;  /* stays until done                                 */
     const ProtobufCMessageDescriptor *type;      /* of the answer                         */
-    uint8_t  *answer;                 /* packed, malloc'ed; the caller frees              */
+    uint8_t  *answer;                 /* packed, mx_slab_alloc'ed; the caller frees            */
     size_t    size;
     mx_status st;
     mx_error  err;
+    float    *earlier;                /* mx_profiles_backfill's: vectors of the network as of each user's half, by node */
+    int32_t   n_earlier;
 };
 mx_profiles_run mx_profiles_put, mx_profiles_wait, mx_profiles_explain, mx_profiles_similar, mx_profiles_look_alike, mx_profiles_define, mx_profiles_list,
-    mx_profiles_backfill, mx_profiles_erase;
+    mx_profiles_backfill, mx_profiles_erase, mx_profiles_recommend;
 void      mx_profiles_submit(mx_profiles *p, mx_profiles_op *op);
 
 /* mx_profiles_explain's operation: beside the answer, which of its evidence is texts whose words the

@@ -3,7 +3,7 @@
 #define MX_PROFILES_INTERNAL_H
 
 #include "models/label.h"
-#include "models/user_graph.h"
+#include "models/profile_net.h"
 #include "server/messages.h"
 #include "server/profiles.h"
 #include "server/store.h"
@@ -11,10 +11,13 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
-enum { SHARDS = 256, CHUNK = 65536, CHUNKS = 4096, EVENTS = 256, FRIENDS = 64, TEXTS = 16, TAGS = 16, SHOWN = 6, HISTORY = 16, BINS = 512,
+enum { SHARDS = 256, CHUNK = 65536, CHUNKS = 4096, EVENTS = MX_PROFILE_EVENTS, FRIENDS = 64, TEXTS = MX_PROFILE_TEXTS, TAGS = 16, SHOWN = 6, HISTORY = 16, BINS = 512,
        RANKS = 320, CATEGORIES = 4096, PUT_MOST = 4096 };
 #define DAY_MS 86400000LL
-#define TEXT_STRENGTH 2.0             /* of the prior, a vector of zeros */
+#define TEXT_STRENGTH MX_TEXT_STRENGTH
+#define FEATURE_SCALE 5.0f            /* of features less their prior in a fused vector: 0.2 is one unit */
+#define TEXT_PART 2.0f                /* ... of the words' mean, and of the network's vector made length one */
+#define NET_PART 2.0f
 
 typedef struct snapshot {
     mx_profile_view view;             /* first: what readers hold                         */
@@ -29,7 +32,7 @@ typedef struct text_numbers {         /* what models said of an event's text    
     float   *vector;                  /* [dim], or NULL                                   */
 } text_numbers;
 
-typedef struct change { char tag[64]; int32_t version; bool in, stored; float probability; int64_t ts_ms; } change;
+typedef struct change { char tag[64]; int32_t version; bool in, stored, storing; float probability; int64_t ts_ms; } change;      /* storing: not committed yet */
 
 typedef struct subject {
     snapshot *now;                    /* under its shard's lock                           */
@@ -60,13 +63,21 @@ typedef struct story {
     const float *vector[EVENTS];
     mx_friend friends[FRIENDS];
     int32_t  friend_node[FRIENDS];
+    float   *z;                       /* [net_dim] the network's vector, when it has one  */
+    bool     has_z;
 } story;
 
 struct mx_profiles {
     mx_user_graph *graph;
     mx_store      *store;
     mx_embedder   *encoder, *sentiment;
-    int32_t        dim;               /* of the encoder's vectors; 0: none                */
+    mx_text_store *texts;
+    mx_profile_net *net;              /* NULL: none                                       */
+    mx_device     *device;
+    mx_vectors    *fused;             /* of users with a profile: features, words, network, side by side */
+    char           net_name[80];      /* its folder's name                                */
+    char           net_print[20];     /* tells its weights from others                    */
+    int32_t        dim, net_dim;      /* of the encoder's vectors, of the network's; 0: none */
     int32_t        user, follow, consent;     /* types                                    */
     uint32_t       kinds[MX_EVENT_TYPES];     /* MX_ACT_... of event types                */
     _Atomic(subject **) chunk[CHUNKS];
@@ -91,6 +102,12 @@ struct mx_profiles {
     pthread_mutex_t embed_lock;
     pthread_cond_t  embed_done;
     int32_t        embedding;         /* texts in the scheduler                           */
+    struct network_thread *network;   /* profile_network.c; NULL: no network              */
+    struct finder *finder;            /* profile_find.c; NULL: no device                  */
+    pthread_mutex_t popular_lock;
+    uint32_t      *popular;           /* [popular_room] events about each item            */
+    int32_t        popular_room;
+    int32_t       *storing, n_storing, storing_room;      /* whose labels the open transaction holds */
 };
 
 /* profiles.c */
@@ -106,6 +123,9 @@ mx_status profile_texts(mx_profiles *p, int32_t node, subject *s, mx_error *err)
 mx_status profile_story(mx_profiles *p, int32_t node, subject *s, bool friends, mx_error *err);      /* p->story */
 void      profile_text_mean(const mx_profiles *p, const story *t, int32_t first, int32_t n, float *out);      /* out[dim] */
 void      profile_count_purchase(mx_profiles *p, const mx_event *e, int32_t by);
+void      profile_count_item(mx_profiles *p, const mx_event *e, int32_t by);
+/* The text store for what encoders there are; p->dim.  To be closed after the graph's readers. */
+mx_status profile_open_texts(mx_profiles *p, const char *folder, mx_error *err);
 
 /* profile_build.c */
 mx_status profile_build(mx_profiles *p, int32_t node, subject *s, snapshot **out, mx_error *err);
@@ -113,9 +133,31 @@ void      profile_count(mx_profiles *p, subject *s);            /* in the popula
 void      profile_uncount(mx_profiles *p, subject *s);
 mx_status profile_store_labels(mx_profiles *p, const char *user, subject *s, mx_error *err);
 mx_status profile_load_labels(mx_profiles *p, int32_t node, subject *s, mx_error *err);
+/* What the open transaction holds is on disk, or is to be stored again. */
+mx_status profile_labels_stored(mx_profiles *p, bool committed, mx_error *err);
 bool      profile_has_head(const mx_profiles *p, const Merx__V1__TagDefinition *m);
 double    profile_percentile(const mx_profiles *p, int32_t feature, double value);
 bool      profile_rule_holds(const Merx__V1__TagRule *r, double value, double percentile);
+
+/* profile_network.c */
+mx_status profile_open_network(mx_profiles *p, const char *folder, mx_error *err);
+void      profile_stop_network(mx_profiles *p);            /* its thread */
+void      profile_close_network(mx_profiles *p);
+Merx__V1__NetworkState *profile_network_state(mx_profiles *p, mx_arena *a);      /* NULL: out of memory */
+mx_status profile_note(mx_profiles *p, int32_t node, mx_error *err);      /* its input changed without an event of its own: its words were read, or others' were erased */
+void      profile_hand_over(mx_profiles *p, uint64_t upto);      /* events up to here, and what was noted, are for the network */
+mx_status profile_earlier(mx_profiles *p, float **z, int32_t *n, mx_error *err);      /* all nodes, as of each user's half; malloc'ed */
+mx_status profile_fuse(mx_profiles *p, int32_t node, const subject *s, mx_error *err);      /* into the index */
+
+/* profile_find.c */
+mx_status profile_open_finder(mx_profiles *p, mx_error *err);
+void      profile_close_finder(mx_profiles *p);            /* what waits is carried out first */
+bool      profile_finds(const mx_profiles *p, const mx_profiles_op *op);         /* an operation of the finder's thread */
+void      profile_find_later(mx_profiles *p, mx_profiles_op *op);
+mx_stream *profile_stream(mx_profiles *p);                 /* of that thread */
+enum { PROFILE_MOST_FOUND = 1000 };
+mx_status profile_check_count(int32_t *count, mx_error *err);      /* 0 becomes 10 */
+bool      profile_among(const int32_t *list, size_t n, int32_t node);
 
 /* profile_tags.c */
 mx_status profile_open_tags(mx_profiles *p, mx_error *err);

@@ -1,7 +1,7 @@
 /* rpc.c - the gRPC server over the C core: queues, threads, drain.
  *
- * N threads, each with one completion queue (two threads on one queue measured
- * slower).  Threads from outside - a device's worker - only put a call on its
+ * N completion queues, each with one thread that takes its events (two at once measured
+ * slower) and one that stands by.  Threads from outside - a device's worker - only put a call on its
  * thread's list of woken calls and ring the doorbell: an empty batch on a client
  * call that goes nowhere, of which gRPC says "the tag is put in the completion queue
  * immediately".  It is the one public way to post an event to a queue. */
@@ -25,6 +25,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/timerfd.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -38,26 +39,75 @@
 
 /* ---- threads ------------------------------------------------------------------------------------ */
 
+/* One event; false: the queue is shut.  With the duty held, except while waiting. */
+static bool next_event(mx_rpc_worker *w)
+{
+    gpr_timespec until = gpr_inf_future(GPR_CLOCK_MONOTONIC);
+    if (w->watchers)
+        until = gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC), gpr_time_from_millis(MX_RPC_WATCH_MS, GPR_TIMESPAN));
+    pthread_mutex_unlock(&w->duty);
+    grpc_event ev = grpc_completion_queue_next(w->queue, until, NULL);
+    pthread_mutex_lock(&w->duty);
+    if (ev.type == GRPC_QUEUE_SHUTDOWN) return false;
+    if (ev.type == GRPC_OP_COMPLETE) mx_rpc_tag_call(ev.tag, ev.success);
+    if (w->watchers) mx_rpc_tell_watchers(w);
+    return true;
+}
+
+static void call_relief(const mx_rpc_worker *w, long ns)
+{
+    timerfd_settime(w->relief, 0, &(struct itimerspec){.it_value.tv_nsec = ns}, NULL);
+}
+
 static void *serve(void *arg)
 {
-    mx_rpc_worker *w = arg;
+    struct mx_rpc_thread *t = arg;
+    mx_rpc_worker *w = t->w;
     const mx_plan *p = &w->server->app->plan;
+    int me = (int)(t - w->thread);
     char name[16];
     snprintf(name, sizeof name, "merx-rpc%d", (int)(w - w->server->workers) % 1000);
-    if (w->started) pthread_setname_np(pthread_self(), name);
+    if (t->started) pthread_setname_np(pthread_self(), name);
     if (w->server->app->bound && p->n_rpc) {
         const mx_plan_rpc *at = &p->rpc[(w - w->server->workers) % p->n_rpc];
         mx_thread_bind(at->cpus, at->n_cpus);
     }
-    for (;;) {
-        gpr_timespec until = gpr_inf_future(GPR_CLOCK_MONOTONIC);
-        if (w->watchers)
-            until = gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC), gpr_time_from_millis(MX_RPC_WATCH_MS, GPR_TIMESPAN));
-        grpc_event ev = grpc_completion_queue_next(w->queue, until, NULL);
-        if (ev.type == GRPC_QUEUE_SHUTDOWN) return NULL;
-        if (ev.type == GRPC_OP_COMPLETE) mx_rpc_tag_call(ev.tag, ev.success);
-        if (w->watchers) mx_rpc_tell_watchers(w);
+    pthread_mutex_lock(&w->duty);
+    while (!w->over) {
+        if (w->poller < 0) w->poller = me;
+        if (w->poller == me) {
+            if (next_event(w)) continue;
+            w->over = true;
+            call_relief(w, 1);
+        } else {
+            uint64_t times;
+            w->standing_by++;
+            pthread_mutex_unlock(&w->duty);
+            while (read(w->relief, &times, sizeof times) < 0 && errno == EINTR) {}
+            pthread_mutex_lock(&w->duty);
+            w->standing_by--;
+        }
     }
+    pthread_mutex_unlock(&w->duty);
+    return NULL;
+}
+
+bool mx_call_can_leave(const mx_call *c)
+{
+    return c->worker->standing_by > 0;
+}
+
+void mx_call_leave(mx_call *c)
+{
+    mx_rpc_worker *w = c->worker;
+    w->poller = -1;
+    call_relief(w, MX_RPC_RELIEF_NS);
+    pthread_mutex_unlock(&w->duty);
+}
+
+void mx_call_return(mx_call *c)
+{
+    pthread_mutex_lock(&c->worker->duty);
 }
 
 static void nap_ms(long ms)
@@ -214,7 +264,15 @@ static mx_status open_workers(mx_server *s, mx_error *err)
         mx_rpc_worker *w = &s->workers[i];
         w->server = s;
         w->state = atomic_load(&s->app->state);
+        w->relief = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC);
+        w->called = calloc((size_t)mx_methods_count + 1, sizeof *w->called);
+        if (!w->called || w->relief < 0) {
+            grpc_channel_destroy(nowhere);
+            return mx_fail(err, MX_ERR_NO_MEMORY, "an RPC thread");
+        }
         pthread_mutex_init(&w->lock, NULL);
+        pthread_mutex_init(&w->duty, NULL);
+        w->poller = -1;
         mx_arena_open(&w->scratch, s->opt.decode_budget);
         w->queue = grpc_completion_queue_create_for_next(NULL);
         grpc_server_register_completion_queue(s->core, w->queue, NULL);
@@ -231,11 +289,12 @@ static mx_status start_workers(mx_server *s, mx_error *err)
     grpc_server_start(s->core);
     for (int i = 0; i < s->n_workers; i++) {
         mx_rpc_worker *w = &s->workers[i];
-        for (int m = -1; m < mx_methods_count; m++)
-            for (int k = 0; k < MX_RPC_ARMED; k++) mx_rpc_arm(w, m);
-        w->started = true;                   /* the thread reads it: before it is there */
-        if (pthread_create(&w->thread, NULL, serve, w)) {
-            w->started = false;
+        for (int m = -1; m < mx_methods_count; m++) mx_rpc_arm(w, m);
+        for (int k = 0; k < MX_RPC_SHIFTS; k++) {
+            struct mx_rpc_thread *t = &w->thread[k];
+            *t = (struct mx_rpc_thread){.w = w, .started = true};      /* the thread reads it: before it is there */
+            if (!pthread_create(&t->id, NULL, serve, t)) continue;
+            t->started = false;
             return mx_fail(err, MX_ERR_NO_MEMORY, "an RPC thread could not be started");
         }
     }
@@ -258,11 +317,10 @@ mx_status mx_server_open(mx_server **out, mx_app *app, const mx_server_options *
     s->handles = calloc((size_t)mx_methods_count, sizeof *s->handles);
     s->ended = calloc((size_t)(mx_methods_count + 1) * MX_RPC_CODE_COUNT, sizeof *s->ended);
     s->seconds = calloc((size_t)mx_methods_count, sizeof *s->seconds);
-    /* gRPC logs every failed handshake on stderr; who wants that says so in the environment. */
-    setenv("GRPC_VERBOSITY", "NONE", 0);
-    grpc_init();
+    s->beside = calloc((size_t)mx_methods_count, sizeof *s->beside);
+    mx_rpc_library_open();
     mx_status st = MX_OK;
-    if (!s->workers || !s->handles || !s->ended || !s->seconds) st = mx_fail(err, MX_ERR_NO_MEMORY, "no memory for the server");
+    if (!s->workers || !s->handles || !s->ended || !s->seconds || !s->beside) st = mx_fail(err, MX_ERR_NO_MEMORY, "no memory for the server");
     if (!st) st = create_core(s, err);
     if (!st) st = open_workers(s, err);
     if (!st) st = listen_on(s, err);
@@ -283,6 +341,11 @@ int mx_server_port(const mx_server *s)
 const char *mx_server_address(const mx_server *s)
 {
     return s->address;
+}
+
+const struct mx_spans *mx_server_spans(const mx_server *s)
+{
+    return s->opt.spans;
 }
 
 int mx_server_inflight(const mx_server *s)
@@ -353,7 +416,7 @@ int mx_server_drain(mx_server *s, uint32_t grace_ms)
 void mx_server_close(mx_server *s)
 {
     if (!s) return;
-    bool running = s->n_workers && s->workers && s->workers[0].started;
+    bool running = s->n_workers && s->workers && s->workers[0].thread[0].started;
     if (running) mx_server_drain(s, 0);
     for (int i = 0; s->workers && i < s->n_workers; i++) {
         mx_rpc_worker *w = &s->workers[i];
@@ -362,10 +425,12 @@ void mx_server_close(mx_server *s)
     }
     for (int i = 0; s->workers && i < s->n_workers; i++) {
         mx_rpc_worker *w = &s->workers[i];
-        if (w->started)
-            pthread_join(w->thread, NULL);
-        else if (w->queue)
-            serve(w); /* empties the queue */
+        for (int k = 0; k < MX_RPC_SHIFTS; k++)
+            if (w->thread[k].started) pthread_join(w->thread[k].id, NULL);
+        if (w->queue && !w->over) {
+            w->thread[0] = (struct mx_rpc_thread){.w = w};
+            serve(&w->thread[0]); /* empties the queue */
+        }
     }
     if (s->core) grpc_server_destroy(s->core);
     for (int i = 0; s->workers && i < s->n_workers; i++) {
@@ -373,7 +438,12 @@ void mx_server_close(mx_server *s)
         if (w->queue) grpc_completion_queue_destroy(w->queue);
         mx_rpc_free_pool(w);
         mx_arena_close(&w->scratch);
-        if (w->server) pthread_mutex_destroy(&w->lock);
+        free(w->called);
+        if (w->queue) {
+            pthread_mutex_destroy(&w->lock);
+            pthread_mutex_destroy(&w->duty);
+            if (w->relief >= 0) close(w->relief);
+        }
     }
     grpc_shutdown_blocking();
     mx_tls_close(s->tls);
@@ -381,5 +451,6 @@ void mx_server_close(mx_server *s)
     free(s->handles);
     free(s->ended);
     free(s->seconds);
+    free(s->beside);
     free(s);
 }

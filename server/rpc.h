@@ -26,6 +26,7 @@ typedef struct mx_server_options {
     struct mx_auth *auth;           /* callers need a token of it; NULL: anybody may call       */
     bool     no_reflection;         /* what the server offers is nobody's business              */
     bool     log_calls;             /* a line for each call at level info                       */
+    struct mx_spans *spans;         /* where calls are told as spans; NULL: nowhere             */
 } mx_server_options;
 mx_server_options mx_server_defaults(void);
 
@@ -39,6 +40,8 @@ int       mx_server_port(const mx_server *s);
 const char *mx_server_address(const mx_server *s);      /* what a client connects to */
 /* What calls have ended with so far: the i-th pair of method and code that occurred, from 0 on; false: no more. */
 bool      mx_server_ended(const mx_server *s, int i, const char **method, int *code, uint64_t *calls);
+/* The options' spans. */
+const struct mx_spans *mx_server_spans(const mx_server *s);
 /* Calls that a drain would wait for. */
 int       mx_server_inflight(const mx_server *s);
 /* app->state has changed: tell the watchers of health now (they notice within 100 ms anyway). */

@@ -14,6 +14,7 @@
 #include "server/rpc_core.h"
 
 #include "runtime/log.h"
+#include "runtime/slab.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -34,7 +35,8 @@ static mx_call *take(mx_rpc_worker *w)
         c = malloc(sizeof *c);
         if (!c) return NULL;
     }
-    memset(c, 0, sizeof *c);
+    memset(c, 0, offsetof(mx_call, request_id));
+    c->request_id[0] = c->trace[0] = c->parent[0] = c->text[0] = 0;
     c->worker = w;
     grpc_metadata_array_init(&c->metadata);
     return c;
@@ -104,10 +106,10 @@ bool mx_call_send(mx_call *c, const ProtobufCMessage *m, bool more)
 bool mx_call_send_packed(mx_call *c, uint8_t *bytes, size_t n, bool more)
 {
     if (c->has_out || n > INT32_MAX) {
-        free(bytes);
+        mx_slab_free(bytes);
         return false;
     }
-    c->out = grpc_slice_new(bytes, n, free);
+    c->out = grpc_slice_new(bytes, n, mx_slab_free);
     c->has_out = true;
     c->more = more;
     return true;
@@ -118,7 +120,8 @@ void mx_call_finish(mx_call *c, mx_status st, const char *text)
     if (c->end) return;
     c->end = true;
     c->status = st;
-    snprintf(c->text, sizeof c->text, "%s", text ? text : "");
+    if (!text) return;
+    snprintf(c->text, sizeof c->text, "%s", text);
     mx_text_clean(c->text);
 }
 
@@ -135,6 +138,12 @@ uint64_t mx_call_accepted_ns(const mx_call *c)
 uint64_t mx_call_deadline_ns(const mx_call *c)
 {
     return c->deadline_ns;
+}
+
+void mx_call_turn(mx_call *c, uint64_t from_ns, uint64_t to_ns)
+{
+    c->turn_from_ns = from_ns;
+    c->turn_to_ns = to_ns;
 }
 
 uint8_t mx_call_tenant(const mx_call *c)
@@ -221,6 +230,7 @@ static bool transmit(mx_call *c)
         n++;
     }
     if (c->end) {
+        if (c->turn_from_ns || c->traced) c->answered_ns = mx_now_ns(&mx_clock_monotonic);
         ops[n].op = GRPC_OP_SEND_STATUS_FROM_SERVER;
         ops[n].data.send_status_from_server.status = c->status == MX_RPC_UNKNOWN_METHOD
                                                          ? GRPC_STATUS_UNIMPLEMENTED
@@ -399,8 +409,8 @@ void mx_rpc_doorbell(mx_rpc_tag *t, bool ok)
 static void set_times(mx_call *c)
 {
     c->accepted_ns = mx_now_ns(&mx_clock_monotonic);
+    if (c->deadline.tv_sec == INT64_MAX) return;         /* gRPC's infinite future */
     gpr_timespec deadline = gpr_convert_clock_type(c->deadline, GPR_CLOCK_MONOTONIC);
-    if (gpr_time_cmp(deadline, gpr_inf_future(GPR_CLOCK_MONOTONIC)) >= 0) return;
     gpr_timespec left = gpr_time_sub(deadline, gpr_now(GPR_CLOCK_MONOTONIC));
     int64_t ns = left.tv_sec > INT32_MAX ? INT64_MAX / 4 : left.tv_sec * 1000000000 + left.tv_nsec;
     c->deadline_ns = ns > 0 ? c->accepted_ns + (uint64_t)ns : 1; /* 1: long past */
@@ -463,6 +473,15 @@ static void begin(mx_call *c)
     mx_arena_reset(&w->scratch);
 }
 
+/* A method that is called for the first time gets its further places.  (gRPC as distributions build it looks
+ * through all that waits in a queue, for each event: what nobody calls should not wait many times.) */
+static void rearm(mx_rpc_worker *w, int method)
+{
+    bool *called = &w->called[method + 1];
+    for (int k = *called ? MX_RPC_ARMED - 1 : 0; k < MX_RPC_ARMED; k++) mx_rpc_arm(w, method);
+    *called = true;
+}
+
 static void on_request(mx_rpc_tag *t, bool ok)
 {
     mx_call *c = MX_RPC_OF(t, mx_call, on_request);
@@ -471,7 +490,7 @@ static void on_request(mx_rpc_tag *t, bool ok)
         put(c);
         return;
     }
-    mx_rpc_arm(w, c->method);
+    rearm(w, c->method);
     atomic_fetch_add(&w->server->live, 1);
     atomic_store(&c->refs, 1);
     set_times(c);

@@ -22,6 +22,7 @@
 #include "server/auth.h"
 #include "server/messages.h"
 #include "server/rpc.h"
+#include "server/rpc_core.h"
 
 #include <pthread.h>
 #include <stddef.h>
@@ -254,8 +255,7 @@ mx_status mx_client_open(mx_client **out, const char *target, const mx_client_op
     }
     pthread_mutex_init(&c->lock, NULL);
     pthread_cond_init(&c->quiet, NULL);
-    setenv("GRPC_VERBOSITY", "NONE", 0); /* errors are told by status, not on stderr */
-    grpc_init();
+    mx_rpc_library_open();
     grpc_arg args[6];
     size_t n = 0;
     /* Else clients of one program with equal arguments share one connection. */

@@ -1,7 +1,9 @@
 /* rpc_core.h - what rpc.c (the server) and rpc_call.c (its calls) share.
  *
- * Only they and rpc_meta.c, rpc_tls.c include it, after <grpc/grpc.h>.  Everything about a call happens
- * on the thread of the queue it came in by, so a call needs no lock. */
+ * Only rpc*.c include it, after <grpc/grpc.h>.  A queue has two threads: one takes its events, the other stands by.  Everything
+ * about a call happens on the one that has the queue's duty, so a call needs no lock of its own.  When a service must wait
+ * for something (mx_call_leave), the other thread takes the duty over: a timer wakes it a moment later, so that the call does not
+ * pay for waking anybody. */
 #ifndef MX_RPC_CORE_H
 #define MX_RPC_CORE_H
 
@@ -13,7 +15,9 @@
 #include <stddef.h>
 
 enum {
-    MX_RPC_ARMED = 4,              /* requests of one method waiting in one queue        */
+    MX_RPC_ARMED = 4,              /* requests waiting in one queue, of a method that has been called */
+    MX_RPC_SHIFTS = 2,             /* threads of a queue                                 */
+    MX_RPC_RELIEF_NS = 20000,      /* after it, the other thread takes over              */
     MX_RPC_POOLED = 512,           /* idle call objects that a thread keeps              */
     MX_RPC_WATCH_MS = 100,         /* how late a watcher may learn of a new state        */
     MX_RPC_LAST_WORDS_MS = 100     /* after a drain, until idle connections are cut      */
@@ -47,10 +51,14 @@ typedef struct mx_rpc_worker {
     grpc_completion_queue *queue;
     grpc_call *doorbell;
     mx_rpc_tag on_doorbell;
-    pthread_t  thread;
-    bool       started;
+    pthread_mutex_t duty;           /* held by the thread that handles an event   */
+    int        poller, standing_by; /* under duty.  poller: who takes events, -1: nobody */
+    int        relief;              /* a timer that the other thread sleeps on    */
+    bool       over;                /* under duty: the queue is shut              */
+    struct mx_rpc_thread { struct mx_rpc_worker *w; pthread_t id; bool started; } thread[MX_RPC_SHIFTS];
     mx_arena   scratch;
     mx_call   *pool, *watchers;     /* this thread's only                         */
+    bool      *called;              /* of each method, and of the unknown: this thread's only */
     int        pooled;
     int        state;               /* of the app, as the watchers know it        */
     pthread_mutex_t lock;
@@ -71,6 +79,8 @@ struct mx_call {
     int      close_cancelled;       /* gRPC's until on_close                      */
     atomic_int refs;
     uint64_t accepted_ns, deadline_ns;
+    uint64_t turn_from_ns, turn_to_ns;     /* as its service told; 0: not known       */
+    uint64_t answered_ns;           /* its last message was handed to gRPC         */
     const mx_call_handler *handler;
     void    *user;
     bool     counted, headers_sent, cancelled, watching;
@@ -81,13 +91,16 @@ struct mx_call {
     bool     has_out, more, end;
     mx_status status;
     uint32_t retry_ms;
-    char     text[500];
     /* Of the metadata (rpc_meta.c). */
     const mx_tenant *tenant;        /* NULL: no tokens                            */
-    char     request_id[65];
-    char     trace[56];             /* W3C traceparent, ours; "": the client sent none */
+    bool     traced;                /* its span is wanted                         */
     bool     woken;                 /* under worker->lock                         */
     mx_call *wake_next, *next;      /* next: pool or watchers                     */
+    /* Texts: of these only the first byte is cleared for a new call. */
+    char     request_id[65];
+    char     trace[56];             /* W3C traceparent, ours; "": the client sent none */
+    char     parent[17];            /* the client's span                          */
+    char     text[500];             /* why it ended                               */
 };
 
 struct mx_server {
@@ -95,6 +108,7 @@ struct mx_server {
     struct mx_tls *tls;             /* NULL: plain                                */
     atomic_uint_least64_t *ended;   /* [methods + 1][codes]: calls; the last method is the unknown */
     mx_metric **seconds;            /* of mx_methods                              */
+    _Atomic(mx_metric *) *beside;   /* of mx_methods, made when first needed      */
     mx_server_options opt;
     grpc_server *core;
     void  **handles;                /* of mx_methods                              */
@@ -108,6 +122,9 @@ struct mx_server {
 };
 
 #define MX_RPC_OF(t, type, member) ((type *)(void *)((char *)(t) - offsetof(type, member)))
+
+/* rpc_library.c: instead of grpc_init(), server and client. */
+void mx_rpc_library_open(void);
 
 void mx_rpc_arm(mx_rpc_worker *w, int method);       /* one more request may wait; -1: of an unknown method */
 void mx_rpc_ring(mx_rpc_worker *w);                  /* with w->lock held                       */

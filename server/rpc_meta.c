@@ -10,11 +10,13 @@
 #include "server/rpc_core.h"
 
 #include "runtime/log.h"
+#include "server/spans.h"
 
 #include <ctype.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
 
 enum { TRACE = 55 };                  /* bytes of a traceparent of version 00 */
 
@@ -57,6 +59,23 @@ static void keep_trace(mx_call *c, const char *t, size_t len)
     if (!good_trace(t, len)) return;
     uint64_t span = unlike(c);
     snprintf(c->trace, sizeof c->trace, "%.35s-%016" PRIx64 "-%.2s", t, span ? span : 1, t + 53);
+    snprintf(c->parent, sizeof c->parent, "%.16s", t + 36);
+}
+
+/* Who came with a trace has decided whether it is recorded (W3C's flag "sampled"); others get one by chance. */
+static void choose_trace(mx_call *c)
+{
+    const mx_spans *spans = c->worker->server->opt.spans;
+    if (!spans) return;
+    if (c->trace[0]) {
+        c->traced = c->trace[54] & 1;        /* a hex digit's lowest bit: 1, 3, ... 9, b, d, f */
+        if (c->trace[54] >= 'a') c->traced = !c->traced;
+        return;
+    }
+    uint64_t a = unlike(c);
+    if (!mx_spans_wanted(spans, a)) return;
+    snprintf(c->trace, sizeof c->trace, "00-%016" PRIx64 "%016" PRIx64 "-%016" PRIx64 "-01", a ? a : 1, unlike(c), unlike(c) | 1);
+    c->traced = true;
 }
 
 /* Ids come back in metadata and logs: what is not printable ASCII is not kept. */
@@ -95,6 +114,7 @@ bool mx_rpc_identify(mx_call *c)
         else if (is_key(m, "x-request-id")) keep_id(c, value, n);
         else if (is_key(m, "traceparent")) keep_trace(c, value, n);
     }
+    choose_trace(c);
     if (o->no_reflection && is_of(c, "/grpc.reflection."))
         return refuse(c, MX_ERR_DENIED, &(mx_error){.text = "reflection is switched off"});
     if (!o->auth || is_of(c, "/grpc.health.")) return true;           /* probes have no token */
@@ -117,15 +137,54 @@ size_t mx_rpc_headers(mx_call *c, grpc_metadata out[2])
     return n;
 }
 
+/* Monotonic times as those of the wall, by what both clocks say now. */
+static void tell_span(const mx_call *c, int code, uint64_t now)
+{
+    struct timespec wall;
+    clock_gettime(CLOCK_REALTIME, &wall);
+    uint64_t ahead = (uint64_t)wall.tv_sec * 1000000000u + (uint64_t)wall.tv_nsec - now;
+    mx_span s = {.method = c->m->path + 1, .code = code, .from_ns = c->accepted_ns + ahead, .to_ns = (c->answered_ns ? c->answered_ns : now) + ahead};
+    if (c->turn_from_ns) s.turn_from_ns = c->turn_from_ns + ahead, s.turn_to_ns = c->turn_to_ns + ahead;
+    snprintf(s.trace, sizeof s.trace, "%.32s", c->trace + 3);
+    snprintf(s.id, sizeof s.id, "%.16s", c->trace + 36);
+    memcpy(s.parent, c->parent, sizeof s.parent);
+    snprintf(s.tenant, sizeof s.tenant, "%s", c->tenant ? c->tenant->name : "");
+    memcpy(s.request_id, c->request_id, sizeof s.request_id);
+    snprintf(s.text, sizeof s.text, "%.*s", (int)sizeof s.text - 1, code ? c->text : "");
+    mx_spans_put(c->worker->server->opt.spans, &s);
+}
+
+/* Most methods have no turn, so their series are made when one is told. */
+static void tell_beside(const mx_call *c)
+{
+    mx_server *s = c->worker->server;
+    if (!c->turn_from_ns || !c->answered_ns || !s->app->metrics) return;
+    mx_metric *m = atomic_load(&s->beside[c->method]);
+    if (!m) {
+        char label[200];
+        mx_metrics_label(label, sizeof label, "method", c->m->path + 1);
+        m = mx_metrics_add(s->app->metrics, MX_HISTOGRAM, "merx_rpc_beside_turn_seconds", label,
+                           "From a call's arrival to its answer's handing-over, less its turn: what the server adds.");
+        atomic_store(&s->beside[c->method], m);
+    }
+    int64_t ns = (int64_t)(c->answered_ns - c->accepted_ns) - (int64_t)(c->turn_to_ns - c->turn_from_ns);
+    mx_metric_observe(m, (double)(ns > 0 ? ns : 0) * 1e-9);
+}
+
 void mx_rpc_account(mx_call *c)
 {
     mx_server *s = c->worker->server;
     int code = c->cancelled ? MX_RPC_CANCELLED
                : c->status == MX_RPC_UNKNOWN_METHOD ? MX_RPC_UNIMPLEMENTED : mx_rpc_code_of(c->status);
     int method = c->m ? c->method : mx_methods_count;
-    double seconds = (double)(mx_now_ns(&mx_clock_monotonic) - c->accepted_ns) * 1e-9;
+    uint64_t now = mx_now_ns(&mx_clock_monotonic);
+    double seconds = (double)(now - c->accepted_ns) * 1e-9;
     atomic_fetch_add_explicit(&s->ended[method * MX_RPC_CODE_COUNT + code], 1, memory_order_relaxed);
-    if (c->m) mx_metric_observe(s->seconds[method], seconds);
+    if (c->m) {
+        mx_metric_observe(s->seconds[method], seconds);
+        tell_beside(c);
+        if (c->traced) tell_span(c, code, now);
+    }
     mx_log_level level = s->opt.log_calls ? MX_LOG_INFO : MX_LOG_DEBUG;
     if (!mx_log_enabled(level)) return;
     char took[32], trace_id[33] = "", span_id[17] = "";

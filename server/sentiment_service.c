@@ -16,7 +16,8 @@ typedef struct analysis {
     mx_call     *call;
     mx_arena     decoded;             /* the request                                      */
     const Merx__V1__AnalyzeSentimentRequest *q;      /* NULL: nothing is being analysed   */
-    mx_embedder *model;
+    mx_served   *served;              /* held while a message is analysed                 */
+    mx_embedder *model;               /* its encoder                                      */
     mx_texts    *texts;
     mx_explain_job *job;              /* [n] when words are asked for                     */
     atomic_int   waiting;
@@ -50,7 +51,8 @@ static void clear(analysis *w)
     for (size_t i = 0; w->job && i < w->q->n_texts; i++) mx_attribution_free(&w->job[i].out);
     free(w->job);
     mx_texts_close(w->texts);
-    w->job = NULL, w->texts = NULL, w->q = NULL;
+    mx_registry_release(w->served);
+    w->job = NULL, w->texts = NULL, w->q = NULL, w->served = NULL;
     w->explaining = false;
 }
 
@@ -62,7 +64,8 @@ static mx_status open_message(analysis *w, const uint8_t *msg, size_t len, mx_er
     MX_TRY(mx_message_decode(&w->decoded, &merx__v1__analyze_sentiment_request__descriptor, msg, len, &m, err));
     const Merx__V1__AnalyzeSentimentRequest *q = (const Merx__V1__AnalyzeSentimentRequest *)m;
     if (!q->n_texts || q->n_texts > MOST_TEXTS) return mx_fail(err, MX_ERR_ARG, "texts: %zu of them, 1..%d are allowed", q->n_texts, MOST_TEXTS);
-    MX_TRY(mx_find_encoder(w->app, q->model, &w->model, err));
+    MX_TRY(mx_registry_encoder(w->app->registry, q->model, &w->served, err));      /* given back by clear or closed */
+    w->model = w->served->encoder;
     mx_embedder_info_get(w->model, &info);
     if (info.classes < 2) return mx_fail(err, MX_ERR_STATE, "model: %s has no classification head", info.name);
     if (q->explain && !w->app->explainer) return mx_fail(err, MX_ERR_STATE, "explain: this server has no explainer");
@@ -149,6 +152,7 @@ static bool send(analysis *w, const mx_embedder_info *info, mx_arena *a)
     for (int32_t i = 0; i < info->classes; i++) r.labels[i] = (char *)(uintptr_t)mx_embedder_label(w->model, i);
     r.n_labels = (size_t)info->classes;
     r.model = (char *)(uintptr_t)info->name;
+    r.model_version = info->version;
     return mx_call_send(w->call, &r.base, false);
 }
 
@@ -198,6 +202,7 @@ static void closed(void *user)
     analysis *w = user;
     if (w->q) clear(w);
     mx_texts_close(w->texts);
+    mx_registry_release(w->served);
     mx_arena_close(&w->decoded);
     free(w);
 }

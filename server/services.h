@@ -24,6 +24,8 @@ MX_METHOD(mx_training_list_begin);
 MX_METHOD(mx_training_watch_begin);
 MX_METHOD(mx_training_cancel_begin);
 MX_METHOD(mx_load_begin);
+MX_METHOD(mx_unload_begin);
+MX_METHOD(mx_list_versions_begin);
 MX_METHOD(mx_experiment_create_begin);
 MX_METHOD(mx_experiment_get_begin);
 MX_METHOD(mx_experiment_list_begin);
@@ -82,8 +84,9 @@ bool mx_service_known(const char *name);
 enum { MX_MAX_REQUEST_ID = 256, MX_MAX_BATCH = 4096, MX_MAX_TEXTS = 4096 };
 
 typedef struct mx_text_request {
-    mx_generator *model;
-    mx_ids        prompt;              /* mx_ids_free                                    */
+    mx_served    *served;              /* held: the version that writes it               */
+    mx_generator *model;               /* its generator                                  */
+    mx_ids        prompt;
     mx_sampling   sampling;            /* its arrays are in the arena or in the message  */
     const char   *model_name;          /* the generator's                                */
     const char   *request_id;          /* the message's                                  */
@@ -91,16 +94,14 @@ typedef struct mx_text_request {
 
 /* Errors name the field: MX_ERR_ARG, MX_ERR_NOT_FOUND (model), MX_ERR_STATE (no model is
  * loaded; no chat template), MX_ERR_NO_MEMORY.  *out is zeroed by this; on errors
- * too mx_ids_free(&out->prompt) is due. */
+ * too close is due. */
 mx_status mx_text_request_read(mx_text_request *out, const mx_app *app, mx_arena *arena,
                                const Merx__V1__GenerateRequest *m, mx_error *err);
-/* Name "" is the first model; that of an adapter is the model it stands beside. */
-mx_status mx_find_model(mx_generator **out, const mx_app *app, const char *name, mx_error *err);
+/* Gives back what it holds; out->served may be taken over and set to NULL before. */
+void      mx_text_request_close(mx_text_request *r);
+/* Name "" is the first model; that of an adapter is the model it stands beside.  mx_registry_release is due. */
+mx_status mx_find_model(mx_served **out, const mx_app *app, const char *name, mx_error *err);
 mx_status mx_chat_read(const mx_tokenizer *t, mx_arena *arena, const Merx__V1__Chat *chat, mx_ids *out, mx_error *err);
-/* Name "" is the first encoder.  MX_ERR_STATE: none is loaded. */
-mx_status mx_find_encoder(const mx_app *app, const char *name, mx_embedder **out, mx_error *err);
-/* "<model>.generate", as models/generate.h names a model's lane. */
-void      mx_lane_name(char *out, size_t size, const char *model);
 
 /* ---- a style that an experiment chooses (generate_style.c) ------------------------- */
 

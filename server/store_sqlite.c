@@ -1,6 +1,8 @@
 /* store_sqlite.c - store.h on SQLite; the only file that knows it. */
 #include "server/store.h"
 
+#include "runtime/log.h"
+
 #include <sqlite3.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,7 +26,7 @@ static const char *const text_of[STATEMENTS] = {
                      "FROM outcomes o JOIN decisions d ON d.id=o.decision WHERE d.experiment=? AND o.learned=1 ORDER BY o.seq",
     [PUT_DOCUMENT] = "INSERT INTO documents(kind, key, data) VALUES(?,?,?) ON CONFLICT(kind, key) DO UPDATE SET data=excluded.data",
     [ALL_DOCUMENTS] = "SELECT key, data FROM documents WHERE kind=? ORDER BY key",
-    [ADD_LOG] = "INSERT INTO log(id, kind, key, ts_ms, data) VALUES(?,?,?,?,?) ON CONFLICT(kind, key) DO NOTHING",
+    [ADD_LOG] = "INSERT INTO log(id, kind, key, ts_ms, data) VALUES(?,?,?,?,?) ON CONFLICT(kind, key) WHERE key IS NOT NULL DO NOTHING",
     [REPLACE_LOG] = "UPDATE log SET data=? WHERE id=?",
     [GET_LOG] = "SELECT id, kind, key, ts_ms, data FROM log WHERE id=?",
     [FIND_LOG] = "SELECT id, kind, key, ts_ms, data FROM log WHERE kind=? AND key=?",
@@ -55,7 +57,7 @@ static const char schema[] =
     "CREATE TABLE IF NOT EXISTS outcomes(seq INTEGER PRIMARY KEY AUTOINCREMENT, decision INTEGER NOT NULL REFERENCES decisions(id), key TEXT NOT NULL,"
     " value REAL NOT NULL, ts_ms INTEGER NOT NULL, learned INTEGER NOT NULL, UNIQUE(decision, key));"
     "CREATE TABLE IF NOT EXISTS documents(kind TEXT NOT NULL, key TEXT NOT NULL, data BLOB NOT NULL, PRIMARY KEY(kind, key)) WITHOUT ROWID;"
-    "CREATE TABLE IF NOT EXISTS log(id INTEGER PRIMARY KEY, kind TEXT NOT NULL, key TEXT, ts_ms INTEGER NOT NULL, data BLOB NOT NULL, UNIQUE(kind, key));"
+    "CREATE TABLE IF NOT EXISTS log(id INTEGER PRIMARY KEY, kind TEXT NOT NULL, key TEXT, ts_ms INTEGER NOT NULL, data BLOB NOT NULL);"
 #define TAG_COLUMNS "subject TEXT NOT NULL, tag TEXT NOT NULL, version INTEGER NOT NULL, state INTEGER NOT NULL, source INTEGER NOT NULL," \
     " score REAL NOT NULL, probability REAL NOT NULL, ts_ms INTEGER NOT NULL, since_ms INTEGER NOT NULL, expires_ms INTEGER NOT NULL, data BLOB NOT NULL"
     "CREATE TABLE IF NOT EXISTS tags(" TAG_COLUMNS ", PRIMARY KEY(subject, tag)) WITHOUT ROWID;"
@@ -63,6 +65,15 @@ static const char schema[] =
     "CREATE TABLE IF NOT EXISTS tag_changes(seq INTEGER PRIMARY KEY, " TAG_COLUMNS ");"
     "CREATE INDEX IF NOT EXISTS tag_changes_by_subject ON tag_changes(subject, ts_ms);"
     "CREATE TABLE IF NOT EXISTS erasures(digest TEXT PRIMARY KEY, erased_ms INTEGER NOT NULL, receipt TEXT NOT NULL) WITHOUT ROWID;";
+
+/* Most rows of the log are decisions and have no key; an entry of an index for each cost as much as the row. */
+static const char log_index[] = "CREATE UNIQUE INDEX IF NOT EXISTS log_by_key ON log(kind, key) WHERE key IS NOT NULL;";
+/* A file whose log was UNIQUE(kind, key), before that. */
+static const char older_log[] = "SELECT 1 FROM sqlite_master WHERE type='index' AND tbl_name='log' AND name LIKE 'sqlite_autoindex%'";
+static const char newer_log[] =
+    "BEGIN IMMEDIATE; ALTER TABLE log RENAME TO older_log;"
+    "CREATE TABLE log(id INTEGER PRIMARY KEY, kind TEXT NOT NULL, key TEXT, ts_ms INTEGER NOT NULL, data BLOB NOT NULL);"
+    "INSERT INTO log SELECT id, kind, key, ts_ms, data FROM older_log; DROP TABLE older_log; COMMIT;";
 
 struct mx_store {
     sqlite3      *db;
@@ -76,6 +87,21 @@ static mx_status failed(const mx_store *s, const char *what, mx_error *err)
     return mx_fail(err, MX_ERR_IO, "store: %s: %s", what, s->db ? sqlite3_errmsg(s->db) : "out of memory");
 }
 
+static bool renew_log(sqlite3 *db)
+{
+    sqlite3_stmt *q;
+    if (sqlite3_prepare_v2(db, older_log, -1, &q, NULL) != SQLITE_OK) return false;
+    int found = sqlite3_step(q);
+    sqlite3_finalize(q);
+    if (found != SQLITE_ROW) return found == SQLITE_DONE;
+    if (sqlite3_exec(db, newer_log, NULL, NULL, NULL) == SQLITE_OK) return true;
+    char *why = sqlite3_mprintf("%s", sqlite3_errmsg(db));      /* not that of the rollback */
+    sqlite3_exec(db, "ROLLBACK", NULL, NULL, NULL);
+    mx_log(MX_LOG_ERROR, "store", "an older log could not be taken over: %s", why ? why : "out of memory");
+    sqlite3_free(why);
+    return false;
+}
+
 mx_status mx_store_open(mx_store **out, const char *path, mx_error *err)
 {
     mx_store *s = calloc(1, sizeof *s);
@@ -83,7 +109,7 @@ mx_status mx_store_open(mx_store **out, const char *path, mx_error *err)
     if (!s) return mx_fail(err, MX_ERR_NO_MEMORY, "store");
     bool ok = sqlite3_open_v2(path, &s->db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_NOMUTEX, NULL) == SQLITE_OK;
     if (ok) sqlite3_busy_timeout(s->db, 5000);
-    ok = ok && sqlite3_exec(s->db, schema, NULL, NULL, NULL) == SQLITE_OK;
+    ok = ok && sqlite3_exec(s->db, schema, NULL, NULL, NULL) == SQLITE_OK && renew_log(s->db) && sqlite3_exec(s->db, log_index, NULL, NULL, NULL) == SQLITE_OK;
     for (int i = 0; ok && i < STATEMENTS; i++) ok = sqlite3_prepare_v3(s->db, text_of[i], -1, SQLITE_PREPARE_PERSISTENT, &s->statement[i], NULL) == SQLITE_OK;
     if (ok) {
         *out = s;

@@ -1,6 +1,8 @@
 /* texts.c - many texts through one encoder. */
 #include "server/texts.h"
 
+#include "runtime/slab.h"
+
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
@@ -32,7 +34,7 @@ struct mx_texts {
 
 mx_texts *mx_texts_open(mx_embedder *model, char **text, int n, const mx_embedding_request *q, uint64_t deadline_ns, uint8_t tenant, void (*wake)(void *ctx), void *ctx)
 {
-    mx_texts *t = calloc(1, sizeof *t + (size_t)n * sizeof *t->items);
+    mx_texts *t = mx_slab_zeroed(sizeof *t + (size_t)n * sizeof *t->items);
     if (!t) return NULL;
     pthread_mutex_init(&t->lock, NULL);
     t->model = model, t->text = text, t->n = n, t->q = *q, t->deadline_ns = deadline_ns, t->tenant = tenant, t->wake = wake, t->ctx = ctx;
@@ -111,7 +113,7 @@ void mx_texts_close(mx_texts *t)
     if (!t) return;
     for (int i = 0; i < t->n; i++) mx_embedding_close(t->items[i].m);
     pthread_mutex_destroy(&t->lock);
-    free(t);
+    mx_slab_free(t);
 }
 
 const mx_embedding *mx_texts_at(mx_texts *t, int i, mx_error **why)

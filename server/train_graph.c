@@ -1,10 +1,14 @@
 /* train_graph.c - a graph network from settings. */
 #include "server/train_graph.h"
 
+#include "models/snapshot.h"
+
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 static mx_status fanout(const mx_config *c, int32_t layers, int32_t out[MX_GNN_LAYERS], mx_error *err)
 {
@@ -27,7 +31,7 @@ static mx_gnn_config describe(const mx_train_run *t)
     const mx_gnn_file *f = &t->graph_file;
     mx_gnn_config g = {.task = f->task, .layers = (int32_t)mx_config_int(c, "layers"), .features = f->features, .hidden = (int32_t)mx_config_int(c, "hidden-size"),
                        .outputs = f->classes, .id_cols = (int32_t)mx_config_int(c, "id-cols"), .act = MX_ACT_RELU, .max = !strcmp(mx_config_string(c, "aggregate"), "max"),
-                       .unit = mx_config_bool(c, "unit-rows")};
+                       .unit = mx_config_bool(c, "unit-rows"), .max_degree = (int32_t)mx_config_int(c, "max-degree")};
     for (int k = 0; k < MX_GNN_KINDS; k++)
         if (!strcmp(mx_config_string(c, "network"), mx_gnn_kind_name((mx_gnn_kind)k))) g.kind = (mx_gnn_kind)k;
     if (f->task == MX_GNN_LINKS) {
@@ -38,6 +42,8 @@ static mx_gnn_config describe(const mx_train_run *t)
     if (g.id_cols) g.id_nodes = f->graph.view.nodes;
     if (g.kind == MX_GNN_GAT) g.heads = (int32_t)mx_config_int(c, "heads"), g.out_heads = (int32_t)mx_config_int(c, "out-heads"), g.act = MX_ACT_ELU;
     if (g.kind == MX_GNN_RGCN) g.relations = f->graph.view.relations;
+    g.store = t->store_print;
+    if (f->features > mx_profile_inputs(0)) g.texts = t->texts_print;
     return g;
 }
 
@@ -63,13 +69,62 @@ static mx_status open_range(mx_train_run *t, mx_batches *b, mx_gnn_split s, bool
     return mx_batches_open_range(b, f->first[s], f->first[s + 1] - f->first[s], f->hash, t->graph_learning.seed, shuffle, err);
 }
 
+/* ---- from a store of events ----------------------------------------------------------------------- */
+
+/* Once for a run, which goes on with what it began with while events arrive. */
+static mx_status write_lesson(mx_train_run *t, const mx_user_graph *g, const mx_text_store *texts, const char *path, mx_error *err)
+{
+    char made[MX_PATH + 8], text[200];
+    mx_profile_lesson l;
+    bool rgcn = !strcmp(mx_config_string(t->config, "network"), "rgcn");
+    t->store_print = mx_user_graph_print(g), t->texts_print = mx_text_store_print(texts);
+    if (mx_config_bool(t->config, "restart")) unlink(path);
+    if (!access(path, R_OK)) return MX_OK;
+    snprintf(made, sizeof made, "%s.new", path);
+    MX_TRY(mx_profile_lesson_write(g, texts, rgcn ? 2 * mx_user_graph_event_types(g) : 1, made, &l, err));
+    if (rename(made, path)) return mx_fail(err, MX_ERR_IO, "%s: %s", path, strerror(errno));
+    snprintf(text, sizeof text, "%d nodes, %lld edges, %lld pairs of user and item (%lld held back: the latest), %d numbers a user", l.nodes, (long long)l.edges,
+             (long long)l.pairs, (long long)l.held, l.features);
+    if (t->note) t->note(t->ctx, text);
+    return MX_OK;
+}
+
+static mx_status open_profiles(mx_train_run *t, const char *folder, const char *path, mx_error *err)
+{
+    mx_user_graph *g = NULL;
+    mx_text_store *texts = NULL;
+    char words[MX_PATH];
+    if (t->events) return write_lesson(t, t->events, t->texts, path, err);
+    MX_TRY(mx_path_join(words, folder, "texts", err));
+    mx_status st = mx_user_graph_open(&g, folder, NULL, err);
+    if (!st) st = mx_user_graph_declare_usual(g, err);
+    if (!st) st = mx_text_store_open(&texts, words, 0, 0, g, err);
+    if (!st) st = write_lesson(t, g, texts, path, err);
+    mx_text_store_close(texts);
+    mx_user_graph_close(g);
+    return st;
+}
+
+static mx_status open_data(mx_train_run *t, mx_error *err)
+{
+    const char *const *files, *profiles = mx_config_string(t->config, "profiles");
+    char path[MX_PATH];
+    int n = mx_config_list(t->config, "data", &files);
+    if (profiles && n) return mx_fail(err, MX_ERR_ARG, "data: a graph comes from --data or from --profiles, not from both");
+    if (!profiles && n != 1) return mx_fail(err, MX_ERR_ARG, "data: give one graph file with --data FILE.safetensors, or a store of events with --profiles FOLDER");
+    if (!profiles) return mx_gnn_file_open(&t->graph_file, files[0], err);
+    if (!t->folder) return mx_fail(err, MX_ERR_ARG, "run: say with --run FOLDER where the graph and what is learned go");
+    if (mkdir(t->folder, 0777) && errno != EEXIST) return mx_fail(err, MX_ERR_IO, "%s: %s", t->folder, strerror(errno));
+    MX_TRY(mx_path_join(path, t->folder, "lesson.safetensors", err));
+    MX_TRY(open_profiles(t, profiles, path, err));
+    return mx_gnn_file_open(&t->graph_file, path, err);
+}
+
 mx_status mx_train_graph_open(mx_train_run *t, bool learning, mx_error *err)
 {
     const mx_config *c = t->config;
-    const char *const *files, *const *models;
-    int n = mx_config_list(c, "data", &files);
-    if (n != 1) return mx_fail(err, MX_ERR_ARG, "data: give one graph file with --data FILE.safetensors");
-    MX_TRY(mx_gnn_file_open(&t->graph_file, files[0], err));
+    const char *const *models;
+    MX_TRY(open_data(t, err));
     t->graph_learning = (mx_gnn_learning){.dropout = (float)mx_config_float(c, "dropout"), .edge_dropout = (float)mx_config_float(c, "edge-dropout"),
                                           .value_dropout = (float)mx_config_float(c, "value-dropout"), .l2 = (float)mx_config_float(c, "l2"), .l2_first = (float)mx_config_float(c, "l2-first"),
                                           .l2_rows = (float)mx_config_float(c, "l2-rows"), .negatives = (int32_t)mx_config_int(c, "negatives")};

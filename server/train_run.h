@@ -9,12 +9,16 @@
 #include "models/bert.h"
 #include "models/gnn_file.h"
 #include "models/lm.h"
+#include "models/profile_graph.h"
 #include "runtime/config.h"
 
 typedef struct mx_train_run {
     mx_config *config;            /* the settings of merx train                             */
     bool       encoder;           /* else a language model                                  */
     bool       graph;             /* a graph network, from server/train_graph.h             */
+    const char *folder;           /* of the run; for a graph of --profiles, which is kept there */
+    const mx_user_graph *events;  /* the store that a server has open; NULL: the folder --profiles */
+    const mx_text_store *texts;   /* and its texts' vectors                                 */
     mx_device *dev;
     mx_comm   *comm;              /* NULL: alone                                            */
     bool     (*reading)(void *ctx, uint64_t done, uint64_t total);     /* bytes of data; false stops; may be NULL */
@@ -33,6 +37,7 @@ typedef struct mx_train_run {
     mx_gnn_file     graph_file;
     mx_gnn         *gnn;
     mx_gnn_learning graph_learning;
+    uint64_t        store_print, texts_print;
     mx_learner      graph_learner;
 } mx_train_run;
 

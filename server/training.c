@@ -1,8 +1,10 @@
 /* training.c - the jobs, their files, and the thread that runs them. */
 #include "server/training.h"
 
+#include "models/env_market.h"
 #include "runtime/log.h"
 #include "server/dqn_run.h"
+#include "server/profiles.h"
 #include "server/settings.h"
 #include "server/train_run.h"
 
@@ -220,18 +222,25 @@ static mx_status config_of(const json_t *settings, mx_config **out, mx_error *er
     return st;
 }
 
-mx_status mx_training_path(const mx_training *t, const char *what, const char *path, char out[1024], mx_error *err)
+mx_status mx_path_inside(const char *const *roots, int n, const char *what, const char *path, char out[1024], bool *inside, mx_error *err)
 {
     char real[PATH_MAX];
+    *inside = false;
     if (!realpath(path, real)) return mx_fail(err, MX_ERR_ARG, "%s: %.200s: %s", what, path, strerror(errno));
     if (strlen(real) >= 1024) return mx_fail(err, MX_ERR_ARG, "%s: the path is longer than 1023 bytes", what);
-    for (int i = 0; i < t->n_roots; i++) {
-        size_t n = strlen(t->roots[i]);
-        if (strncmp(real, t->roots[i], n) || (real[n] && real[n] != '/' && n > 1)) continue;
-        snprintf(out, 1024, "%s", real);
-        return MX_OK;
+    for (int i = 0; i < n && !*inside; i++) {
+        size_t len = strlen(roots[i]);
+        *inside = !strncmp(real, roots[i], len) && (!real[len] || real[len] == '/' || len == 1);
     }
-    return mx_fail(err, MX_ERR_ARG, "%s: %.200s is not inside --training-data or --training-folder", what, path);
+    snprintf(out, 1024, "%s", real);
+    return MX_OK;
+}
+
+mx_status mx_training_path(const mx_training *t, const char *what, const char *path, char out[1024], mx_error *err)
+{
+    bool inside;
+    MX_TRY(mx_path_inside((const char *const *)t->roots, t->n_roots, what, path, out, &inside, err));
+    return inside ? MX_OK : mx_fail(err, MX_ERR_ARG, "%s: %.200s is not inside --training-data or --training-folder", what, path);
 }
 
 /* ---- the lane -------------------------------------------------------------------------------- */
@@ -347,7 +356,11 @@ static mx_status open_run(turns *u, mx_config **config, mx_error *err)
     MX_TRY(config_of(u->of->settings, config, err));
     if (!strcmp(u->of->v.kind, "dqn")) return mx_dqn_run_open(&u->dqn, *config, &t->app->devices[t->app->device], u->of->v.folder, err);
     u->run = (mx_train_run){.config = *config, .encoder = !strcmp(u->of->v.kind, "encoder"), .graph = !strcmp(u->of->v.kind, "gnn"), .dev = &t->app->devices[t->app->device],
-                            .reading = reading, .note = noted, .ctx = u};
+                            .folder = u->of->v.folder, .reading = reading, .note = noted, .ctx = u};
+    if (mx_config_given(*config, "profiles")) {
+        if (!t->app->profiles) return mx_fail(err, MX_ERR_STATE, "profiles are off: start the server with --profiles");
+        u->run.events = mx_profiles_graph(t->app->profiles), u->run.texts = mx_profiles_texts(t->app->profiles);
+    }
     MX_TRY(mx_train_run_open(&u->run, true, err));
     return mx_train_run_start(&u->run, u->of->v.folder, err);
 }
@@ -500,27 +513,28 @@ void mx_training_close(mx_training *t)
 
 /* ---- submitting ----------------------------------------------------------------------------------------- */
 
-/* A world's name whose file, if it is made from one, the server may read: market:FILE[,held-out]. */
-static mx_status env_path(mx_training *t, const char *value, char *out, size_t room, mx_error *err)
+/* A world's name whose file, if it is made from one, the server may read: market:FILE[,choose|,held-out]. */
+static mx_status env_path(mx_training *t, const char *name, const char *value, char *out, size_t room, mx_error *err)
 {
-    static const char market[] = "market:", tail[] = ",held-out";
+    static const char market[] = "market:";
     char path[1024], real[1024];
+    size_t len;
     if (strncmp(value, market, sizeof market - 1)) {
-        if (snprintf(out, room, "%s", value) >= (int)room) return mx_fail(err, MX_ERR_ARG, "env: longer than %zu bytes", room - 1);
+        if (snprintf(out, room, "%s", value) >= (int)room) return mx_fail(err, MX_ERR_ARG, "%s: longer than %zu bytes", name, room - 1);
         return MX_OK;
     }
-    const char *file = value + sizeof market - 1, *rest = file + strlen(file);
-    if ((size_t)(rest - file) >= sizeof tail && !strcmp(rest - (sizeof tail - 1), tail)) rest -= sizeof tail - 1;
-    if ((size_t)(rest - file) >= sizeof path) return mx_fail(err, MX_ERR_ARG, "env: the path is longer than 1023 bytes");
-    snprintf(path, sizeof path, "%.*s", (int)(rest - file), file);
-    MX_TRY(mx_training_path(t, "env", path, real, err));
-    snprintf(out, room, "%s%s%s", market, real, rest);
+    const char *file = value + sizeof market - 1;
+    mx_market_stores_of(file, &len);
+    if (len >= sizeof path) return mx_fail(err, MX_ERR_ARG, "%s: the path is longer than 1023 bytes", name);
+    snprintf(path, sizeof path, "%.*s", (int)len, file);
+    MX_TRY(mx_training_path(t, name, path, real, err));
+    snprintf(out, room, "%s%s%s", market, real, file + len);
     return MX_OK;
 }
 
 static mx_status read_spec(mx_training *t, const mx_training_spec *spec, json_t *settings, mx_error *err)
 {
-    bool saves = false;
+    bool saves = false, profiles = false;
     int models = 0, data = 0;
     bool policy = !strcmp(spec->kind, "dqn");
     if (!policy && strcmp(spec->kind, "lm") && strcmp(spec->kind, "encoder") && strcmp(spec->kind, "gnn")) return mx_fail(err, MX_ERR_ARG, "kind: \"%.40s\" is none of lm, encoder, gnn, dqn", spec->kind);
@@ -533,23 +547,32 @@ static mx_status read_spec(mx_training *t, const mx_training_spec *spec, json_t 
             MX_TRY(mx_training_path(t, name, value, real, err));
             value = real;
         }
-        if (!strcmp(name, "env")) {
-            MX_TRY(env_path(t, value, real, sizeof real, err));
+        if (!strcmp(name, "env") || !strcmp(name, "eval-env")) {
+            MX_TRY(env_path(t, name, value, real, sizeof real, err));
             value = real;
         }
         saves |= !strcmp(name, "save-every");
         models += !strcmp(name, "model");
         data += !strcmp(name, "data");
+        if (!strcmp(name, "profiles")) {
+            if (strcmp(value, "served") != 0 || strcmp(spec->kind, "gnn") != 0)
+                return mx_fail(err, MX_ERR_ARG, "profiles: \"served\" is what a job of kind gnn learns from: the events that this server has");
+            if (!t->app->profiles) return mx_fail(err, MX_ERR_STATE, "profiles are off: start the server with --profiles");
+            profiles = true;
+        }
         if (json_array_append_new(settings, json_pack("[s, s]", name, value))) return mx_fail(err, MX_ERR_NO_MEMORY, "a job");
     }
-    if (policy && (models || data)) return mx_fail(err, MX_ERR_ARG, "%s: a policy learns in a world; give the setting env", models ? "model" : "data");
+    if (policy && models) return mx_fail(err, MX_ERR_ARG, "model: a policy begins fresh; give the setting env, or data");
     if (!policy && (models > 1 || (!models && strcmp(spec->kind, "gnn")))) return mx_fail(err, MX_ERR_ARG, "model: one folder is needed");      /* a graph network may begin fresh */
-    if (!policy && !data) return mx_fail(err, MX_ERR_ARG, "data: a file is needed");
+    if (!policy && !data && !profiles) return mx_fail(err, MX_ERR_ARG, "data: a file is needed");
     if (!saves) json_array_append_new(settings, json_pack("[s, s]", "save-every", policy ? "10000" : "100"));
     mx_config *c;
+    const char *env;
+    mx_dqn_options o;
     MX_TRY(config_of(settings, &c, err));
+    mx_status st = policy ? mx_dqn_run_options(c, &env, &o, err) : MX_OK;
     mx_config_close(c);
-    return MX_OK;
+    return st;
 }
 
 mx_status mx_training_submit(mx_training *t, const mx_training_spec *spec, mx_training_view *out, mx_error *err)

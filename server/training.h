@@ -52,6 +52,9 @@ mx_training_view *mx_training_list(mx_training *t, int *n);
 mx_status mx_training_watch(mx_training *t, const char *id, void (*wake)(void *ctx), void *ctx, mx_error *err);
 void      mx_training_unwatch(mx_training *t, void *ctx);
 
+/* path, with links resolved, and whether it lies in one of the n folders, which are resolved already.
+ * Errors: MX_ERR_ARG names `what`. */
+mx_status mx_path_inside(const char *const *roots, int n, const char *what, const char *path, char out[1024], bool *inside, mx_error *err);
 /* path, with links resolved, if it lies in a folder that may be read.  Errors: MX_ERR_ARG names `what`. */
 mx_status mx_training_path(const mx_training *t, const char *what, const char *path, char out[1024], mx_error *err);
 /* The newest whole checkpoint of a job.  Errors: MX_ERR_NOT_FOUND, MX_ERR_STATE (it has none yet). */

@@ -1,4 +1,4 @@
-/* training_service.c - the services Training and Models. */
+/* training_service.c - the service Training. */
 #include "server/services.h"
 #include "server/training.h"
 
@@ -253,81 +253,5 @@ MX_METHOD(mx_training_watch_begin)
     w->watching = true;
     mx_call_attach(call, &handler, w);
     watch_pump(call, w, scratch);
-    return MX_OK;
-}
-
-/* ---- Models.Load ------------------------------------------------------------------------------ */
-
-typedef struct load {
-    mx_app     *app;
-    mx_call    *call;
-    char        name[64], path[1024];
-    mx_error    err;
-    mx_status   st;
-    double      seconds;
-    atomic_bool over;
-} load;
-
-/* Loading takes seconds: neither an RPC thread nor the device waits for it. */
-static void *load_main(void *user)
-{
-    load *l = user;
-    char spec[1100];
-    uint64_t began = mx_now_ns(&mx_clock_monotonic);
-    snprintf(spec, sizeof spec, "%s=%s", l->name, l->path);
-    l->st = l->app->load(l->app, spec, &l->err);
-    l->seconds = (double)(mx_now_ns(&mx_clock_monotonic) - began) * 1e-9;
-    mx_call *call = l->call;
-    atomic_store(&l->over, true);
-    mx_call_wake(call);
-    return NULL;
-}
-
-static void load_pump(mx_call *call, void *user, mx_arena *scratch)
-{
-    load *l = user;
-    (void)scratch;
-    if (!atomic_load(&l->over)) return;
-    if (l->st) {
-        mx_call_finish(call, l->st, l->err.text);
-        return;
-    }
-    Merx__V1__LoadModelResponse r = MERX__V1__LOAD_MODEL_RESPONSE__INIT;
-    r.name = l->name;
-    r.path = l->path;
-    r.seconds = l->seconds;
-    if (mx_call_send(call, &r.base, false)) mx_call_finish(call, MX_OK, NULL);
-    else mx_call_finish(call, MX_ERR_NO_MEMORY, "no memory for the answer");
-}
-
-static mx_status source_of(const mx_app *app, const Merx__V1__LoadModelRequest *q, char out[1024], mx_error *err)
-{
-    if (q->source_case == MERX__V1__LOAD_MODEL_REQUEST__SOURCE_PATH) return mx_training_path(app->training, "path", q->path, out, err);
-    if (q->source_case == MERX__V1__LOAD_MODEL_REQUEST__SOURCE_TRAINING_JOB) return mx_training_checkpoint(app->training, q->training_job, out, err);
-    return mx_fail(err, MX_ERR_ARG, "source: one of path and training_job is required");
-}
-
-MX_METHOD(mx_load_begin)
-{
-    static const mx_call_handler handler = {.pump = load_pump, .closed = free};
-    ProtobufCMessage *m;
-    pthread_t thread;
-    MX_TRY(is_on(app, err));
-    MX_TRY(mx_message_decode(scratch, &merx__v1__load_model_request__descriptor, msg, len, &m, err));
-    const Merx__V1__LoadModelRequest *q = (const Merx__V1__LoadModelRequest *)m;
-    if (!*q->name || strlen(q->name) > 63 || strpbrk(q->name, "/=")) return mx_fail(err, MX_ERR_ARG, "name: 1 to 63 bytes without / and =");
-    load *l = calloc(1, sizeof *l);
-    if (!l) return mx_fail(err, MX_ERR_NO_MEMORY, "no memory for the request");
-    l->app = app;
-    l->call = call;
-    snprintf(l->name, sizeof l->name, "%s", q->name);
-    mx_status st = source_of(app, q, l->path, err);
-    if (st) {
-        free(l);
-        return st;
-    }
-    mx_call_attach(call, &handler, l);
-    if (pthread_create(&thread, NULL, load_main, l)) return mx_fail(err, MX_ERR_NO_MEMORY, "a thread could not start");
-    pthread_detach(thread);
     return MX_OK;
 }

@@ -3,14 +3,16 @@
 
 #include <string.h>
 
-mx_generator *mx_app_model(const mx_app *app, const char *name)
+/* Put in as if it had been loaded. */
+static mx_status serve(mx_fake_app *f, mx_generator *g, mx_error *err)
 {
-    for (int i = 0; i < app->n_models; i++) {
-        mx_generator_info info;
-        mx_generator_info_get(app->models[i], &info);
-        if (!name || !*name || strcmp(name, info.name) == 0) return app->models[i];
-    }
-    return NULL;
+    static const mx_footprint none;
+    mx_generator_info info;
+    mx_served *s;
+    mx_generator_info_get(g, &info);
+    MX_TRY(mx_registry_begin(f->app.registry, info.name, false, false, &none, &s, err));
+    mx_registry_commit(s, g, NULL);
+    return MX_OK;
 }
 
 mx_status mx_fake_app_open(mx_fake_app *f, const mx_fake_options *o, mx_error *err)
@@ -24,16 +26,17 @@ mx_status mx_fake_app_open(mx_fake_app *f, const mx_fake_options *o, mx_error *e
     mx_fake_options plain = *o;
     plain.chat = false;
     MX_TRY(mx_fake_open(&f->models[1], "plain", f->app.scheduler, &plain, err));
-    f->app.models = f->models;
-    f->app.n_models = 2;
+    MX_TRY(mx_registry_open(&f->app.registry, f->app.scheduler, f->app.metrics, 0, err));
+    for (int i = 0; i < 2; i++) MX_TRY(serve(f, f->models[i], err));
     atomic_store(&f->app.state, MX_APP_SERVING);
     return MX_OK;
 }
 
 void mx_fake_app_close(mx_fake_app *f)
 {
+    mx_registry_stop(f->app.registry);
     if (f->app.scheduler) mx_scheduler_close(f->app.scheduler, 0);
-    for (int i = 0; i < 2; i++) mx_generator_close(f->models[i]);
+    mx_registry_close(f->app.registry);
     mx_devices_close(f->app.devices, f->app.n_devices);
     mx_metrics_close(f->app.metrics);
     memset(f, 0, sizeof *f);

@@ -153,6 +153,8 @@ void mx_generator_info_get(const mx_generator *g, mx_generator_info *out)
 {
     *out = (mx_generator_info){.name = g->name,
                                .path = "fake",
+                               .lane = g->lane,
+                               .version = 1,
                                .architecture = "fake",
                                .quantization = "F32",
                                .dtype = MX_F32,
@@ -287,20 +289,19 @@ void mx_generation_stats_get(const mx_generation *r, mx_generation_stats *out)
 }
 
 /* Fakes have no adapters. */
-int32_t mx_generator_adapters(const mx_generator *g)
+bool mx_generator_adapter_at(const mx_generator *g, int32_t i, mx_adapter_info *out)
 {
-    (void)g;
-    return 0;
+    (void)g, (void)i, (void)out;
+    return false;
 }
 
-const char *mx_generator_adapter_name(const mx_generator *g, int32_t adapter)
-{
-    (void)g, (void)adapter;
-    return "";
-}
-
-int32_t mx_generator_adapter(const mx_generator *g, const char *name)
+int32_t mx_generator_adapter_take(mx_generator *g, const char *name)
 {
     (void)g, (void)name;
     return 0;
+}
+
+void mx_generator_adapter_release(mx_generator *g, int32_t id)
+{
+    (void)g, (void)id;
 }

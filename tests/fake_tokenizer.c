@@ -2,6 +2,7 @@
  * stands above it.  256..259 are control tokens; the chat family is ChatML unless
  * the tokenizer was opened without. */
 #include "tests/fake_generator.h"
+#include "runtime/slab.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -30,7 +31,7 @@ mx_status mx_ids_push(mx_ids *ids, int32_t id)
 {
     if (ids->count == ids->room) {
         int32_t room = ids->room ? ids->room * 2 : 64;
-        int32_t *p = realloc(ids->id, (size_t)room * sizeof *p);
+        int32_t *p = mx_slab_grow(ids->id, (size_t)room * sizeof *p);
         if (!p) return MX_ERR_NO_MEMORY;
         ids->id = p;
         ids->room = room;
@@ -41,7 +42,7 @@ mx_status mx_ids_push(mx_ids *ids, int32_t id)
 
 void mx_ids_free(mx_ids *ids)
 {
-    free(ids->id);
+    mx_slab_free(ids->id);
     *ids = (mx_ids){0};
 }
 

@@ -17,7 +17,7 @@ report 'runtime includes a room to its right' "$(grep_in '#include "(kernels|mod
 report 'kernels includes a room to its right' "$(grep_in '#include "(models|server|tests)/' kernels)"
 report 'models includes a room to its right' "$(grep_in '#include "(server|tests)/' models)"
 report 'server includes the tests' "$(grep_in '#include "tests/' server)"
-report '<grpc/...> outside server/rpc*.c' "$(grep_in '#include <grpc/' runtime kernels models server bench | grep -v '^server/rpc[a-z_]*\.c:')"
+report '<grpc/...> outside server/rpc*.c' "$(grep_in '#include <grpc/' runtime kernels models server bench | grep -vE '^server/rpc[a-z_]*\.c:|^bench/echo\.c:')"
 report '<hwloc.h> outside runtime/topology.c' "$(grep_in '#include <hwloc' runtime kernels models server bench tests | grep -v '^runtime/topology\.c:')"
 report 'oneDNN outside kernels/cpu/linear.c' "$(grep_in '#include [<"](oneapi|dnnl)' runtime kernels models server bench tests | grep -v '^kernels/cpu/linear\.c:')"
 report 'CUDA headers outside *.cu' "$(grep_in '#include [<"](cuda|cublas|cudnn)' runtime kernels models server bench | grep -vE '^[^:]*\.cuh?:')"

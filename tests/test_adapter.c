@@ -1,10 +1,8 @@
 /* test_adapter.c - adapters beside their base: what they say is what the merged model
  * says, nobody's bits depend on the company, and prefixes are not shared across them. */
 #include "models/generate.h"
-#include "models/lm.h"
-#include "tests/test.h"
+#include "tests/adapter_files.h"
 
-#include <ftw.h>
 #include <pthread.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -12,39 +10,6 @@
 enum { NEW = 24, PROMPT = 40 };
 
 static char root[256];
-
-static int remove_one(const char *path, const struct stat *s, int flag, struct FTW *f)
-{
-    (void)s, (void)flag, (void)f;
-    return remove(path);
-}
-
-/* An adapter with seeded random numbers, saved as the trainer saves one; and the merged model. */
-static void make(const char *model, unsigned targets, int32_t rank, uint64_t seed, const char *name)
-{
-    char base[400], adapter[400], merged[400];
-    mx_device_options opt = {.cpu_threads = 1};
-    mx_device *devs = NULL;
-    int n;
-    mx_lm *lm = NULL;
-    mx_error err = {0};
-    mx_lm_options o = {.compute = MX_F32, .lora = {.rank = rank, .alpha = 2 * (float)rank, .targets = targets}};
-    snprintf(base, sizeof base, MX_SOURCE_DIR "/tests/golden/decoder/%s", model);
-    snprintf(adapter, sizeof adapter, "%s/%s", root, name);
-    snprintf(merged, sizeof merged, "%s/%s-merged", root, name);
-    CHECK_OK(mx_devices_open(&devs, &n, &opt, &err), err);
-    CHECK_OK(mx_lm_open(&lm, devs, base, &o, &err), err);
-    if (lm) {
-        mx_params *p = mx_lm_params(lm);
-        mx_learner l = mx_lm_learner(lm);
-        for (int i = 0; i < p->n; i++) CHECK_OK(mx_params_init(p, i, 0.2f, seed, &err), err);
-        CHECK_OK(mx_snapshot_prepare(adapter, &err), err);
-        CHECK_OK(l.save(l.network, adapter, &err), err);
-        mx_lm_close(lm);
-        CHECK_OK(mx_lm_merge(devs, base, adapter, merged, &err), err);
-    }
-    mx_devices_close(devs, n);
-}
 
 typedef struct house {
     mx_device    *devs;
@@ -140,16 +105,18 @@ static void family(const char *model, unsigned targets)
     const char *specs[] = {a, b};
     said alone[3], company[9], whole;
     snprintf(root, sizeof root, MX_BINARY_DIR "/test_adapter.%d", (int)getpid());
-    nftw(root, remove_one, 16, FTW_DEPTH | FTW_PHYS);
+    adapter_remove(root);
     mkdir(root, 0700);
-    make(model, targets, 4, 11, "one");
-    make(model, 0, 3, 12, "two");
+    adapter_make(root, model, targets, 4, 11, "one");
+    adapter_make(root, model, 0, 3, 12, "two");
     snprintf(base, sizeof base, MX_SOURCE_DIR "/tests/golden/decoder/%s", model);
     snprintf(a, sizeof a, "one=%s/one", root);
     snprintf(b, sizeof b, "two=%s/two", root);
     for (int32_t k = 0; k < 3; k++) {                 /* each alone in a house of its own */
         if (!house_open(&h, base, specs, 2)) return;
-        CHECK(mx_generator_adapters(h.g) == 2 && mx_generator_adapter(h.g, "two") == 2 && !mx_generator_adapter(h.g, "three"));
+        mx_adapter_info info;
+        CHECK(mx_generator_adapter_at(h.g, 1, &info) && !strcmp(info.name, "two") && info.rank == 3 && !mx_generator_adapter_at(h.g, 2, &info));
+        CHECK(mx_generator_adapter(h.g, "two") == 2 && !mx_generator_adapter(h.g, "three"));
         ask(&h, &k, 1, &alone[k]);
         house_close(&h);
     }
@@ -172,7 +139,7 @@ static void family(const char *model, unsigned targets)
         CHECK_MSG(fabs(whole.logprob - alone[k].logprob) < 1e-3, "%.6f and %.6f", whole.logprob, alone[k].logprob);
         house_close(&h);
     }
-    nftw(root, remove_one, 16, FTW_DEPTH | FTW_PHYS);
+    adapter_remove(root);
 }
 
 static void llama(void)
@@ -210,17 +177,17 @@ static void bad_adapters(void)
     char spec[400];
     snprintf(root, sizeof root, MX_BINARY_DIR "/test_adapter.%d", (int)getpid());
     mkdir(root, 0700);
-    make("gpt2", 15, 4, 11, "other");
+    adapter_make(root, "gpt2", 15, 4, 11, "other");
     snprintf(spec, sizeof spec, "x=%s/other", root);
     refused(spec, "target_modules");                  /* GPT-2's beside a Llama */
     refused("nothing", "NAME=FOLDER");
     refused("x=/nowhere", "nowhere");
-    make("llama", 3, 4, 11, "short");
+    adapter_make(root, "llama", 3, 4, 11, "short");
     snprintf(spec, sizeof spec, "%s/short/adapter_model.safetensors", root);
     CHECK(truncate(spec, 100) == 0);
     snprintf(spec, sizeof spec, "x=%s/short", root);
     refused(spec, "adapter_model.safetensors");
-    nftw(root, remove_one, 16, FTW_DEPTH | FTW_PHYS);
+    adapter_remove(root);
 }
 
 MX_TESTS(TEST(llama), TEST(gpt2), TEST(bad_adapters))

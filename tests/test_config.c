@@ -32,7 +32,7 @@ static mx_config *open_config(void)
     return c;
 }
 
-static mx_status flags(mx_config *c, unsigned command, char **argv, mx_error *err)
+static mx_status flags(mx_config *c, uint64_t command, char **argv, mx_error *err)
 {
     int argc = 0, n;
     while (argv[argc]) argc++;

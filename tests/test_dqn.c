@@ -279,9 +279,9 @@ static void a_checkpoint_is_a_network(void)
     CHECK_OK(mx_qnet_open(&q, cpu(), folder, false, &err), err);
     if (q) {
         CHECK_STR(mx_qnet_config_of(q)->env, "cartpole");
-        CHECK_OK(mx_dqn_evaluate(q, "cartpole", 7, 1, NULL, &s, &err), err);
+        CHECK_OK(mx_dqn_evaluate(q, "cartpole", 7, 1, NULL, &s, NULL, NULL, &err), err);
         CHECK(s.episodes == 7 && s.mean >= 5 && s.mean == s.length && s.least <= s.mean && s.mean <= s.most);
-        CHECK(mx_dqn_evaluate(q, "acrobot", 7, 1, NULL, &s, &err) == MX_ERR_ARG && strstr(err.text, "sees 4 numbers and has 2 actions; acrobot has 6 and 3"));
+        CHECK(mx_dqn_evaluate(q, "acrobot", 7, 1, NULL, &s, NULL, NULL, &err) == MX_ERR_ARG && strstr(err.text, "sees 4 numbers and has 2 actions; acrobot has 6 and 3"));
     }
     mx_qnet_close(q);
     remove_all(run);
@@ -364,7 +364,7 @@ static void as_stable_baselines(void)
     mx_tensor v = mx_qnet_values(q, &s, mx_tensor_of(x, MX_F32, 2, 4));
     for (int i = 0; i < 4; i++) CHECK_MSG(fabs((double)((const float *)v.data)[i] - want[i]) < 1e-4, "Q %d: %.8f, not %.8f", i, (double)((const float *)v.data)[i], want[i]);
     CHECK_OK(mx_stream_sync(&s, &err), err);
-    CHECK_OK(mx_dqn_evaluate(q, "cartpole", 20, 1, NULL, &score, &err), err);
+    CHECK_OK(mx_dqn_evaluate(q, "cartpole", 20, 1, NULL, &score, NULL, NULL, &err), err);
     CHECK(score.mean == 500 && score.least == 500);
     mx_stream_close(&s);
     mx_qnet_close(q);

@@ -385,15 +385,18 @@ static void killed_in_a_storm(void)
         pid_t child = fork();
         if (!child) storm(pipes[1]);
         close(pipes[1]);
-        usleep(60000 + (useconds_t)(uniform() * 60000));
-        kill(child, SIGKILL);
-        waitpid(child, NULL, 0);
-        while (read(pipes[0], &id, sizeof id) == sizeof id) {
+        for (int n = 0; read(pipes[0], &id, sizeof id) == sizeof id; n++) {
+            if (n == 5) {                               /* the storm is on */
+                usleep((useconds_t)(uniform() * 60000));
+                kill(child, SIGKILL);
+            }
             CHECK(id > last);
             last = id;
             acknowledged++;
         }
         close(pipes[0]);
+        kill(child, SIGKILL);
+        waitpid(child, NULL, 0);
     }
     CHECK_OK(mx_experiments_open(&x, file, &err), err);
     bool same = false;

@@ -211,6 +211,61 @@ static void a_part_is_the_whole(void)
     }
 }
 
+/* At most so many sources, and always the same: as many as there are is all; one edge more seldom matters. */
+static void a_degree_has_its_bound(void)
+{
+    enum { HUB = 1000, MOST = 10 };
+    static int32_t from[HUB], to[HUB];
+    static float x[HUB];
+    mx_error err = {0};
+    mx_device *devs = NULL;
+    int count = 0, changes = 0;
+    float before[1] = {0}, after[1] = {0};
+    CHECK_OK(mx_devices_open(&devs, &count, &(mx_device_options){.cpu_threads = 1}, &err), err);
+    for (int bound = 0; devs && bound < 2; bound++) {
+        mx_gnn *m = NULL;
+        mx_gnn_config c = {.kind = MX_GNN_SAGE, .layers = 1, .features = 1, .outputs = 1, .act = MX_ACT_NONE, .max_degree = bound ? MOST : 0};
+        CHECK_OK(mx_gnn_create(&m, &devs[MX_TEST_DEVICE], &c, 3, &err), err);
+        int differs = 0;
+        for (int32_t i = 0; i < HUB; i++) from[i] = i, to[i] = 0, x[i] = (float)((i * 7919) % 1009) / 1009;
+        for (int32_t n = 1; n <= HUB && m; n += n < 12 ? 1 : 13) {
+            mx_graph_store g = {0};
+            mx_edge_list l = {from, to, NULL, n};
+            int32_t hub = 0;
+            CHECK_OK(mx_graph_build(&g, HUB, NULL, &l, 1, NULL, &err), err);
+            CHECK_OK(mx_gnn_layer(m, &g.view, 0, x, &hub, 1, after, &err), err);
+            differs += n > 1 && before[0] != after[0];
+            before[0] = after[0];
+            mx_graph_close(&g);
+        }
+        if (!bound) changes = differs;
+        else CHECK_MSG(differs >= 9 && differs < 70 && changes > 80, "%d of %d", differs, changes);
+        mx_gnn_close(m);
+    }
+    CHECK(mx_gnn_create(&(mx_gnn *){NULL}, &devs[0], &(mx_gnn_config){.kind = MX_GNN_SAGE, .layers = 1, .features = 1, .outputs = 1, .max_degree = 5000}, 1, &err) == MX_ERR_ARG &&
+          strstr(err.text, "max_degree"));
+    for (int i = 0; i < NAMES; i++) {                   /* some nodes are what all of them are */
+        rig g;
+        if (rig_open(&g, names[i], 2, false)) {
+            mx_gnn_config c = *mx_gnn_config_of(g.m);
+            mx_gnn *m = NULL;
+            int32_t nodes[] = {17, 3, 0, 22};
+            int32_t in = mx_gnn_width(&c, 0), out = mx_gnn_width(&c, 1);
+            float *h = malloc((size_t)(g.n * in) * 4), *all = malloc((size_t)(g.n * out) * 4), *some = malloc((size_t)(4 * out) * 4);
+            c.max_degree = 2;
+            CHECK_OK(mx_gnn_create(&m, &g.devs[MX_TEST_DEVICE], &c, 1, &err), err);
+            CHECK_OK(mx_gnn_input(m, g.features, NULL, g.n, h, &err), err);
+            CHECK_OK(mx_gnn_layer(m, &g.g.view, 0, h, NULL, g.n, all, &err), err);
+            CHECK_OK(mx_gnn_layer(m, &g.g.view, 0, h, nodes, 4, some, &err), err);
+            for (int k = 0; k < 4; k++) CHECK_MSG(!memcmp(some + k * out, all + nodes[k] * out, (size_t)out * 4), "%s, node %d", names[i], nodes[k]);
+            free(h), free(all), free(some);
+            mx_gnn_close(m);
+        }
+        rig_close(&g);
+    }
+    if (devs) mx_devices_close(devs, count);
+}
+
 static void what_is_saved_opens_again(void)
 {
     for (int i = 0; i < NAMES; i++) {
@@ -534,7 +589,7 @@ static void a_file_is_read_and_checked(void)
     close(fd);
 }
 
-MX_TESTS(TEST(outputs_equal_those_of_pytorch_geometric), TEST(gradients_equal_those_of_pytorch_geometric), TEST(a_part_is_the_whole),
+MX_TESTS(TEST(outputs_equal_those_of_pytorch_geometric), TEST(gradients_equal_those_of_pytorch_geometric), TEST(a_part_is_the_whole), TEST(a_degree_has_its_bound),
          TEST(what_is_saved_opens_again), TEST(learning_does_not_depend_on_threads), TEST(sparse_features_equal_dense_ones),
          TEST(gradients_under_dropout_are_slopes), TEST(links_and_rankings_are_learnt),
          TEST(labels_are_learnt_and_what_is_wrong_is_named), TEST(a_run_that_was_broken_off_goes_on_bit_for_bit), TEST(a_file_is_read_and_checked))

@@ -21,7 +21,7 @@ static void make_up(mx_act *a, int32_t *n, mx_friend *f, int32_t *n_friends)
 {
     *n = (int32_t)(uniform() * ACTS), *n_friends = (int32_t)(uniform() * FRIENDS);
     for (int32_t i = 0; i < *n; i++)
-        a[i] = (mx_act){(uint32_t)(test_random(&seed) & 511), (float)(0.01 + uniform()), (float)uniform(), (float)uniform()};
+        a[i] = (mx_act){(uint32_t)(test_random(&seed) & 1023), (float)(0.01 + uniform()), (float)uniform(), (float)uniform()};
     for (int32_t i = 0; i < *n_friends; i++) {
         f[i].weight = (float)(0.01 + uniform());
         for (int k = 0; k < MX_FEATURES; k++) f[i].feature[k] = (float)uniform();
@@ -59,6 +59,35 @@ static void beta_posterior(void)
     CHECK(fabs(x[MX_FEATURE_PROMO_SHARE] - 8.2 / 14) < 1e-15);
     CHECK(mx_feature_find("promo_share") == MX_FEATURE_PROMO_SHARE && mx_feature_find("x") == -1);
     CHECK(mx_feature_of_friends(MX_FEATURE_FRIENDS_SOCIAL) == MX_FEATURE_SOCIAL && mx_feature_of_friends(0) == -1);
+}
+
+/* scikit-learn's Ridge on the same looks and purchases; a purchase is twice among the acts' kinds, a text beside them says nothing. */
+static void own_price_slopes_equal_a_ridge_regression(void)
+{
+    FILE *f = fopen(MX_SOURCE_DIR "/tests/golden/label/slopes.txt", "r");
+    mx_feature_prior prior = mx_feature_prior_default();
+    int users = 0, n, bought;
+    double want, x[MX_FEATURES], part[64];
+    mx_act a[64];
+    CHECK(f != NULL);
+    while (f && fscanf(f, " user %d %lf", &n, &want) == 2 && n < 63) {
+        double sum = 0;
+        for (int i = 0; i < n; i++) {
+            CHECK(fscanf(f, "%f %f %d", &a[i].weight, &a[i].price_rank, &bought) == 3);
+            a[i].what = MX_ACT_PRICED | (bought ? MX_ACT_BUY | MX_ACT_RANKED : MX_ACT_VIEW);
+        }
+        a[n] = (mx_act){.what = MX_ACT_TEXT | MX_ACT_BUY, .weight = 1, .price_rank = 0.9f};
+        double got = mx_own_price_slope(a, n + 1);
+        mx_features(&prior, a, n + 1, NULL, 0, x);
+        CHECK_MSG(fabs(got - want) < 1e-12, "user %d: slope %.15g, want %.15g", users, got, want);
+        CHECK(fabs(x[MX_FEATURE_PRICE_RESPONSE] - 1 / (1 + exp(4 * want))) < 1e-12);
+        mx_feature_parts(&prior, a, n + 1, NULL, 0, MX_FEATURE_PRICE_RESPONSE, part);
+        for (int i = 0; i <= n; i++) sum += part[i];
+        CHECK(fabs(0.5 + sum - x[MX_FEATURE_PRICE_RESPONSE]) < 1e-12 && part[n] == 0);
+        users++;
+    }
+    CHECK(users == 40);
+    if (f) fclose(f);
 }
 
 static void words(void)
@@ -120,4 +149,4 @@ static void states(void)
     CHECK(mx_label_step(&s, &l, 0.9, 1090, 1090) && s.state == MX_LABEL_ENTERED);
 }
 
-MX_TESTS(TEST(parts_add_up), TEST(beta_posterior), TEST(words), TEST(heads), TEST(states))
+MX_TESTS(TEST(parts_add_up), TEST(beta_posterior), TEST(own_price_slopes_equal_a_ridge_regression), TEST(words), TEST(heads), TEST(states))

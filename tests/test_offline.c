@@ -105,6 +105,61 @@ static void as_pytorch(void)
     remove_all(folder);
 }
 
+/* What the gradients of one batch are of: the error's loss and alpha times the gap. */
+static double objective(mx_dqn *d, int64_t batch)
+{
+    float uniform[64];
+    double sum[2] = {0};
+    mx_replay_batch b = {0};
+    mx_error err = {0};
+    for (int64_t i = 0; i < batch; i++) uniform[i] = ((float)i + 0.5f) / (float)batch;
+    mx_stream_rewind(&d->stream);
+    mx_replay_draw(d->replay, &d->stream, uniform, batch, 1, &b);
+    dqn_gradients(d, &b);
+    d->dev->ops->download(&d->stream, sum, d->sum.base, sizeof sum);
+    CHECK_OK(mx_stream_sync(&d->stream, &err), err);
+    return (sum[0] + (double)d->o.cql_alpha * sum[1]) / (double)batch;
+}
+
+static double log_of_a_hand(const char *path, int episodes, double errs);
+
+/* A dueling head under the conservative pull: the gradients are those of finite differences. */
+static void dueling_is_pulled_too(void)
+{
+    enum { B = 32 };
+    static const char *const names[] = {"layers.0.weight", "layers.1.weight", "layers.1.bias", "head.weight", "head.bias"};      /* the head: advantages, and the value behind them */
+    const float h = 1.0f / 512;      /* Huber and the best next action have kinks */
+    char folder[64], path[96];
+    mx_error err = {0};
+    mx_dqn *d = NULL;
+    temporary(folder);
+    snprintf(path, sizeof path, "%s/steps.jsonl", folder);
+    log_of_a_hand(path, 6, 0.5);
+    mx_dqn_options o = mx_dqn_offline_defaults("");
+    o.data = path, o.batch = B, o.cql_alpha = 0.7f, o.gamma = 0.9f;
+    o.net = (mx_qnet_config){.layers = 2, .hidden = {8, 8}, .activation = MX_ACT_TANH, .atoms = 1, .dueling = true};
+    CHECK_OK(mx_dqn_open(&d, cpu(), "", NULL, &o, &err), err);
+    remove_all(folder);
+    mx_params *p = d ? mx_qnet_params(d->online) : NULL;
+    double largest = 0, worst = 0;
+    for (size_t k = 0; d && k < 2 * (sizeof names / sizeof *names); k++) {      /* of each the first and the last */
+        mx_tensor value = mx_params_view(p, &p->value, mx_params_find(p, names[k / 2]), 1), grad = mx_params_view(p, &p->grad, mx_params_find(p, names[k / 2]), 1);
+        int64_t at = k % 2 ? (value.rows - 1) * value.stride + value.cols - 1 : 0;
+        float *w = (float *)value.data + at, was = *w;
+        objective(d, B);
+        double got = (double)((float *)grad.data)[at];
+        *w = was + h;
+        double up = objective(d, B);
+        *w = was - h;
+        double want = (up - objective(d, B)) / (2 * (double)h);
+        *w = was;
+        largest = fmax(largest, fabs(want));
+        worst = fmax(worst, fabs(want - got));
+    }
+    CHECK_MSG(largest > 0.01 && worst < 0.05 * largest, "off by %g of %g", worst, largest);
+    mx_dqn_close(d);
+}
+
 /* ---- runs -------------------------------------------------------------------------------------- */
 
 /* Steps of a hand that leans the way of the pole, but errs: its mean return. */
@@ -204,6 +259,7 @@ static void goes_on_to_the_bit(void)
         o.n_step = k == 1 ? 3 : 1;
         o.prioritized = k >= 1;
         o.net.noisy = k == 2;
+        o.net.dueling = k >= 1;
         snprintf(run, sizeof run, "%s/run%d", folder, k);
         uint64_t want = trained("", NULL, &o, 1 << 30, &r);
         CHECK(r.evaluated && r.eval_return > 0 && r.eval_error >= 0 && isfinite(r.mean_value));
@@ -273,4 +329,4 @@ static void bad_files_are_refused(void)
     remove_all(folder);
 }
 
-MX_TESTS(TEST(as_pytorch), TEST(better_than_what_was_logged), TEST(goes_on_to_the_bit), TEST(bad_files_are_refused))
+MX_TESTS(TEST(as_pytorch), TEST(dueling_is_pulled_too), TEST(better_than_what_was_logged), TEST(goes_on_to_the_bit), TEST(bad_files_are_refused))

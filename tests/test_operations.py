@@ -135,7 +135,7 @@ def test_tokens():
     slow = token("slow", "--rate", "0.5", "--burst", "1")
     other = token("other", "--services", "Pricing")
     check("the file does not hold the token", shop.encode() not in read("tokens"))
-    s = Server("--tokens", at("tokens"), "--log-format", "json", "--log-calls", "--http-listen", "127.0.0.1:0")
+    s = Server("--tokens", at("tokens"), "--log-format", "json", "--log-calls", "--http-listen", "127.0.0.1:0", "--spans", at("spans"))
     ch = channel(s)
     check("no token", generate(ch)[0] == grpc.StatusCode.UNAUTHENTICATED)
     check("a wrong token", generate(ch, bearer("mx_wrong"))[0] == grpc.StatusCode.UNAUTHENTICATED)
@@ -161,7 +161,7 @@ def test_tokens():
     check("the id comes back", headers.get("x-request-id") == "order-17")
     for bad in ("00-00000000000000000000000000000000-00f067aa0ba902b7-01", "00-4BF92F3577B34DA6A3CE929D0E0E4736-00f067aa0ba902b7-01",
                 "ff", trace + "0"):
-        check("not a trace: " + bad, "traceparent" not in generate(ch, bearer(shop) + (("traceparent", bad),))[2])
+        check("not a trace: " + bad, generate(ch, bearer(shop) + (("traceparent", bad),))[2]["traceparent"][3:35] != bad[3:35])
     s.wait("order-17")
     lines = [json.loads(line) for line in s.text().splitlines()]
     mine = [l for l in lines if l.get("request_id") == "order-17"]
@@ -192,8 +192,40 @@ def test_tokens():
     check("metrics count refusals", status == 200 and 'code="UNAUTHENTICATED"' in metrics and 'code="PERMISSION_DENIED"' in metrics)
     check("an idle server says so", 'merx_num_requests_running{model="g"} 0' in metrics)
     check("ready", s.http("/readyz")[0] == 200)
+    check_names(metrics)
     ch.close()
     s.stop()
+    check_spans(trace, back)
+
+
+def check_spans(trace, back):
+    """The file as the collector's otlpjsonfile receiver takes it: ExportTraceServiceRequest, a line each."""
+    spans = [span for line in read("spans").decode().splitlines() for r in json.loads(line)["resourceSpans"]
+             for scope in r["scopeSpans"] for span in scope["spans"]]
+    check("ids are hex", all(re.fullmatch("[0-9a-f]{32}", x["traceId"]) and re.fullmatch("[0-9a-f]{16}", x["spanId"]) for x in spans))
+    check("ids differ", len({x["spanId"] for x in spans}) == len(spans))
+    check("times", all(0 < int(x["startTimeUnixNano"]) <= int(x["endTimeUnixNano"]) < 1e9 * (time.time() + 1) for x in spans))
+    mine = [x for x in spans if x["traceId"] == trace[3:35] and x["kind"] == 2]
+    check("one span for the call", len(mine) == 1 and mine[0]["spanId"] == back[36:52] and mine[0]["parentSpanId"] == trace[36:52], str(mine))
+    about = {a["key"]: list(a["value"].values())[0] for a in mine[0]["attributes"]}
+    check("what the call was", about == {"rpc.system": "grpc", "rpc.service": "merx.v1.Generation", "rpc.method": "Generate", "rpc.grpc.status_code": "0",
+                                         "merx.tenant": "shop", "merx.request_id": "order-17"}, str(about))
+    turn = [x for x in spans if x.get("parentSpanId") == mine[0]["spanId"]]
+    check("its turn is a child", len(turn) == 1 and turn[0]["name"] == "turn" and int(mine[0]["startTimeUnixNano"]) <= int(turn[0]["startTimeUnixNano"]) <=
+          int(turn[0]["endTimeUnixNano"]) <= int(mine[0]["endTimeUnixNano"]), str(turn))
+    failed = [x for x in spans if x["kind"] == 2 and x["status"].get("code") == 2]
+    check("failures say why", failed and all(x["status"]["message"] for x in failed), str(failed[:1]))
+
+
+def check_names(metrics):
+    """What dashboards, alerts, the autoscaler and the documentation name is there."""
+    there = set(re.findall(r"^# TYPE (\S+)", metrics, re.M))
+    for path in ("docker/compose/dashboard.json", "docker/compose/alerts.yml", "docker/kubernetes/serve.yaml", "docs/operate.md"):
+        with open(os.path.join(source, path), encoding="utf-8") as f:
+            text = f.read()
+        for name in sorted(set(re.findall(r"\b(?:merx|process)_[a-z0-9_]+\b", text))):
+            base = re.sub(r"_(bucket|sum|count)$", "", name)
+            check(f"{path} names {name}", base in there or name in ("merx_pb2", "merx_pb2_grpc"))
 
 
 def test_tls():
@@ -247,7 +279,7 @@ def test_tls():
                         (["--tls-cert", at("server.pem"), "--tls-key", at("client.key")], "is not the key of"),
                         (["--tls-cert", at("tokens"), "--tls-key", at("client.key")], "no PEM certificate"),
                         (["--tokens", at("nowhere")], "No such file"), (["--http-listen", "nonsense"], "HOST:PORT"),
-                        (["-m", "h=" + model, "--kv-cache-bytes", str(memory() * 3 // 4)], "the plan needs")):
+                        (["-m", "h=" + model, "--kv-cache-bytes", str(memory() * 3 // 4)], "are held, it is")):
         run = subprocess.run([merx, "serve", "-m", "g=" + model, "--listen", "127.0.0.1:0", *args], capture_output=True, text=True, timeout=30)
         check(words, run.returncode in (1, 2) and words in run.stderr, run.stderr)
 

@@ -7,7 +7,10 @@
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
 #include <time.h>
+#include <unistd.h>
 
 #define MOST 3000
 
@@ -227,5 +230,41 @@ static void two_callers(void)
     mx_pool_close(p);
 }
 
-MX_TESTS(TEST(each_part_once), TEST(many_regions), TEST(busy_cores), TEST(binding), TEST(refused), TEST(two_callers),
+/* ---- how nice its threads are ------------------------------------------------------------- */
+
+static int nice_of_caller(void)
+{
+    return getpriority(PRIO_PROCESS, (id_t)syscall(SYS_gettid));
+}
+
+typedef struct nices { atomic_int least, most, seen; } nices;
+
+static void look(void *ctx, int64_t part, int thread)
+{
+    nices *n = ctx;
+    (void)part;
+    nanosleep(&(struct timespec){.tv_nsec = 100000}, NULL);      /* so that the caller does not take them all */
+    if (!thread) return;                             /* the caller itself */
+    int now = nice_of_caller();
+    atomic_store(now < atomic_load(&n->least) ? &n->least : &n->most, now);
+    atomic_fetch_add(&n->seen, 1);
+}
+
+static void helpers_are_nice(void)
+{
+    mx_error err = {0};
+    mx_pool *p;
+    nices n = {.least = 99, .most = -99};
+    int own = nice_of_caller(), wanted = own + 3 < 19 ? own + 3 : 19;
+    mx_pool_config c = {.threads = 3, .spin_us = 50, .nice = 3, .prompt = true};
+    CHECK_OK(mx_pool_open(&p, &c, &err), err);
+    for (int i = 0; i < 20000 && atomic_load(&n.seen) < 3; i++) mx_pool_run(p, 8, look, &n);
+    CHECK(atomic_load(&n.seen) >= 3);
+    CHECK_MSG(atomic_load(&n.least) == wanted && (atomic_load(&n.most) == wanted || atomic_load(&n.most) == -99), "%d to %d, not %d", atomic_load(&n.least),
+              atomic_load(&n.most), wanted);
+    CHECK(nice_of_caller() == own);
+    mx_pool_close(p);
+}
+
+MX_TESTS(TEST(helpers_are_nice), TEST(each_part_once), TEST(many_regions), TEST(busy_cores), TEST(binding), TEST(refused), TEST(two_callers),
          TEST(dispatch_cost))

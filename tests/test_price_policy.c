@@ -4,7 +4,9 @@
 #include "models/price_policy.h"
 #include "models/qnet.h"
 #include "server/pricing.h"
+#include "server/store.h"
 #include "tests/test.h"
+#include "runtime/slab.h"
 
 #include <jansson.h>
 #include <semaphore.h>
@@ -12,6 +14,7 @@
 #include <unistd.h>
 
 static char file[256], folder[256];
+static int sales, sold_before;    /* sold_before: in files before this one */
 
 static void fresh_file(void)
 {
@@ -22,6 +25,7 @@ static void fresh_file(void)
         snprintf(path, sizeof path, "%s%s", file, tails[i]);
         unlink(path);
     }
+    sold_before = sales;
 }
 
 /* A network in `folder` whose head prefers the rung `always` (-1: it is as it was drawn). */
@@ -76,7 +80,7 @@ static void *run(mx_pricing *p, mx_pricing_run *what, const ProtobufCMessage *q)
     sem_destroy(&c.over);
     last = c.op.err;
     void *answer = c.op.st ? NULL : protobuf_c_message_unpack(c.op.type, NULL, c.op.size, c.op.answer);
-    free(c.op.answer);
+    mx_slab_free(c.op.answer);
     return answer;
 }
 
@@ -98,7 +102,7 @@ static bool put(mx_pricing *p, const char *sku, int64_t cost)
 enum { WAIT = 400 };
 static Merx__V1__SaleObservation sale[WAIT], *waiting[WAIT];
 static char sale_text[WAIT][3][32];
-static int sales, n_waiting;
+static int n_waiting;
 
 static void flush(mx_pricing *p)
 {
@@ -339,6 +343,65 @@ static void shadow_and_live(void)
     fresh_file();
 }
 
+/* RUN/best moves on while a run learns; a version stays the network that the link led to. */
+static void a_link_is_followed(void)
+{
+    mx_pricing *p = NULL;
+    mx_error err = {0};
+    char link[300];
+    fresh_file();
+    save_network(0, MX_PRICE_SEEN);
+    snprintf(link, sizeof link, "%s.link", folder);
+    unlink(link);
+    CHECK(symlink(folder, link) == 0);
+    for (int k = 0; k < 2; k++) {                        /* a restart is no new version */
+        CHECK_OK(mx_pricing_open(&p, file, 0, &err), err);
+        CHECK_OK(mx_pricing_live_policy(p, "m", link, &err), err);
+        Merx__V1__ListPoliciesRequest q = MERX__V1__LIST_POLICIES_REQUEST__INIT;
+        Merx__V1__ListPoliciesResponse *r = run(p, mx_pricing_list_policies, &q.base);
+        CHECK(r && r->n_policies == 1 && r->policies[0]->version == 1);
+        if (r) CHECK_STR(r->policies[0]->path, folder);
+        FREE(r);
+        CHECK(mx_pricing_live_policy(p, "other", "/nowhere", &err) == MX_ERR_IO);
+        mx_pricing_close(p);
+    }
+    unlink(link);
+    drop_network();
+    fresh_file();
+}
+
+/* Canaries, what took them back and what the gate was shown follow from the log. */
+static void check_replay(mx_pricing *p, int64_t policies)
+{
+    mx_pricing_replayed r;
+    mx_error err = {0};
+    CHECK_OK(mx_pricing_replay(p, &r, &err), err);
+    CHECK_MSG(!r.differs[0], "%s", r.differs);
+    CHECK(r.sales == sales - sold_before && r.policies == policies);
+}
+
+/* Another number of units in a sale of the canary's time: a replay must come to other counts. */
+static void forge_a_sale(void)
+{
+    mx_store *store = NULL;
+    mx_error err = {0};
+    mx_log_row row;
+    bool found = false;
+    char key[32];
+    snprintf(key, sizeof key, "s%d", sales - 45);
+    CHECK_OK(mx_store_open(&store, file, &err), err);
+    CHECK_OK(mx_store_find_log(store, "sale", key, &row, &found, &err), err);
+    CHECK(found);
+    Merx__V1__SaleObservation *s = found ? merx__v1__sale_observation__unpack(NULL, row.size, row.data) : NULL;
+    uint8_t bytes[1000];
+    if (s) {
+        s->units = 0;
+        CHECK_OK(mx_store_replace_log(store, row.id, bytes, merx__v1__sale_observation__pack(s, bytes), &err), err);
+    }
+    FREE(s);
+    mx_store_close(store);
+}
+
 /* A canary that prices half of the items too low is taken back by its sales; nobody asks. */
 static void a_canary_taken_back(void)
 {
@@ -384,6 +447,13 @@ static void a_canary_taken_back(void)
     mx_pricing_close(p);
     CHECK_OK(mx_pricing_open(&p, file, 0, &err), err);
     CHECK(stage_of(p, "down", note) == RETIRED && strstr(note, "rolled back"));
+    check_replay(p, 1);
+    mx_pricing_close(p);
+    forge_a_sale();
+    CHECK_OK(mx_pricing_open(&p, file, 0, &err), err);
+    mx_pricing_replayed r;
+    CHECK_OK(mx_pricing_replay(p, &r, &err), err);
+    CHECK_MSG(strstr(r.differs, "canary's"), "%s", r.differs);
     mx_pricing_close(p);
     drop_network();
     fresh_file();
@@ -423,6 +493,7 @@ static void the_gate(void)
     drop_network();
     save_network(0, MX_PRICE_SEEN);
     CHECK(load(p, "down") && !promote(p, "down", CANARY, 10, false) && strstr(last.text, "lower bound"));
+    check_replay(p, 2);
     mx_pricing_close(p);
     FILE *f = tmpfile();
     CHECK_OK(mx_pricing_transitions(file, f, &n, &err), err);
@@ -455,4 +526,4 @@ static void the_gate(void)
     fresh_file();
 }
 
-MX_TESTS(TEST(exact_reasons), TEST(shadow_and_live), TEST(a_canary_taken_back), TEST(the_gate))
+MX_TESTS(TEST(exact_reasons), TEST(a_link_is_followed), TEST(shadow_and_live), TEST(a_canary_taken_back), TEST(the_gate))

@@ -4,6 +4,7 @@
 #include "server/pricing.h"
 #include "server/rpc.h"
 #include "tests/test.h"
+#include "runtime/slab.h"
 
 #include <pthread.h>
 #include <signal.h>
@@ -158,7 +159,7 @@ static void learned_priced_and_replayed(void)
 {
     fixture f;
     mx_error err = {0};
-    bool same = false;
+    mx_pricing_replayed again_all;
     fresh_file();
     if (!fixture_open(&f, 0)) return;
     CHECK(put(&f, item("tea", "")) == 0);
@@ -189,14 +190,14 @@ static void learned_priced_and_replayed(void)
     }
     i = look(&f, "tea", "");
     CHECK_MSG(i && i->published > 715 && i->published < 790, "%lld", i ? (long long)i->published : 0);
-    CHECK_OK(mx_pricing_replay(f.app.pricing, "tea", "", "", &same, &err), err);
-    CHECK(same);
+    CHECK_OK(mx_pricing_replay(f.app.pricing, &again_all, &err), err);
+    CHECK_MSG(!again_all.differs[0] && again_all.items == 1 && again_all.sales == 201, "%s", again_all.differs);
     fixture_close(&f);
     if (!fixture_open(&f, 0)) return;
     Merx__V1__PriceItem *again = look(&f, "tea", "");
     CHECK(i && again && again->published == i->published && again->elasticity == i->elasticity && again->n_history == i->n_history && again->sales == 200);
-    CHECK_OK(mx_pricing_replay(f.app.pricing, "tea", "", "", &same, &err), err);
-    CHECK(same);
+    CHECK_OK(mx_pricing_replay(f.app.pricing, &again_all, &err), err);
+    CHECK_MSG(!again_all.differs[0] && again_all.items == 1 && again_all.sales == 201, "%s", again_all.differs);
     FREE(i);
     FREE(again);
     fixture_close(&f);
@@ -284,8 +285,9 @@ static void frozen_approved_rolled_back(void)
     FREE(i);
     Merx__V1__DecideRequest d = MERX__V1__DECIDE_REQUEST__INIT;
     d.decision_id = q ? q->decision_id : "p1";
+    d.by = "kim";
     Merx__V1__QuoteResponse *r = call(&f, "Approve", &d.base, &merx__v1__quote_response__descriptor);
-    CHECK_MSG(r && !strcmp(r->status, "approved"), "%s", st.text);
+    CHECK_MSG(r && !strcmp(r->status, "approved") && !strcmp(r->settled_by, "kim") && q && r->settled_ms >= q->ts_ms, "%s", st.text);
     FREE(r);
     CHECK(!call(&f, "Reject", &d.base, &merx__v1__quote_response__descriptor) && st.code == MX_RPC_FAILED_PRECONDITION && strstr(st.text, "approved"));
     FREE(q);
@@ -298,7 +300,18 @@ static void frozen_approved_rolled_back(void)
     i = call(&f, "Rollback", &key.base, &merx__v1__price_item__descriptor);
     CHECK_MSG(i && i->published == 1000 && i->n_history == 3, "%s", st.text);
     FREE(i);
-    Merx__V1__FreezeRequest z = MERX__V1__FREEZE_REQUEST__INIT;
+    Merx__V1__FreezeRequest z = MERX__V1__FREEZE_REQUEST__INIT, one = MERX__V1__FREEZE_REQUEST__INIT;
+    one.channel = "app";                                /* a channel, and only that */
+    one.frozen = true;
+    Merx__V1__FreezeResponse *some = call(&f, "Freeze", &one.base, &merx__v1__freeze_response__descriptor);
+    i = look(&f, "x", "web");
+    Merx__V1__PriceItem *app = look(&f, "x", "app");
+    CHECK(some && some->items == 1 && i && !i->frozen && app && app->frozen);
+    FREE(some);
+    FREE(i);
+    FREE(app);
+    one.channel = "nowhere";
+    CHECK(!call(&f, "Freeze", &one.base, &merx__v1__freeze_response__descriptor) && st.code == MX_RPC_NOT_FOUND);
     z.frozen = true;
     Merx__V1__FreezeResponse *all = call(&f, "Freeze", &z.base, &merx__v1__freeze_response__descriptor);
     CHECK(all && all->items == 2);
@@ -409,23 +422,111 @@ static mx_status carry_out(mx_pricing *p, waiting *w, mx_pricing_run *run, const
     return w->op.st;
 }
 
-static void storm(int out)
+enum { SELLERS = 4, TOLD = 200000 };
+
+typedef struct told { int32_t who, sale; int64_t id, price; } told;       /* who's sale number `sale` (from 0) of decision `id` at `price` is acknowledged */
+
+typedef struct seller { mx_pricing *p; int out, who, next; } seller;
+
+/* accepted, or a duplicate: 1, 2; anything else: -1. */
+static int report_sale(mx_pricing *p, int who, int number, int64_t decision, int64_t price)
 {
-    mx_pricing *p = NULL;
-    mx_error err = {0};
+    waiting w;
+    char sale_id[32], id[24];
+    Merx__V1__SaleObservation o = MERX__V1__SALE_OBSERVATION__INIT, *list[] = {&o};
+    Merx__V1__ReportSalesRequest q = MERX__V1__REPORT_SALES_REQUEST__INIT;
+    snprintf(sale_id, sizeof sale_id, "%d-%d", who, number);
+    snprintf(id, sizeof id, "p%lld", (long long)decision);
+    o.sale_id = sale_id, o.sku = "k", o.decision_id = decision ? id : "", o.price = price, o.units = 1 + number % 7;
+    q.sales = list, q.n_sales = 1;
+    int what = -1;
+    if (carry_out(p, &w, mx_pricing_sales, &q.base)) return -1;
+    Merx__V1__ReportSalesResponse *r = merx__v1__report_sales_response__unpack(NULL, w.op.size, w.op.answer);
+    if (r && r->accepted + r->duplicate == 1) what = r->accepted ? 1 : 2;
+    if (r) merx__v1__report_sales_response__free_unpacked(r, NULL);
+    mx_slab_free(w.op.answer);
+    return what;
+}
+
+/* A quote and its sale, again and again.  The first sale is the one that was not acknowledged when the last
+ * process was killed: it may have been counted, and is reported again. */
+static void *sell_on(void *ctx)
+{
+    seller *s = ctx;
     waiting w;
     Merx__V1__QuoteRequest q = MERX__V1__QUOTE_REQUEST__INIT;
     q.sku = "k";
     q.mode = MERX__V1__QUOTE_MODE__QUOTE_LIVE;
-    if (mx_pricing_open(&p, file, 0.5, &err)) _exit(3);
-    for (;;) {
-        if (carry_out(p, &w, mx_pricing_quote, &q.base)) _exit(4);
+    for (bool again = true;; again = false) {
+        if (carry_out(s->p, &w, mx_pricing_quote, &q.base)) _exit(4);
         Merx__V1__QuoteResponse *r = merx__v1__quote_response__unpack(NULL, w.op.size, w.op.answer);
-        int64_t told[2] = {strtoll(r->decision_id + 1, NULL, 10), r->price};
+        told t = {s->who, s->next, strtoll(r->decision_id + 1, NULL, 10), r->price};
         merx__v1__quote_response__free_unpacked(r, NULL);
-        free(w.op.answer);
-        if (write(out, told, sizeof told) != sizeof told) _exit(6);
+        mx_slab_free(w.op.answer);
+        int what = report_sale(s->p, s->who, s->next, t.id, t.price);
+        if (what != 1 && !(what == 2 && again)) _exit(5);
+        s->next++;
+        if (write(s->out, &t, sizeof t) != sizeof t) _exit(6);
     }
+}
+
+static void storm(int out, const int next[SELLERS])
+{
+    mx_error err = {0};
+    seller s[SELLERS];
+    pthread_t thread;
+    mx_pricing *p;
+    if (mx_pricing_open(&p, file, 0.5, &err)) _exit(3);
+    for (int k = 0; k < SELLERS; k++) {
+        s[k] = (seller){p, out, k, next[k]};
+        if (pthread_create(&thread, NULL, sell_on, &s[k])) _exit(7);
+    }
+    for (;;) pause();
+}
+
+static int64_t sales_of_k(mx_pricing *p)
+{
+    waiting w;
+    Merx__V1__ItemKey key = MERX__V1__ITEM_KEY__INIT;
+    key.sku = "k";
+    if (carry_out(p, &w, mx_pricing_get_item, &key.base)) return -1;
+    Merx__V1__PriceItem *i = merx__v1__price_item__unpack(NULL, w.op.size, w.op.answer);
+    int64_t n = i ? i->sales : -1;
+    FREE(i);
+    mx_slab_free(w.op.answer);
+    return n;
+}
+
+/* Every acknowledged decision is in the log as it was told, and every sale counts once. */
+static void check_after_storm(const told *all, int64_t count, const int next[SELLERS])
+{
+    mx_pricing *p = NULL;
+    mx_error err = {0};
+    mx_pricing_replayed same;
+    waiting w;
+    int64_t sold = 0;
+    CHECK_OK(mx_pricing_open(&p, file, 0, &err), err);
+    if (!p) return;
+    for (int64_t i = 0; i < count; i++) {
+        char id[24];
+        Merx__V1__GetDecisionRequest d = MERX__V1__GET_DECISION_REQUEST__INIT;
+        snprintf(id, sizeof id, "p%lld", (long long)all[i].id);
+        d.decision_id = id;
+        CHECK_MSG(carry_out(p, &w, mx_pricing_decision, &d.base) == MX_OK, "%s: %s", id, w.op.err.text);
+        Merx__V1__QuoteResponse *r = w.op.answer ? merx__v1__quote_response__unpack(NULL, w.op.size, w.op.answer) : NULL;
+        CHECK(r && r->price == all[i].price);
+        FREE(r);
+        mx_slab_free(w.op.answer);
+        CHECK(report_sale(p, all[i].who, all[i].sale, all[i].id, all[i].price) == 2);      /* said again: nothing new */
+    }
+    for (int k = 0; k < SELLERS; k++) {
+        CHECK(report_sale(p, k, next[k], 0, 900) > 0);      /* what the last kill left open */
+        sold += next[k] + 1;
+    }
+    CHECK_MSG(sales_of_k(p) == sold, "%lld sales, %lld counted", (long long)sold, (long long)sales_of_k(p));
+    CHECK_OK(mx_pricing_replay(p, &same, &err), err);
+    CHECK_MSG(!same.differs[0] && same.sales == sold, "%s, %lld sales", same.differs, (long long)same.sales);
+    mx_pricing_close(p);
 }
 
 static void killed_in_a_storm(void)
@@ -433,48 +534,43 @@ static void killed_in_a_storm(void)
     mx_pricing *p = NULL;
     mx_error err = {0};
     waiting w;
-    int64_t told[2], last[2] = {0, 0}, count = 0;
-    static int64_t ids[100000], prices[100000];
+    int64_t count = 0;
+    int next[SELLERS] = {0};
+    told *all = calloc(TOLD, sizeof *all);
     Merx__V1__PriceItem m = item("k", ""), *list[] = {&m};
     Merx__V1__PutItemsRequest put_all = MERX__V1__PUT_ITEMS_REQUEST__INIT;
     fresh_file();
     CHECK_OK(mx_pricing_open(&p, file, 0, &err), err);
-    if (!p) return;
+    if (!p || !all) return;
     put_all.items = list;
     put_all.n_items = 1;
     CHECK(carry_out(p, &w, mx_pricing_put_items, &put_all.base) == MX_OK);
-    free(w.op.answer);
+    mx_slab_free(w.op.answer);
     mx_pricing_close(p);
-    for (int round = 0; round < 5; round++) {
-        int pipes[2];
+    for (int round = 0; round < 6; round++) {
+        int pipes[2], status;
+        told t;
         CHECK(pipe(pipes) == 0);
         pid_t child = fork();
-        if (!child) storm(pipes[1]);
+        if (!child) storm(pipes[1], next);
         close(pipes[1]);
-        usleep(60000 + (useconds_t)(uniform() * 60000));
-        kill(child, SIGKILL);
-        waitpid(child, NULL, 0);
-        while (read(pipes[0], told, sizeof told) == sizeof told && count < 100000) {
-            CHECK(told[0] > last[0]);
-            ids[count] = told[0], prices[count++] = told[1];
-            last[0] = told[0], last[1] = told[1];
+        for (int n = 0; read(pipes[0], &t, sizeof t) == sizeof t && count < TOLD; n++) {
+            if (n == 5) {                               /* the storm is on */
+                usleep((useconds_t)(uniform() * 60000));
+                kill(child, SIGKILL);
+            }
+            CHECK_MSG(t.sale == next[t.who], "sale %d of %d, not %d", t.sale, t.who, next[t.who]);
+            next[t.who] = t.sale + 1;
+            all[count++] = t;
         }
         close(pipes[0]);
+        kill(child, SIGKILL);
+        waitpid(child, &status, 0);
+        CHECK_MSG(WIFSIGNALED(status), "a seller ended with %d", WIFEXITED(status) ? WEXITSTATUS(status) : -1);
     }
     CHECK_MSG(count > 20, "only %lld", (long long)count);
-    CHECK_OK(mx_pricing_open(&p, file, 0, &err), err);
-    for (int64_t i = 0; p && i < count; i++) {          /* every acknowledged decision is in the log as it was told */
-        char id[24];
-        Merx__V1__GetDecisionRequest d = MERX__V1__GET_DECISION_REQUEST__INIT;
-        snprintf(id, sizeof id, "p%lld", (long long)ids[i]);
-        d.decision_id = id;
-        CHECK_MSG(carry_out(p, &w, mx_pricing_decision, &d.base) == MX_OK, "%s: %s", id, w.op.err.text);
-        Merx__V1__QuoteResponse *r = w.op.answer ? merx__v1__quote_response__unpack(NULL, w.op.size, w.op.answer) : NULL;
-        CHECK(r && r->price == prices[i]);
-        if (r) merx__v1__quote_response__free_unpacked(r, NULL);
-        free(w.op.answer);
-    }
-    mx_pricing_close(p);
+    check_after_storm(all, count, next);
+    free(all);
     fresh_file();
 }
 

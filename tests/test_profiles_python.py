@@ -1,6 +1,9 @@
 """test_profiles_python.py MERX SOURCE WIRE_DIR - `merx serve --profiles` as its user runs it, with an unmodified
 Python client: events in streams, reads of one's own writes, streams of profiles and of changes, sentiment with its
-words, kill -9.  Exit 77: no grpcio here."""
+words, kill -9; a network that a job of the server trains from its events, and a classifier of moods that merx train makes,
+are served.  Exit 77: no grpcio here."""
+import json
+import os
 import queue
 import shutil
 import signal
@@ -33,11 +36,15 @@ def check(ok, *what):
         print(f"  line {sys._getframe(1).f_lineno}: failed:", *what)
 
 
+servers = []
+
+
 class Server:
-    def __init__(self, folder):
+    def __init__(self, folder, *more, mood=None):
         self.process = subprocess.Popen(
-            [MERX, "serve", "--listen", "127.0.0.1:0", "--profiles", folder, "--model", f"mood={SOURCE}/tests/golden/encoder/bert",
-             "--profiles-encoder", "mood", "--profiles-sentiment", "mood", "--threads", "1"], stderr=subprocess.PIPE, text=True)
+            [MERX, "serve", "--listen", "127.0.0.1:0", "--profiles", folder, "--model", f"mood={mood or SOURCE + '/tests/golden/encoder/bert'}",
+             "--profiles-encoder", "mood", "--profiles-sentiment", "mood", "--threads", "1", *more], stderr=subprocess.PIPE, text=True)
+        servers.append(self.process)
         for line in self.process.stderr:
             if "serving on " in line:
                 self.address = line.split("serving on ")[1].strip()
@@ -45,8 +52,8 @@ class Server:
         threading.Thread(target=self.process.stderr.read, daemon=True).start()
         self.channel = grpc.insecure_channel(self.address)
 
-    def unary(self, method, request, reply):
-        return self.channel.unary_unary(PROFILING + method, type(request).SerializeToString, reply.FromString)(request, timeout=30)
+    def unary(self, method, request, reply, service=PROFILING):
+        return self.channel.unary_unary(service + method, type(request).SerializeToString, reply.FromString)(request, timeout=30)
 
     def bidi(self, method, requests, reply):
         return self.channel.stream_stream(PROFILING + method, lambda m: m.SerializeToString(), reply.FromString)(requests, timeout=30)
@@ -181,7 +188,99 @@ def test_kill(folder):
     check(shown.returncode == 0 and "quality-seeking" in shown.stdout, shown)
 
 
+def vectors(s, users):
+    answers = s.unary("BatchGetProfiles", pb.BatchGetProfilesRequest(users=users, embedding=True), pb.BatchGetProfilesResponse).profiles
+    return [(list(a.profile.embedding.graph), list(a.profile.embedding.fused)) for a in answers]
+
+
+def settled(s, watermark):
+    """The network has taken in what was acknowledged, and profiles follow."""
+    said = []
+    for _ in range(600):
+        p = s.unary("GetProfile", pb.GetProfileRequest(user="u1"), pb.ProfileAnswer).profile
+        now = vectors(s, ["u0", "u1", "own"])
+        if p.network.watermark >= watermark and said == now:
+            return
+        said = now
+        time.sleep(0.05)
+    check(False, "the network does not follow")
+
+
+def test_network(folder, runs):
+    """A job of the server learns from its events; what it learned speaks, follows events, and survives kill -9 bit for bit."""
+    s = Server(folder, "--training-folder", runs)
+    more = [event(3000 + i, f"u{i % 40}", "buy", price_minor=500 + i + 5000 * (i % 2)) for i in range(400)]
+    for i, e in enumerate(more):
+        e.object, e.promo, e.category = f"i{(i * i + i // 40) % 23}", i % 2 == 0, "shoes"
+    list(s.bidi("PutEvents", iter([pb.PutEventsRequest(events=more)]), pb.EventsAck))
+    settings = {"profiles": "served", "epochs": "20", "hidden-size": "16", "outputs": "8", "id-cols": "4", "eval-every": "10"}
+    q = pb.SubmitTrainingRequest(kind="gnn", name="users", settings=[pb.TrainingSetting(name=k, value=v) for k, v in settings.items()])
+    job = s.unary("Submit", q, pb.TrainingJob, "/merx.v1.Training/")
+    for _ in range(600):
+        job = s.unary("Get", pb.GetTrainingRequest(id=job.id), pb.TrainingJob, "/merx.v1.Training/")
+        if job.state not in (pb.TRAINING_QUEUED, pb.TRAINING_RUNNING):
+            break
+        time.sleep(0.05)
+    check(job.state == pb.TRAINING_DONE and job.step == 20 and job.eval_loss > 0, job)
+    bad = pb.SubmitTrainingRequest(kind="gnn", settings=[pb.TrainingSetting(name="profiles", value="/elsewhere")])
+    code, text = code_of(lambda: s.unary("Submit", bad, pb.TrainingJob, "/merx.v1.Training/"))
+    check(code == grpc.StatusCode.INVALID_ARGUMENT and "served" in text, code, text)
+    check(s.stop() == 0)
+    network = os.path.join(job.folder, sorted(d for d in os.listdir(job.folder) if d.startswith("checkpoint-"))[-1])
+    s = Server(folder, "--profiles-network", network)
+    p = s.unary("GetProfile", pb.GetProfileRequest(user="u4", embedding=True), pb.ProfileAnswer).profile
+    check(p.network.kind == "sage" and p.network.watermark >= p.watermark > 0 and len(p.embedding.graph) == 8, p.network)
+    r = s.unary("Recommend", pb.RecommendRequest(user="u4", count=5), pb.RecommendResponse)
+    check(r.method == "network" and len(r.items) > 0 and r.network.name == p.network.name, r)
+    s.unary("DefineTag", pb.TagDefinition(name="bargains", bias=-1, rules=[pb.TagRule(feature="promo_share", at_least=0.5, weight=2)]), pb.TagDefinition)
+    tag = s.unary("BackfillTag", pb.BackfillTagRequest(name="bargains"), pb.TagDefinition)
+    check(tag.calibrated and tag.head_network and len(tag.head) > 8, tag.name)
+    x = s.unary("ExplainLabel", pb.ExplainLabelRequest(user="u4", tag="bargains"), pb.LabelExplanation).tag
+    check(abs(score(x) - x.score) < 1e-3 and any(e.kind == pb.EVIDENCE_NETWORK for e in x.evidence), x)
+    users = [f"u{i}" for i in range(40) if i != 9] + ["own", "newcomer"]
+    events = [event(5000 + i, users[i % len(users)], ("buy", "view", "review")[i % 3], text="w5 w90" if i % 3 == 2 else "") for i in range(120)]
+    acks = list(s.bidi("PutEvents", (pb.PutEventsRequest(events=[e]) for e in events), pb.EventsAck))
+    settled(s, acks[-1].watermark)
+    before = vectors(s, users)
+    check(all(len(g) == 8 for g, _ in before))
+    s.stop(signal.SIGKILL)
+    s = Server(folder, "--profiles-network", network)
+    check(vectors(s, users) == before, "vectors after kill -9")
+    shown = subprocess.run([MERX, "profile", "u4", "--server", s.address, "--timeout", "20"], capture_output=True, text=True)
+    check(shown.returncode == 0 and "(sage) speaks of the events up to number" in shown.stdout, shown)
+    r = s.unary("DeleteSubject", pb.DeleteSubjectRequest(user="u4"), pb.ErasureReceipt)
+    check(r.vectors == 2 and r.text_vectors >= 1, r)
+    check(s.stop() == 0)
+
+
+def test_trained_mood(folder):
+    """A classifier that merx train makes of reviews tells their mood, with the words that carried it."""
+    words = {0: ["w5 w6", "w7 w8 w5", "w6 w6 w8"], 1: ["w90 w91", "w92 w90 w93", "w91 w91"]}
+    data, run = os.path.join(folder, "mood.jsonl"), os.path.join(folder, "mood")
+    with open(data, "w") as f:
+        for i in range(96):
+            f.write(json.dumps({"text": words[i % 2][i % 3] + f" w{20 + i % 9}", "label": i % 2}) + "\n")
+    made = subprocess.run([MERX, "train", "encoder", "-m", SOURCE + "/tests/golden/encoder/bert", "--task", "classify", "--from-scratch", "--label-names", "bad", "--label-names", "good", "-d", data,
+                           "--run", run, "--epochs", "15", "--batch", "16", "--lr", "3e-3", "--warmup", "0", "--threads", "1", "--quiet"], capture_output=True, text=True)
+    check(made.returncode == 0, made)
+    model = os.path.join(run, sorted(d for d in os.listdir(run) if d.startswith("checkpoint-"))[-1])
+    s = Server(os.path.join(folder, "moods"), mood=model)
+    r = s.unary("AnalyzeSentiment", pb.AnalyzeSentimentRequest(texts=["w5 w6 w25", "w90 w91 w25"], explain=True), pb.AnalyzeSentimentResponse)
+    check(list(r.labels) == ["bad", "good"] and [x.label for x in r.results] == ["bad", "good"], r)
+    for x in r.results:
+        check(abs(x.base_score + sum(t.weight for t in x.tokens) + x.residual - x.score) < 1e-6 and abs(x.residual) <= 1e-3, x)
+    check(r.results[0].polarity < -0.5 < 0.5 < r.results[1].polarity, r)
+    weight = {t.text: t.weight for t in r.results[1].tokens}
+    check(max(weight["w90"], weight["w91"]) > weight["w25"], weight)
+    list(s.bidi("PutEvents", iter([pb.PutEventsRequest(events=[event(i, "glad", "review", text="w90 w91 w92") for i in range(3)])]), pb.EventsAck))
+    ack = next(iter(s.bidi("PutEvents", iter([pb.PutEventsRequest()]), pb.EventsAck)))
+    p = s.unary("GetProfile", pb.GetProfileRequest(user="glad", min_watermark=ack.watermark), pb.ProfileAnswer).profile
+    check({f.name: f.value for f in p.features}["sentiment"] > 0.6, p.features)
+    check(s.stop() == 0)
+
+
 folder = tempfile.mkdtemp()
+more = tempfile.mkdtemp()
 try:
     server = Server(folder)
     test_events(server)
@@ -190,7 +289,12 @@ try:
     test_rest(server)
     check(server.stop() == 0)
     test_kill(folder)
+    test_network(folder, more)
+    test_trained_mood(more)
 finally:
+    for process in servers:
+        process.kill()
     shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(more, ignore_errors=True)
 print(f"{checks} checks, {failed} failed")
 sys.exit(failed != 0 or checks == 0)

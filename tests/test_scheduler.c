@@ -709,6 +709,29 @@ static void last(void)
     CHECK(true);
 }
 
+/* A lane that is cut ends what runs and what waits, once each, and takes nothing more; its neighbour goes on. */
+static void cut(void)
+{
+    mx_scheduler *s = open_stepped(1);
+    mx_error err = {0};
+    add_lane(s, (mx_lane_config){.name = "l", .max_jobs = 1, .max_rows = 4});
+    add_lane(s, (mx_lane_config){.name = "other", .max_jobs = 1, .max_rows = 4});
+    forget();
+    script a = make('a', 0, 50, 1), b = make('b', 0, 1, 1), c = make('c', 0, 3, 1), late = make('d', 0, 1, 1);
+    submit(s, "l", &a);
+    submit(s, "l", &b);
+    submit(s, "other", &c);
+    for (int i = 0; i < 3; i++) mx_scheduler_step(s, 0, NULL);
+    CHECK(a.job.running && !a.times_done);
+    mx_scheduler_lane_cut(s, "l");
+    CHECK(mx_scheduler_submit(s, "l", &late.job, &err) == MX_ERR_UNAVAILABLE);
+    run_all(s, 0);
+    CHECK(a.times_done == 1 && b.times_done == 1 && a.job.error.code == MX_ERR_UNAVAILABLE && b.job.error.code == MX_ERR_UNAVAILABLE);
+    CHECK(c.times_done == 1 && !c.job.error.code);
+    CHECK(mx_scheduler_lane_close(s, "l") && mx_scheduler_submit(s, "l", &late.job, &err) == MX_ERR_NOT_FOUND);
+    mx_scheduler_close(s, 0);
+}
+
 MX_TESTS(TEST(order), TEST(latencies), TEST(splits), TEST(oversize), TEST(fairness), TEST(priorities), TEST(company),
          TEST(deadlines), TEST(cancel_at_every_turn), TEST(failures), TEST(stream_errors), TEST(refusals),
-         TEST(replicas), TEST(closing), TEST(scratch), TEST(many_worlds), TEST(last))
+         TEST(replicas), TEST(closing), TEST(cut), TEST(scratch), TEST(many_worlds), TEST(last))

@@ -381,10 +381,11 @@ static void test_no_model(void)
     if (!fixture_open(&f, NULL, NULL)) return;
     packed p = generate_bytes("Hello", 5);
     mx_rpc_status st;
-    f.app.app.n_models = 0;
+    mx_error err = {0};
+    CHECK_OK(mx_registry_unload(f.app.app.registry, "fake", 1000, &err), err);
+    CHECK_OK(mx_registry_unload(f.app.app.registry, "plain", 1000, &err), err);
     CHECK(call_bytes(f.client, RPC("Generate"), p.data, p.len, 5000, GENERATED, NULL, &st) ==
           MX_RPC_FAILED_PRECONDITION);
-    f.app.app.n_models = 2;
     free(p.data);
     fixture_close(&f);
 }

@@ -19,7 +19,7 @@ static void test_storms(void)
     cancel_storm(f.client, &s, total / 10, &p);
     vanish_storm(mx_server_port(f.server), total / 10, &p);
     CHECK(fixture_quiet(&f, 20000));
-    long before = rss_kb();
+    long before = heap_kb();
     int files = open_files();
     uint64_t start = now_ms();
     cancel_storm(f.client, &s, total / 2, &p);
@@ -34,10 +34,10 @@ static void test_storms(void)
     for (int i = 0; i < 1000 && open_files() > files + 2; i++) nap_ms(10);
     CHECK_MSG(fixture_quiet(&f, 20000), "%d generations, %d calls", fixture_running(&f),
               mx_server_inflight(f.server));
-    long grown = rss_kb() - before;
-    printf("  %d cancelled in %llu ms, %d vanished in %llu ms; RSS %ld kB, grown %ld kB\n", total / 2,
-           (unsigned long long)(middle - start), sent, (unsigned long long)(now_ms() - middle), rss_kb(), grown);
-    CHECK_MSG(SANITIZED || grown < 6144, "%ld kB grown", grown);
+    long grown = heap_kb() - before;
+    printf("  %d cancelled in %llu ms, %d vanished in %llu ms; heap %ld kB, grown %ld kB\n", total / 2,
+           (unsigned long long)(middle - start), sent, (unsigned long long)(now_ms() - middle), heap_kb(), grown);
+    CHECK_MSG(SANITIZED || grown < 2048, "%ld kB grown", grown);
     CHECK_MSG(open_files() <= files + 2, "%d files, were %d", open_files(), files);
     CHECK(fixture_pages(&f) == 0);
     storm_close(&s, false);

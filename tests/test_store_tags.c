@@ -3,6 +3,7 @@
 #include "tests/test.h"
 
 #include <fcntl.h>
+#include <sqlite3.h>
 #include <unistd.h>
 
 static char path[256];
@@ -103,4 +104,46 @@ static void tags(void)
     remove_all();
 }
 
-MX_TESTS(TEST(tags))
+static mx_status count_rows(void *ctx, const mx_log_row *r, mx_error *err)
+{
+    (void)r, (void)err;
+    ++*(int *)ctx;
+    return MX_OK;
+}
+
+/* A log of the first shape, UNIQUE(kind, key), is taken over as it was; keys stay unique, rows without one are as many as come. */
+static void an_older_log(void)
+{
+    static const char old[] = "CREATE TABLE log(id INTEGER PRIMARY KEY, kind TEXT NOT NULL, key TEXT, ts_ms INTEGER NOT NULL, data BLOB NOT NULL, UNIQUE(kind, key));"
+                              "INSERT INTO log VALUES(7, 'sale', 's1', 5, x'6162'), (9, 'decision', NULL, 6, x'63'), (10, 'decision', NULL, 6, x'64');";
+    mx_store *s = NULL;
+    mx_error err = {0};
+    sqlite3 *db = NULL;
+    bool duplicate = false, found = false;
+    int rows = 0;
+    snprintf(path, sizeof path, "/tmp/merx-test-tags-%d.db", (int)getpid());
+    remove_all();
+    CHECK(sqlite3_open(path, &db) == SQLITE_OK && sqlite3_exec(db, old, NULL, NULL, NULL) == SQLITE_OK);
+    sqlite3_close(db);
+    for (int twice = 0; twice < 2; twice++) {
+        CHECK_OK(mx_store_open(&s, path, &err), err);
+        if (!s) return;
+        mx_log_row r = {.kind = "sale", .key = "s1", .data = "x", .size = 1}, got;
+        CHECK_OK(mx_store_add_log(s, &r, &duplicate, &err), err);
+        CHECK(duplicate);
+        r.kind = "decision", r.key = NULL;
+        CHECK_OK(mx_store_add_log(s, &r, &duplicate, &err), err);
+        CHECK(!duplicate && r.id == 11 + twice);
+        CHECK_OK(mx_store_find_log(s, "sale", "s1", &got, &found, &err), err);
+        CHECK(found && got.id == 7 && got.size == 2 && !memcmp(got.data, "ab", 2) && got.ts_ms == 5);
+        r.id = 9;
+        CHECK(mx_store_add_log(s, &r, &duplicate, &err) == MX_ERR_IO);         /* an id that is there is no duplicate key */
+        rows = 0;
+        CHECK_OK(mx_store_each_log(s, "decision", count_rows, &rows, &err), err);
+        CHECK(rows == 3 + twice);
+        mx_store_close(s);
+    }
+    remove_all();
+}
+
+MX_TESTS(TEST(an_older_log), TEST(tags))

@@ -210,7 +210,29 @@ static mx_status scene_app(mx_error *err)
     o.max_model_len = 32;
     MX_TRY(mx_app_open(&app, NULL, err));
     mx_status st = mx_app_load(&app, "tiny=" MX_SOURCE_DIR "/tests/golden/decoder/llama", &o, err);
-    if (!st) st = one_text(app.models[0], err);
+    if (!st) st = one_text(mx_app_model(&app), err);
+    mx_app_close(&app, 0);
+    return st;
+}
+
+/* A version replaced under its own feet, and what is left when that fails: the old one, serving. */
+static mx_status scene_swap(mx_error *err)
+{
+    mx_app app;
+    mx_loaded out;
+    mx_generator_options o = mx_generator_defaults();
+    o.max_num_seqs = 2;
+    o.max_batched_tokens = 16;
+    o.max_model_len = 32;
+    MX_TRY(mx_app_open(&app, NULL, err));
+    app.defaults = o;
+    mx_status st = mx_app_load(&app, "tiny=" MX_SOURCE_DIR "/tests/golden/decoder/llama", &o, err);
+    bool serves = !st;
+    if (!st) st = app.load(&app, "tiny", MX_SOURCE_DIR "/tests/golden/decoder/gpt2", "", &out, err);
+    if (!st) st = app.load(&app, "mood", MX_SOURCE_DIR "/tests/golden/encoder/bert", "", &out, err);
+    CHECK_MSG(!serves || mx_registry_health(app.registry, "tiny") == 1, "a swap that failed has taken the model");
+    if (!st) st = one_text(mx_app_model(&app), err);
+    if (!st) st = app.unload(&app, "mood", 1000, err);
     mx_app_close(&app, 0);
     return st;
 }
@@ -343,6 +365,11 @@ static void app(void)
     play("app", scene_app, 26);           /* the same, and the twelve metrics of the model: it serves without them */
 }
 
+static void swap(void)
+{
+    play("swap", scene_swap, 60);         /* the same */
+}
+
 static void training(void)
 {
     open_devices();
@@ -354,4 +381,4 @@ static void devices_close(void)
     if (devices) mx_devices_close(devices, n_devices);
 }
 
-MX_TESTS(TEST(checkpoint), TEST(tokenizer), TEST(settings), TEST(user_graph), TEST(engine), TEST(app), TEST(training), TEST(devices_close))
+MX_TESTS(TEST(checkpoint), TEST(tokenizer), TEST(settings), TEST(user_graph), TEST(engine), TEST(app), TEST(swap), TEST(training), TEST(devices_close))

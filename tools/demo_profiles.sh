@@ -25,10 +25,23 @@ fi
 folder=$(mktemp -d)
 trap '[ -z "$server" ] || kill $server 2>/dev/null || true; rm -rf "$folder"' EXIT INT TERM
 python3 "$(dirname "$0")/demo_shop.py" "$folder/shop.jsonl"
-build/merx serve --model "minilm=$encoder" --profiles "$folder/store" --profiles-encoder minilm --listen "127.0.0.1:$port" --log-level warn &
-server=$!
-printf '\n> The events go in, and three labels are learned from what users did later\n'
-build/merx profile --server "127.0.0.1:$port" -i "$folder/shop.jsonl" --learn
+serve() {
+    build/merx serve --model "minilm=$encoder" --profiles "$folder/store" --profiles-encoder minilm --listen "127.0.0.1:$port" --log-level warn "$@" &
+    server=$!
+}
+stop() {
+    kill -TERM $server
+    wait $server || true
+    server=
+}
+serve
+printf '\n> The events go in\n'
+build/merx profile --server "127.0.0.1:$port" -i "$folder/shop.jsonl"
+stop
+printf '\n> A graph network learns from words, behaviour and who has what; with it, three labels are learned from what users did later\n'
+build/merx train gnn --profiles "$folder/store" --run "$folder/net" --id-cols 32 --epochs 60 --quiet
+serve --profiles-network "$(ls -d "$folder"/net/checkpoint-* | tail -1)"
+build/merx profile --server "127.0.0.1:$port" --learn
 printf '\n> merx profile clara\n'
 build/merx profile --server "127.0.0.1:$port" clara
 printf '\n> She writes a review and buys for less; the profile follows\n'
@@ -38,6 +51,4 @@ cat <<ROWS | build/merx profile --server "127.0.0.1:$port" -q -i - clara | sed -
 {"event_id": "n2", "type": "buy", "user": "clara", "ts_ms": $now, "object": "bags-02", "category": "bags", "price_minor": 1490, "currency": "EUR", "promo": true}
 {"event_id": "n3", "type": "review", "user": "clara", "ts_ms": $now, "object": "bags-02", "category": "bags", "text": "Half the price with the coupon, what a bargain!"}
 ROWS
-kill -TERM $server
-wait $server || true
-server=
+stop

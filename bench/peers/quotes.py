@@ -3,7 +3,8 @@
 latency through gRPC, unary and 1,000 to a call, of merx serve --pricing and of a Python
 grpcio + torch server that does the same step (an MLP of 12 numbers, 128, 128, to 7 rungs, the
 best feasible one, clamped), in one run, asked by one load generator in C (build/bench/quotes).
-Merx also writes every decision to disk before it answers (SQLite, fsync); the peer does not.
+Merx has every decision on disk before it answers (SQLite, one fsync for all that wait).  Two peers stand beside it: one
+that logs nothing, and one that, like Merx, commits what it decided to SQLite (WAL, synchronous=FULL) before it answers.
 --policy: a checkpoint of merx train dqn --env market; without it Merx prices by elasticity."""
 import argparse, json, os, subprocess, sys, tempfile, time
 from concurrent import futures
@@ -12,9 +13,25 @@ a = argparse.ArgumentParser()
 a.add_argument("--build", default="build")
 a.add_argument("--policy")
 a.add_argument("--seconds", type=float, default=5)
-a.add_argument("--peer", action="store_true", help="be the peer (used by this script)")
+a.add_argument("--peer", metavar="LOG", help="be the peer (used by this script); LOG: a file to commit to, or -")
 a = a.parse_args()
 sys.path.insert(0, a.build + "/tests/python")
+
+
+def logger(path):
+    import sqlite3, threading
+    db, lock = sqlite3.connect(path, check_same_thread=False, isolation_level=None), threading.Lock()
+    db.execute("PRAGMA journal_mode=WAL")
+    db.execute("PRAGMA synchronous=FULL")
+    db.execute("CREATE TABLE log(id INTEGER PRIMARY KEY, data BLOB NOT NULL)")
+
+    def commit(quotes):
+        with lock:
+            db.execute("BEGIN IMMEDIATE")
+            db.executemany("INSERT INTO log(data) VALUES(?)", [(q.SerializeToString(),) for q in quotes])
+            db.execute("COMMIT")
+        return quotes
+    return commit
 
 
 def peer():
@@ -22,6 +39,7 @@ def peer():
     import merx_pb2 as pb
     torch.set_num_threads(1)
     net = torch.nn.Sequential(torch.nn.Linear(12, 128), torch.nn.ReLU(), torch.nn.Linear(128, 128), torch.nn.ReLU(), torch.nn.Linear(128, 7)).eval()
+    commit = logger(a.peer) if a.peer != "-" else lambda quotes: quotes
     items, steps = {}, torch.tensor([-.10, -.05, -.02, 0, .02, .05, .10])
 
     def price(requests):
@@ -31,8 +49,8 @@ def peer():
         floor = torch.tensor([[i.cost * 1.1] for i in found])
         with torch.no_grad(): q = net(x).masked_fill(rungs < floor, float("-inf"))
         best = q.argmax(1).tolist()
-        return [pb.QuoteResponse(sku=r.sku, price=int(rungs[k][b]), action=b, propensity=1, ladder=[pb.LadderRung(price=int(p), q=v) for p, v in zip(rungs[k].tolist(), q[k].tolist())])
-                for k, (r, b) in enumerate(zip(requests, best))]
+        return commit([pb.QuoteResponse(sku=r.sku, price=int(rungs[k][b]), action=b, propensity=1, ladder=[pb.LadderRung(price=int(p), q=v) for p, v in zip(rungs[k].tolist(), q[k].tolist())])
+                for k, (r, b) in enumerate(zip(requests, best))])
 
     def put(q, _):
         for i in q.items:
@@ -73,8 +91,9 @@ if a.peer:
 with tempfile.TemporaryDirectory() as folder:
     merx = [a.build + "/merx", "serve", "--pricing", folder + "/p.db", "--listen", "127.0.0.1:50981"] + (["--price-policy", "market=" + a.policy] if a.policy else [])
     ours = measure("merx", merx, "127.0.0.1:50981")
-theirs = measure("peer", [sys.executable, os.path.abspath(__file__), "--peer", "--build", a.build], "127.0.0.1:50982")
-print("| calls under way | merx quotes/s | p50 | p99 | grpcio + torch quotes/s | p50 | p99 | ratio |\n|---|---|---|---|---|---|---|---|")
+    peers = [measure("peer", [sys.executable, os.path.abspath(__file__), "--peer", log, "--build", a.build], "127.0.0.1:50982") for log in ("-", folder + "/peer.db")]
+print("| calls under way | merx quotes/s | p50, p99 ms | grpcio + torch, logs nothing | p50, p99 ms | ratio | grpcio + torch, commits | p50, p99 ms | ratio |\n|---|---|---|---|---|---|---|---|---|")
 for key, m in ours.items():
-    t = theirs[key]
-    print(f"| {key[1]} {'of 1,000' if key[0] == 'batch' else ''} | {m['quotes_per_s']} | {m['p50_ms']} ms | {m['p99_ms']} ms | {t['quotes_per_s']} | {t['p50_ms']} ms | {t['p99_ms']} ms | {m['quotes_per_s'] / t['quotes_per_s']:.1f} |")
+    row = f"| {key[1]}{' of 1,000' if key[0] == 'batch' else ''} | {m['quotes_per_s']} | {m['p50_ms']}, {m['p99_ms']} |"
+    for t in (p[key] for p in peers): row += f" {t['quotes_per_s']} | {t['p50_ms']}, {t['p99_ms']} | {m['quotes_per_s'] / max(t['quotes_per_s'], 1e-9):.1f} |"
+    print(row)

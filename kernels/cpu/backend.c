@@ -7,6 +7,7 @@ const mx_kernels mx_kernels_cpu = {
 #undef X
     .weight_open = mx_cpu_weight_open,
     .weight_close = mx_cpu_weight_close,
+    .weight_bytes = mx_cpu_weight_bytes,
 };
 
 typedef struct rows_job {

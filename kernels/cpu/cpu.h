@@ -9,6 +9,7 @@
 MX_OPS(X)
 #undef X
 __typeof__(mx_weight_open)  mx_cpu_weight_open;
+__typeof__(mx_weight_bytes) mx_cpu_weight_bytes;
 __typeof__(mx_weight_close) mx_cpu_weight_close;
 
 /* y = act(y) on one row; used by linear's epilogue and by activation.c */

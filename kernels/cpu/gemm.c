@@ -53,53 +53,65 @@ void mx_gemm_f32(int rows, const float *x, int64_t ldx, const float *panel, int6
 
 /* ---- bf16 ------------------------------------------------------------------- */
 
-/* 16 channels of two inputs: the first of each pair, the second */
+/* a += x[0] w[][0] + x[1] w[][1] of 16 channels, the second product first */
+#if MX_BF16_PAIRS
+typedef __m512i vpairs;
+MX_INLINE vpairs load_pairs(const uint16_t *p) { return _mm512_loadu_si512(p); }
+MX_INLINE vf add_pairs(vf a, const mx_bf16_x *x, vpairs w)
+{
+    int32_t two;
+    memcpy(&two, x, sizeof two);
+    return _mm512_dpbf16_ps(a, (__m512bh)_mm512_set1_epi32(two), (__m512bh)w);
+}
+#else
+typedef struct vpairs { vf even, odd; } vpairs;
 #if defined(MX_SIMD_AVX512)
-MX_INLINE void load_pairs(const uint16_t *p, vf *even, vf *odd)
+MX_INLINE vpairs load_pairs(const uint16_t *p)
 {
     __m512i u = _mm512_loadu_si512(p);
-    *even = _mm512_castsi512_ps(_mm512_slli_epi32(u, 16));
-    *odd = _mm512_castsi512_ps(_mm512_and_si512(u, _mm512_set1_epi32((int)0xffff0000u)));
+    return (vpairs){_mm512_castsi512_ps(_mm512_slli_epi32(u, 16)), _mm512_castsi512_ps(_mm512_and_si512(u, _mm512_set1_epi32((int)0xffff0000u)))};
 }
 #elif defined(MX_SIMD_AVX2)
-MX_INLINE void load_pairs(const uint16_t *p, vf *even, vf *odd)
+MX_INLINE vpairs load_pairs(const uint16_t *p)
 {
     __m256i u = _mm256_loadu_si256((const __m256i *)p), v = _mm256_loadu_si256((const __m256i *)(p + VF));
     __m256i high = _mm256_set1_epi32((int)0xffff0000u);
-    *even = (vf){_mm256_castsi256_ps(_mm256_slli_epi32(u, 16)), _mm256_castsi256_ps(_mm256_slli_epi32(v, 16))};
-    *odd = (vf){_mm256_castsi256_ps(_mm256_and_si256(u, high)), _mm256_castsi256_ps(_mm256_and_si256(v, high))};
+    return (vpairs){{_mm256_castsi256_ps(_mm256_slli_epi32(u, 16)), _mm256_castsi256_ps(_mm256_slli_epi32(v, 16))},
+                   {_mm256_castsi256_ps(_mm256_and_si256(u, high)), _mm256_castsi256_ps(_mm256_and_si256(v, high))}};
 }
 #else
-MX_INLINE void load_pairs(const uint16_t *p, vf *even, vf *odd)
+MX_INLINE vpairs load_pairs(const uint16_t *p)
 {
+    vpairs w;
     for (int l = 0; l < VF; l++) {
-        even->f[l] = mx_bf16_to_f32(p[2 * l]);
-        odd->f[l] = mx_bf16_to_f32(p[2 * l + 1]);
+        w.even.f[l] = mx_bf16_to_f32(p[2 * l]);
+        w.odd.f[l] = mx_bf16_to_f32(p[2 * l + 1]);
     }
+    return w;
+}
+#endif
+MX_INLINE vf add_pairs(vf a, const mx_bf16_x *x, vpairs w)
+{
+    return vf_fma(vf_set(x[0]), w.even, vf_fma(vf_set(x[1]), w.odd, a));
 }
 #endif
 
-MX_INLINE void tile_bf16(const int rows, const int vectors, const float *x, int64_t ldx, const uint16_t *w, int64_t n,
+MX_INLINE void tile_bf16(const int rows, const int vectors, const mx_bf16_x *x, int64_t ldx, const uint16_t *w, int64_t n,
                          float *c, int64_t ldc, bool resume)
 {
     vf a[MX_TILE_ROWS][4];
     UNROLL for (int r = 0; r < rows; r++)
         UNROLL for (int v = 0; v < vectors; v++) a[r][v] = resume ? vf_load(c + r * ldc + v * VF) : vf_zero();
-    for (int64_t k = 0; k < n; k += 2, w += 2 * MX_PANEL) {
+    for (int64_t k = 0; k < n; k += 2, w += 2 * MX_PANEL)
         UNROLL for (int v = 0; v < vectors; v++) {
-            vf even, odd;
-            load_pairs(w + 2 * v * VF, &even, &odd);
-            UNROLL for (int r = 0; r < rows; r++) {
-                a[r][v] = vf_fma(vf_set(x[r * ldx + k]), even, a[r][v]);
-                a[r][v] = vf_fma(vf_set(x[r * ldx + k + 1]), odd, a[r][v]);
-            }
+            vpairs b = load_pairs(w + 2 * v * VF);
+            UNROLL for (int r = 0; r < rows; r++) a[r][v] = add_pairs(a[r][v], x + r * ldx + k, b);
         }
-    }
     UNROLL for (int r = 0; r < rows; r++)
         UNROLL for (int v = 0; v < vectors; v++) vf_store(c + r * ldc + v * VF, a[r][v]);
 }
 
-void mx_gemm_bf16(int rows, const float *x, int64_t ldx, const uint16_t *panel, int64_t n, float *c, int64_t ldc,
+void mx_gemm_bf16(int rows, const mx_bf16_x *x, int64_t ldx, const uint16_t *panel, int64_t n, float *c, int64_t ldc,
                   bool resume)
 {
 #define CALL(R, V) \
@@ -147,10 +159,14 @@ MX_INLINE void vi_store(int32_t *p, vi x)
     _mm256_storeu_si256((__m256i *)p, x.a);
     _mm256_storeu_si256((__m256i *)(p + 8), x.b);
 }
+#ifdef MX_SIMD_AVX512                 /* without VNNI */
+MX_INLINE vf vi_float(const int32_t *p) { return _mm512_cvtepi32_ps(_mm512_loadu_si512(p)); }
+#else
 MX_INLINE vf vi_float(const int32_t *p)
 {
     return (vf){_mm256_cvtepi32_ps(_mm256_loadu_si256((const __m256i *)p)), _mm256_cvtepi32_ps(_mm256_loadu_si256((const __m256i *)(p + 8)))};
 }
+#endif
 /* |x| times w with x's sign: both stay within 127, so the 16-bit sums of two
  * products that maddubs makes cannot saturate (2 * 127 * 127 < 32768). */
 MX_INLINE __m256i dot4_half(__m256i acc, __m256i x, __m256i w)

@@ -6,8 +6,8 @@
  *     bf16  [C16/2][64][2]      (BA16a64b2a)
  *     int8  [C64/4][64][4]      with a scale for every 64 inputs of a channel
  * Every output is one chain of fused multiply-adds over the channels in order
- * (int8: over groups of 64 in order, each an exact sum), whatever the number of
- * rows: the bits of a row do not depend on the tile that computed it.  gemm.c is
+ * (bf16: of each two the second first, as VDPBF16PS adds them; int8: over groups
+ * of 64 in order, each an exact sum), whatever the number of rows: the bits of a row do not depend on the tile that computed it.  gemm.c is
  * the machine, linear.c the op. */
 #ifndef MX_CPU_GEMM_H
 #define MX_CPU_GEMM_H
@@ -37,11 +37,21 @@ static inline int mx_tile_rows(int64_t rows)
 #define MX_INT8_BIAS 0
 #endif
 
+/* A bf16 activation as the tile reads it: where there is an instruction for pairs of products, as
+ * it is, else held as f32.  The instruction takes numbers under 2^-126 for 0; the bits are the same otherwise. */
+#if defined(__AVX512BF16__) && defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512DQ__)
+#define MX_BF16_PAIRS 1
+typedef uint16_t mx_bf16_x;
+#else
+#define MX_BF16_PAIRS 0
+typedef float mx_bf16_x;
+#endif
+
 /* c[rows,64] (+)= x[rows,n] panel[n,64]; resume: the sums so far stand in c.
- * n is a multiple of 2 for bf16 (x: bf16 values held as f32).
+ * n is a multiple of 2 for bf16.
  * 1 <= rows <= MX_TILE_ROWS. */
 void mx_gemm_f32(int rows, const float *x, int64_t ldx, const float *panel, int64_t n, float *c, int64_t ldc, bool resume);
-void mx_gemm_bf16(int rows, const float *x, int64_t ldx, const uint16_t *panel, int64_t n, float *c, int64_t ldc,
+void mx_gemm_bf16(int rows, const mx_bf16_x *x, int64_t ldx, const uint16_t *panel, int64_t n, float *c, int64_t ldc,
                   bool resume);
 
 /* The part of an int8 panel that a call multiplies: n is a multiple of MX_INT8_GROUP. */

@@ -148,12 +148,23 @@ static void pack_part(void *ctx, int64_t part, int thread)
     else pack_i8(p, part, panel, stage, rows);
 }
 
+size_t mx_cpu_weight_bytes(const mx_device *d, int64_t rows, int64_t cols, mx_dtype as)
+{
+    mx_dtype kept = as == MX_F8 ? MX_BF16 : as;
+    int64_t line = (int64_t)(64 / mx_dtype_size(kept)), padded = (cols + line - 1) / line * line, panels = (rows + MX_PANEL - 1) / MX_PANEL;
+    size_t panel = (size_t)padded * MX_PANEL * mx_dtype_size(kept), size;
+    (void)d;
+    if (as == MX_I8) panel += panel / MX_INT8_GROUP * (sizeof(float) + sizeof(int16_t));
+    if (as == MX_F8) panel += MX_PANEL * sizeof(float);
+    return mx_mul_size(panel, (size_t)panels, &size) ? size : 0;
+}
+
 mx_status mx_cpu_weight_open(mx_weight *w, mx_device *d, const mx_row_source *parts, int n, mx_dtype as, mx_error *err)
 {
     mx_status st = MX_OK;
     pack_job j = {.parts = parts, .n = n, .rows = w->rows};
     packed *p = calloc(1, sizeof *p);
-    size_t size = 0, extra, stage;
+    size_t size = mx_cpu_weight_bytes(d, w->rows, w->cols, as), stage;
     if (!p) return mx_fail(err, MX_ERR_NO_MEMORY, "weight: no memory for its description");
     p->dtype = as == MX_F8 ? MX_BF16 : as;
     p->cols = w->cols;
@@ -161,10 +172,7 @@ mx_status mx_cpu_weight_open(mx_weight *w, mx_device *d, const mx_row_source *pa
     p->padded = (w->cols + line - 1) / line * line;
     p->panels = (w->rows + MX_PANEL - 1) / MX_PANEL;
     p->panel_bytes = (size_t)p->padded * MX_PANEL * mx_dtype_size(p->dtype);
-    extra = as == MX_I8 ? p->panel_bytes / MX_INT8_GROUP * (size_t)p->panels * (sizeof *p->scale + sizeof *p->sums)
-          : as == MX_F8 ? (size_t)p->panels * MX_PANEL * sizeof *p->row_scale : 0;
-    if (!mx_mul_size(p->panel_bytes, (size_t)p->panels, &size) || !mx_add_size(size, extra, &size) ||
-        !mx_mul_size((size_t)mx_pool_threads(d->pool) * MX_PANEL * sizeof(float), (size_t)w->cols, &stage)) {
+    if (!size || !mx_mul_size((size_t)mx_pool_threads(d->pool) * MX_PANEL * sizeof(float), (size_t)w->cols, &stage)) {
         st = mx_fail(err, MX_ERR_NO_MEMORY, "weight: %lld x %lld does not fit memory", (long long)w->rows,
                      (long long)w->cols);
         goto done;
@@ -219,10 +227,13 @@ typedef struct row_i8 {
 } row_i8;
 
 /* n values of a row rounded to bf16, zeros up to `padded` */
-static void stage_bf16(float *dst, const float *x, int64_t n, int64_t padded)
+static void stage_bf16(mx_bf16_x *dst, const float *x, int64_t n, int64_t padded)
 {
 #pragma omp simd
-    for (int64_t k = 0; k < n; k++) dst[k] = mx_bf16_to_f32(mx_f32_to_bf16(x[k]));
+    for (int64_t k = 0; k < n; k++) {
+        uint16_t h = mx_f32_to_bf16(x[k]);
+        dst[k] = MX_BF16_PAIRS ? (mx_bf16_x)h : (mx_bf16_x)mx_bf16_to_f32(h);
+    }
     for (int64_t k = n; k < padded; k++) dst[k] = 0;
 }
 
@@ -294,7 +305,7 @@ static void multiply(const linear_job *j, const void *x, int64_t ldx, int64_t ro
             int here = mx_tile_rows(rows - r);
             int64_t at = r * ldc + q * MX_PANEL;
             if (p->dtype == MX_F32) mx_gemm_f32(here, (const float *)x + r * ldx, ldx, w, n, c + at, ldc, k > 0);
-            else if (p->dtype == MX_BF16) mx_gemm_bf16(here, (const float *)x + r * ldx, ldx, w, n, c + at, ldc, k > 0);
+            else if (p->dtype == MX_BF16) mx_gemm_bf16(here, (const mx_bf16_x *)x + r * ldx, ldx, w, n, c + at, ldc, k > 0);
             else mx_gemm_i8(here, (const uint8_t *)x + r * ldx, ldx, panel_i8(p, panel + q, k), n, c + at, ldc, k > 0);
             r += here;
         }
@@ -345,7 +356,7 @@ static int64_t step_of(const packed *p, int64_t rows)
 {
     size_t element = mx_dtype_size(p->dtype);
     int64_t step = rows > MX_TILE_ROWS ? (int64_t)(L1_BYTES / MX_PANEL / element) : p->padded;
-    int64_t staged = (int64_t)(STAGE / (p->dtype == MX_BF16 ? sizeof(float) : 1)) / rows / MX_INT8_GROUP * MX_INT8_GROUP;
+    int64_t staged = (int64_t)(STAGE / (p->dtype == MX_BF16 ? sizeof(mx_bf16_x) : 1)) / rows / MX_INT8_GROUP * MX_INT8_GROUP;
     return p->dtype != MX_F32 && staged < step ? staged : step;
 }
 
@@ -358,7 +369,7 @@ static void linear_part(void *ctx, int64_t part, int thread)
     int64_t rows = j->x.rows - row < j->block_rows ? j->x.rows - row : j->block_rows;
     int64_t panels = p->panels - panel < j->group ? p->panels - panel : j->group;
     row_i8 int8[BLOCK_ROWS];
-    union { float f[STAGE / sizeof(float)]; uint8_t u[STAGE]; } stage;
+    union { mx_bf16_x h[STAGE / sizeof(mx_bf16_x)]; uint8_t u[STAGE]; } stage;
     float c[BLOCK_ROWS * GROUP * MX_PANEL];
     if (p->dtype == MX_I8)
         for (int64_t r = 0; r < rows; r++) int8[r] = row_of(mx_row(j->x, row + r), p->cols);
@@ -372,7 +383,7 @@ static void linear_part(void *ctx, int64_t part, int thread)
         for (int64_t r = 0; r < rows; r++) {
             const float *x = mx_row(j->x, row + r) + k;
             if (p->dtype == MX_BF16) {
-                stage_bf16(stage.f + r * n, x, real, n);
+                stage_bf16(stage.h + r * n, x, real, n);
                 continue;
             }
             stage_i8(stage.u + r * n, x, real, n, int8[r].scale);

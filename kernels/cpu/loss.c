@@ -76,38 +76,42 @@ typedef struct drop_job {
 typedef uint32_t vu __attribute__((vector_size(64)));       /* sixteen lanes */
 typedef uint64_t vu2 __attribute__((vector_size(64)));
 
-MX_INLINE void multiply_wide(vu x, uint32_t m, vu *high, vu *low)
+MX_INLINE void multiply_wide(const vu *x, uint32_t m, vu *high, vu *low)
 {
 #if defined(MX_SIMD_AVX512)
-    __m512i by = _mm512_set1_epi64((long long)m), even = _mm512_mul_epu32((__m512i)x, by), odd = _mm512_mul_epu32(_mm512_srli_epi64((__m512i)x, 32), by);
+    __m512i by = _mm512_set1_epi64((long long)m), even = _mm512_mul_epu32((__m512i)*x, by), odd = _mm512_mul_epu32(_mm512_srli_epi64((__m512i)*x, 32), by);
     *high = (vu)_mm512_mask_blend_epi32(0xaaaa, _mm512_srli_epi64(even, 32), odd);
     *low = (vu)_mm512_mask_blend_epi32(0xaaaa, even, _mm512_slli_epi64(odd, 32));
 #else
     for (int i = 0; i < VF; i++) {
-        uint64_t p = (uint64_t)x[i] * m;
+        uint64_t p = (uint64_t)(*x)[i] * m;
         (*high)[i] = (uint32_t)(p >> 32), (*low)[i] = (uint32_t)p;
     }
 #endif
 }
 
+/* Two vectors, element by element in turn: their lower and upper halves.  gcc and clang have this builtin in common. */
+#define LOWER(a, b)   __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23)
+#define UPPER(a, b)   __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31)
+#define LOWER_2(a, b) __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11)
+#define UPPER_2(a, b) __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15)
+
 /* mx_philox() of the counters (first .. first+15, row, 0, 0): word w of counter first+i to out[4 * i + w]. */
 MX_INLINE void philox_16(uint32_t out[4 * VF], uint32_t first, uint32_t row, uint64_t key)
 {
     const vu lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    const vu lower = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23}, upper = lower + 8;
-    const vu2 lower2 = {0, 8, 1, 9, 2, 10, 3, 11}, upper2 = lower2 + 4;
     vu a = lanes + first, b = (vu){0} + row, c = {0}, d = {0};
     uint32_t k0 = (uint32_t)key, k1 = (uint32_t)(key >> 32);
     for (int round = 0; round < 10; round++, k0 += 0x9e3779b9u, k1 += 0xbb67ae85u) {
         vu high_a, low_a, high_c, low_c;
-        multiply_wide(a, 0xd2511f53u, &high_a, &low_a);
-        multiply_wide(c, 0xcd9e8d57u, &high_c, &low_c);
+        multiply_wide(&a, 0xd2511f53u, &high_a, &low_a);
+        multiply_wide(&c, 0xcd9e8d57u, &high_c, &low_c);
         a = high_c ^ b ^ k0, b = low_c, c = high_a ^ d ^ k1, d = low_a;
     }
-    vu2 ab[2] = {(vu2)__builtin_shuffle(a, b, lower), (vu2)__builtin_shuffle(a, b, upper)};
-    vu2 cd[2] = {(vu2)__builtin_shuffle(c, d, lower), (vu2)__builtin_shuffle(c, d, upper)};
+    vu2 ab[2] = {(vu2)LOWER(a, b), (vu2)UPPER(a, b)};
+    vu2 cd[2] = {(vu2)LOWER(c, d), (vu2)UPPER(c, d)};
     for (int i = 0; i < 2; i++) {
-        vu2 words[2] = {__builtin_shuffle(ab[i], cd[i], lower2), __builtin_shuffle(ab[i], cd[i], upper2)};
+        vu2 words[2] = {LOWER_2(ab[i], cd[i]), UPPER_2(ab[i], cd[i])};
         memcpy(out + 2 * VF * i, words, sizeof words);
     }
 }

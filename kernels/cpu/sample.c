@@ -7,6 +7,8 @@
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/simd.h"
 
+#include "runtime/slab.h"
+
 #include <float.h>
 #include <math.h>
 #include <stdatomic.h>
@@ -356,9 +358,9 @@ void mx_cpu_sample(mx_stream *s, mx_tensor id, mx_tensor logits, const mx_sample
         by_distance |= rows[r].temperature > 0 && rows[r].typical_p < 1;
     }
     if (drawn) {
-        j.candidates = malloc(threads * (v + 1) * sizeof *j.candidates);
-        j.keys = malloc(threads * v * sizeof *j.keys);
-        if (by_distance) j.distances = malloc(threads * (v + 1) * sizeof *j.distances);
+        j.candidates = mx_slab_alloc(threads * (v + 1) * sizeof *j.candidates);
+        j.keys = mx_slab_alloc(threads * v * sizeof *j.keys);
+        if (by_distance) j.distances = mx_slab_alloc(threads * (v + 1) * sizeof *j.distances);
         if (!j.candidates || !j.keys || (by_distance && !j.distances)) {
             mx_stream_fail(s, MX_ERR_NO_MEMORY, "sample: no memory for the candidates of %zu logits", v);
             goto done;
@@ -366,9 +368,9 @@ void mx_cpu_sample(mx_stream *s, mx_tensor id, mx_tensor logits, const mx_sample
     }
     mx_pool_run(s->dev->pool, logits.rows, sample_part, &j);
 done:
-    free(j.distances);
-    free(j.keys);
-    free(j.candidates);
+    mx_slab_free(j.distances);
+    mx_slab_free(j.keys);
+    mx_slab_free(j.candidates);
 }
 
 /* ---- log-probabilities ------------------------------------------------------------------- */
@@ -419,7 +421,7 @@ void mx_cpu_logprobs(mx_stream *s, mx_tensor logprob, mx_tensor chosen, mx_tenso
 {
     logprob_job j = {logprob, chosen, top_id, top_logprob, logits, NULL};
     if (top_id.data) {
-        j.candidates = malloc((size_t)mx_pool_threads(s->dev->pool) * ((size_t)logits.cols + 1) * sizeof *j.candidates);
+        j.candidates = mx_slab_alloc((size_t)mx_pool_threads(s->dev->pool) * ((size_t)logits.cols + 1) * sizeof *j.candidates);
         if (!j.candidates) {
             mx_stream_fail(s, MX_ERR_NO_MEMORY, "logprobs: no memory for the candidates of %lld logits",
                            (long long)logits.cols);
@@ -427,5 +429,5 @@ void mx_cpu_logprobs(mx_stream *s, mx_tensor logprob, mx_tensor chosen, mx_tenso
         }
     }
     mx_pool_run(s->dev->pool, logits.rows, logprob_part, &j);
-    free(j.candidates);
+    mx_slab_free(j.candidates);
 }

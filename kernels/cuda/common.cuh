@@ -21,6 +21,7 @@
 #define X(name) extern "C" __typeof__(mx_##name) mx_cuda_##name;
 MX_OPS(X)
 #undef X
+extern "C" __typeof__(mx_weight_bytes) mx_cuda_weight_bytes;
 extern "C" __typeof__(mx_weight_open) mx_cuda_weight_open;
 extern "C" __typeof__(mx_weight_close) mx_cuda_weight_close;
 

@@ -664,30 +664,43 @@ static mx_status load_rows(mx_stream *s, cuda_weight *w, const mx_row_source *pa
     return st;
 }
 
+/* Values of a row in memory. */
+static int64_t padded_cols(int64_t cols, mx_dtype as)
+{
+    int64_t to = as == MX_F32 ? 4 : as == MX_BF16 ? 8 : I8_STEP;
+    return (cols + to - 1) / to * to;
+}
+
+extern "C" size_t mx_cuda_weight_bytes(const mx_device *d, int64_t rows, int64_t cols, mx_dtype as)
+{
+    size_t size;
+    (void)d;
+    if (!mx_mul_size((size_t)rows, (size_t)padded_cols(cols, as) * mx_dtype_size(as), &size)) return 0;
+    size_t scales = as == MX_I8 ? size / I8_STEP * sizeof(float) : as == MX_F8 ? (size_t)rows * sizeof(float) : 0;
+    return mx_add_size(size, scales, &size) ? size : 0;
+}
+
 extern "C" mx_status mx_cuda_weight_open(mx_weight *weight, mx_device *d, const mx_row_source *parts, int n, mx_dtype as, mx_error *err)
 {
     mx_status st = MX_OK;
-    size_t size = 0, scales = 0;
-    int64_t to = as == MX_F32 ? 4 : as == MX_BF16 ? 8 : I8_STEP;
+    size_t size = mx_cuda_weight_bytes(d, weight->rows, weight->cols, as);
     cuda_weight *w = (cuda_weight *)calloc(1, sizeof *w);
     mx_stream *s = NULL;
     if (!w) return mx_fail(err, MX_ERR_NO_MEMORY, "weight: no memory for its description");
     w->rows = weight->rows;
     w->cols = weight->cols;
-    w->padded = (w->cols + to - 1) / to * to;
+    w->padded = padded_cols(w->cols, as);
     w->dtype = as;
     if (as == MX_I8 && w->cols >= 1 << 24) {
         st = mx_fail(err, MX_ERR_ARG, "weight: int8 takes rows of under %d values, not %lld", 1 << 24, (long long)w->cols);
         goto done;
     }
-    if (!mx_mul_size((size_t)w->rows, (size_t)w->padded * mx_dtype_size(as), &size) ||
-        (as == MX_I8 && !mx_add_size(size, scales = size / I8_STEP * sizeof(float), &size)) ||
-        (as == MX_F8 && !mx_add_size(size, scales = (size_t)w->rows * sizeof(float), &size))) {
+    if (!size) {
         st = mx_fail(err, MX_ERR_NO_MEMORY, "weight: %lld x %lld does not fit memory", (long long)w->rows, (long long)w->cols);
         goto done;
     }
     MX_TRY_GOTO(st, mx_buffer_open(&w->memory, d, size, err), done);
-    if (scales) w->scale = (float *)((char *)w->memory.base + size - scales);
+    if (as == MX_I8 || as == MX_F8) w->scale = (float *)((char *)w->memory.base + (size_t)w->rows * (size_t)w->padded);
     s = mx_cuda_loader(d, err);
     if (!s) {
         st = MX_ERR_DEVICE;

@@ -1,17 +1,20 @@
 #!/usr/bin/env python3
-"""chaos.py MERX PYTHON_WIRE SOURCE_DIR [--seconds N] [--seed N]
+"""chaos.py MERX PYTHON_WIRE SOURCE_DIR [--seconds N] [--seed N] [--result FILE]
 
 A server under mixed load while clients are killed and stopped, calls cancelled by the
-hundred, readers crawl, frames are garbage, the disk fills, models come in, and the server
-itself is killed.  What must hold at the end:
+hundred, readers crawl, frames are garbage, the disk fills, models come, are swapped and go, and
+the server itself is killed, in the midst of a swap too.  What must hold at the end:
 
   - every answer is the answer to its own request, once; no call is without an end;
   - after kill -9 of the server it answers again within 2 s of its restart, and every quote
-    that was acknowledged before is still there, the same;
+    that was acknowledged before is still there, the same, and every sale reported counts once:
+    those that were acknowledged, and in the end, told again, those that were not;
   - a full disk is an error of the call, never an acknowledged quote that is not on disk;
+  - no request fails by a swap, and every text is wholly one network's;
+  - every event that was acknowledged counts once in its user's profile;
   - memory (RssAnon) and open files do not grow.
 
-20 seconds are the short form (CI); 1200 and more the soak.  Exit 77: grpcio is missing.
+20 seconds are the short form (CI); 1200 and more the soak, whose figures --result keeps.  Exit 77: grpcio is missing.
 """
 import argparse, json, os, random, re, shutil, signal, socket, subprocess, sys, tempfile, threading, time
 
@@ -27,6 +30,7 @@ args.add_argument("wire")
 args.add_argument("source")
 args.add_argument("--seconds", type=float, default=20)
 args.add_argument("--seed", type=int, default=1)
+args.add_argument("--result")
 a = args.parse_args()
 sys.path.insert(0, a.wire)
 import merx_pb2 as pb
@@ -63,6 +67,9 @@ port, http = free_port(), free_port()
 address = f"127.0.0.1:{port}"
 
 
+running = []                      # the server's process
+
+
 class Server:
     """Restarted when it dies, as systemd would."""
 
@@ -75,11 +82,13 @@ class Server:
     def start(self):
         began = time.monotonic()
         self.p = subprocess.Popen([a.merx, "serve", "-m", "g=" + os.path.join(a.source, "tests/golden/decoder/llama"),
-                                   "-m", "e=" + os.path.join(a.source, "tests/golden/encoder/bert"), "--listen", address,
+                                   "-m", "h=" + os.path.join(a.source, "tests/golden/decoder/gpt2"), "-m", "s=" + os.path.join(a.source, "tests/golden/decoder/llama"),
+                                   "--kv-cache-bytes", "4000000", "--profiles", os.path.join(folder, "profiles"), "-m", "e=" + os.path.join(a.source, "tests/golden/encoder/bert"), "--listen", address,
                                    "--http-listen", f"127.0.0.1:{http}", "--pricing", os.path.join(disk, "pricing.db"),
                                    "--training-folder", os.path.join(folder, "training"),
                                    "--training-data", os.path.join(a.source, "tests/golden"), "--log-level", "warn"],
                                   stdout=self.log, stderr=self.log)
+        running[:] = [self.p]
         while True:
             try:
                 text = get("/readyz")
@@ -141,8 +150,10 @@ def put_item(ch):
 # ---- those who behave: threads that check every answer ------------------------------------------
 
 acknowledged = {}            # request id -> decision id, price
+sold, unsure = {}, {}        # sale id -> the sale: acknowledged; not known whether it counted
 stop = threading.Event()
 full = threading.Event()     # the disk is being filled
+full_ended = 0.0             # when it was last
 
 
 def texts(n):
@@ -167,6 +178,83 @@ def texts(n):
     ch.close()
 
 
+NETWORKS = ("llama", "gpt2")      # that s is swapped between; g and h are one each
+alone = {}                        # (network, seed): its text
+
+
+def learn_texts():
+    ch = dial()
+    call = rpc(ch, "Generation/Generate", pb.GenerateRequest(), pb.GenerateResponse)
+    for name, network in (("g", "llama"), ("h", "gpt2")):
+        for seed in range(8):
+            q = generate_request(seed, 8)
+            q.model = name
+            alone[network, seed] = call(q, timeout=10).candidates[0].text
+    ch.close()
+
+
+def swapped_texts():
+    """Texts of a model that is replaced all the time: each is one network's, and only a dying server refuses."""
+    ch, i = dial(), 0
+    call = rpc(ch, "Generation/Generate", pb.GenerateRequest(), pb.GenerateResponse)
+    while not stop.is_set():
+        i += 1
+        q = generate_request(i % 8, 8)
+        q.model = "s"
+        try:
+            r = call(q, timeout=10)
+            if r.candidates[0].text not in [alone[n, i % 8] for n in NETWORKS]:
+                fail(f"s, version {r.model_version}: a text of no network")
+            count("texts of swapped versions")
+        except grpc.RpcError as e:
+            count("texts refused")
+            if e.code() not in SANE:
+                fail(f"swapped Generate: {e.code()} {e.details()}")
+            time.sleep(0.02)
+    ch.close()
+
+
+EACH = 100
+events = 0                        # acknowledged: EACH of a user, then the next one's
+
+
+def profiles():
+    """Events one by one, each again until it is acknowledged; and the profile they make."""
+    global events
+    ch = dial()
+    put = rpc(ch, "Profiling/PutEvents", pb.PutEventsRequest(), pb.EventsAck, "stream_stream")
+    look = rpc(ch, "Profiling/GetProfile", pb.GetProfileRequest(), pb.ProfileAnswer)
+    while not stop.is_set():
+        user = f"u{events // EACH}"
+        e = pb.Event(event_id=f"e{events}", type="buy", user=user, object=f"o{events % 50}", ts_ms=1764230400000 + events, price_minor=1000, currency="EUR")
+        try:
+            ack = next(iter(put(iter([pb.PutEventsRequest(events=[e])]), timeout=10)))
+            if ack.accepted + ack.duplicates != 1:
+                fail(f"event {e.event_id}: {ack}")
+            events += 1
+            if events % 5 == 0:
+                count("profiles", 1 if look(pb.GetProfileRequest(user=user), timeout=10).profile.events > 0 else 0)
+            time.sleep(0.02)
+        except (grpc.RpcError, StopIteration) as x:
+            count("events refused")
+            if isinstance(x, grpc.RpcError) and x.code() not in SANE:
+                fail(f"profiles: {x.code()} {x.details()}")
+            time.sleep(0.05)
+    ch.close()
+
+
+def check_events():
+    ch = dial()
+    look = rpc(ch, "Profiling/GetProfile", pb.GetProfileRequest(), pb.ProfileAnswer)
+    for u in range((events + EACH - 1) // EACH):
+        wanted = min(EACH, events - u * EACH)
+        # one more may be on disk whose acknowledgement was lost at the very end
+        n = look(pb.GetProfileRequest(user=f"u{u}"), timeout=10).profile.events
+        if n != wanted and not (wanted == events - u * EACH and n == wanted + 1):
+            fail(f"user u{u}: {wanted} events were acknowledged, the profile has {n}")
+    ch.close()
+
+
 def vectors():
     ch, first = dial(), None
     call = rpc(ch, "Embeddings/Embed", pb.EmbedRequest(), pb.EmbedResponse)
@@ -185,6 +273,38 @@ def vectors():
     ch.close()
 
 
+def report(ch, sale):
+    return rpc(ch, "Pricing/ReportSales", pb.ReportSalesRequest(), pb.ReportSalesResponse)(pb.ReportSalesRequest(sales=[sale]), timeout=10)
+
+
+def sell(ch, name, decision, price):
+    sale = pb.SaleObservation(sale_id=name, sku="s", channel="web", price=price, units=3, decision_id=decision)
+    with lock:
+        unsure[name] = sale
+    r = report(ch, sale)
+    if r.accepted != 1:
+        fail(f"{name}: a new sale, answered with {r}")
+    with lock:
+        sold[name] = unsure.pop(name)
+    count("sales")
+
+
+def check_sales():
+    ch = dial()
+    for name, sale in list(unsure.items()):
+        r = report(ch, sale)
+        if r.accepted + r.duplicate != 1:
+            fail(f"{name}: told again, answered with {r}")
+        sold[name] = sale
+    for name in rnd.sample(sorted(sold), min(len(sold), 20)):
+        if report(ch, sold[name]).duplicate != 1:
+            fail(f"{name}: acknowledged, and told again it counts again")
+    item = rpc(ch, "Pricing/GetItem", pb.ItemKey(), pb.PriceItem)(pb.ItemKey(sku="s", channel="web"), timeout=10)
+    if item.sales != len(sold):
+        fail(f"{len(sold)} sales were told, {item.sales} count")
+    ch.close()
+
+
 def quotes(n):
     ch, i = dial(), 0
     call = rpc(ch, "Pricing/Quote", pb.QuoteRequest(), pb.QuoteResponse)
@@ -192,17 +312,19 @@ def quotes(n):
         i += 1
         name = f"q{n}-{i}"
         request = pb.QuoteRequest(sku="s", channel="web", mode=pb.QUOTE_LIVE, request_id=name)
+        began = time.monotonic()
         try:
             r = call(request, timeout=10)
             with lock:
                 acknowledged[name] = (r.decision_id, r.price)
             count("quotes")
+            sell(ch, name, r.decision_id, r.price)
             time.sleep(0.04)
             if i % 5 == 0 and call(request, timeout=10).decision_id != r.decision_id:
                 fail(f"{name}: asked again, decided again")
         except grpc.RpcError as e:
             count("quotes refused")
-            disk_error = full.is_set() and e.code() in (grpc.StatusCode.INTERNAL, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.FAILED_PRECONDITION)
+            disk_error = (full.is_set() or began < full_ended) and e.code() in (grpc.StatusCode.INTERNAL, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.FAILED_PRECONDITION)
             if e.code() not in SANE and not disk_error:
                 fail(f"Quote: {e.code()} {e.details()}")
             time.sleep(0.02)
@@ -282,6 +404,7 @@ def garbage(server):
 
 
 def fill_disk(server):
+    global full_ended
     if not small_disk:
         return
     full.set()
@@ -295,6 +418,7 @@ def fill_disk(server):
     time.sleep(0.5)
     os.unlink(filler)
     time.sleep(0.3)
+    full_ended = time.monotonic()
     full.clear()
 
 
@@ -302,26 +426,45 @@ loads = 0
 
 
 def load_model(server):
-    """A model that comes in while others are served; the list is short, so not often."""
+    """A model that comes in while others are served, answers, and goes again."""
     global loads
     loads += 1
-    if loads > 3:
-        return
     ch = dial()
     try:
-        request = pb.LoadModelRequest(name=f"g{loads}-{len(server.recoveries)}", path=os.path.join(a.source, "tests/golden/decoder/llama"))
+        request = pb.LoadModelRequest(name=f"g{loads}", path=os.path.join(a.source, "tests/golden/decoder/llama"))
         rpc(ch, "Models/Load", pb.LoadModelRequest(), pb.LoadModelResponse)(request, timeout=20)
         r = rpc(ch, "Generation/Generate", pb.GenerateRequest(), pb.GenerateResponse)(
             pb.GenerateRequest(model=request.name, prompt="ab", sampling=pb.Sampling(max_tokens=2)), timeout=10)
         count("models loaded", 1 if r.candidates else 0)
+        rpc(ch, "Models/Unload", pb.UnloadModelRequest(), pb.UnloadModelResponse)(pb.UnloadModelRequest(name=request.name), timeout=20)
     except grpc.RpcError as e:
         if e.code() not in SANE:
             fail(f"Load: {e.code()} {e.details()}")
     ch.close()
 
 
+def swap_models(server, n=4):
+    """The next versions of s, and one that is broken."""
+    ch = dial()
+    call = rpc(ch, "Models/Load", pb.LoadModelRequest(), pb.LoadModelResponse)
+    try:
+        for i in range(n):
+            call(pb.LoadModelRequest(name="s", path=os.path.join(a.source, "tests/golden/decoder", NETWORKS[(i + 1) % 2])), timeout=20)
+            count("swaps")
+        call(pb.LoadModelRequest(name="s", path=os.path.join(a.source, "tests/golden/train")), timeout=20)
+        fail("a folder without a model was loaded")
+    except grpc.RpcError as e:
+        if e.code() not in SANE | {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.INTERNAL}:
+            fail(f"swap: {e.code()} {e.details()}")
+    ch.close()
+
+
 def kill_server(server):
+    swapping = threading.Thread(target=swap_models, args=(server,))
+    swapping.start()
+    time.sleep(0.03 * rnd.random())
     server.kill()
+    swapping.join()
     ch = dial()
     call = rpc(ch, "Pricing/Quote", pb.QuoteRequest(), pb.QuoteResponse)
     look = rpc(ch, "Pricing/GetDecision", pb.GetDecisionRequest(), pb.QuoteResponse)
@@ -340,6 +483,17 @@ def kill_server(server):
     ch.close()
 
 
+def fill_caches(server):
+    """The database keeps 16 MiB of pages, malloc what its arenas once held: both are full before memory is judged."""
+    ch = dial()
+    ask = rpc(ch, "Pricing/BatchQuote", pb.BatchQuoteRequest(), pb.BatchQuoteResponse)
+    for k in range(12):
+        ask(pb.BatchQuoteRequest(requests=[pb.QuoteRequest(sku="s", channel="web", mode=pb.QUOTE_LIVE, request_id=f"w{len(server.recoveries)}-{k}-{i}") for i in range(2000)]),
+            timeout=60)
+    ch.close()
+    swap_models(server, 300)
+
+
 # ---- the run -----------------------------------------------------------------------------------------
 
 def main():
@@ -347,11 +501,12 @@ def main():
     ch = dial()
     put_item(ch)
     ch.close()
+    learn_texts()
     crowd = [threading.Thread(target=texts, args=(n,)) for n in range(2)] + [threading.Thread(target=quotes, args=(n,)) for n in range(2)]
-    crowd.append(threading.Thread(target=vectors))
+    crowd += [threading.Thread(target=f) for f in (vectors, swapped_texts, swapped_texts, profiles)]
     for t in crowd:
         t.start()
-    gentle = [kill_clients, stop_client, stop_server, cancel_storm, slow_reader, garbage, load_model, fill_disk]
+    gentle = [kill_clients, stop_client, stop_server, cancel_storm, slow_reader, garbage, load_model, swap_models, fill_disk]
     # First half: kills too.  Second half: one process lives, so that its memory can be judged.
     start, half, kills = time.monotonic(), a.seconds / 2, 0
     turn = 0
@@ -366,17 +521,22 @@ def main():
         fail("the server is gone")
     for g in gentle:
         g(server)
-    settled, files = None, None
+    if a.seconds >= 300:
+        fill_caches(server)
+    settled, files, samples = None, None, []
     while time.monotonic() - start < a.seconds:
         gentle[turn % len(gentle)](server)
         turn += 1
-        if settled is None and time.monotonic() - start > half + a.seconds / 8:
+        if not samples or time.monotonic() - start > samples[-1]["seconds"] + a.seconds / 60:
+            samples.append({"seconds": round(time.monotonic() - start, 1), "rss_anon_kb": server.rss_anon_kb(), "files": server.files()})
+        if settled is None and time.monotonic() - start > half + a.seconds / 6:
             settled, files = server.rss_anon_kb(), server.files()
     stop.set()
     for t in crowd:
         t.join(30)
         if t.is_alive():
             fail("a call has no end")
+    check_events()
     time.sleep(0.5)
     grown = server.rss_anon_kb() - (settled or server.rss_anon_kb())
     room = 8192 if a.seconds < 300 else 4096
@@ -390,16 +550,26 @@ def main():
         fail(f"work is left: {left}")
     if server.p.poll() is not None or not get("/healthz").startswith("HTTP/1.1 200"):
         fail("the server is not well")
+    check_sales()
     slow = [r for r in server.recoveries if r > 2]
     if slow:
         fail(f"recovery took {slow}")
     server.p.send_signal(signal.SIGTERM)
     if server.p.wait(40) != 0:
         fail("the server did not end well")
+    replay = subprocess.run([a.merx, "evaluate", "--pricing", os.path.join(disk, "pricing.db")], capture_output=True, text=True)
+    if replay.returncode or not json.loads(replay.stdout)["same"]:
+        fail(f"the log does not replay: {replay.stdout}{replay.stderr}")
     print(f"seed {a.seed}, {turn} disturbances, {len(server.recoveries)} kills, recovery at most "
           f"{max(server.recoveries):.2f} s; RssAnon {grown:+d} KiB over the second half; "
           + ", ".join(f"{v} {k}" for k, v in sorted(tally.items())) + ("" if small_disk else "; the full disk was skipped: no mount"))
-    for needed in ("texts", "quotes", "vectors", "decisions found again"):
+    if a.result:
+        with open(a.result, "w") as f:
+            json.dump({"seconds": a.seconds, "seed": a.seed, "disturbances": turn, "kills": len(server.recoveries),
+                       "recovery_seconds": [round(r, 3) for r in server.recoveries], "rss_anon_grown_kb": grown, "events": events,
+                       "counts": dict(sorted(tally.items())), "failures": failures, "memory": samples}, f, indent=1)
+            f.write("\n")
+    for needed in ("texts", "texts of swapped versions", "swaps", "profiles", "quotes", "sales", "vectors", "decisions found again"):
         if not tally.get(needed):
             fail(f"no {needed}")
 
@@ -412,6 +582,9 @@ except Exception as e:
     with open(os.path.join(folder, "server.log"), errors="replace") as f:
         print(f.read()[-3000:])
 finally:
+    for p in running:
+        p.kill()
+        p.wait()
     if small_disk:
         subprocess.run(["umount", "-l", disk])
     shutil.rmtree(folder, ignore_errors=True)

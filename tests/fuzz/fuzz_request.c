@@ -26,7 +26,7 @@ static void try_request(mx_app *app, mx_arena *arena, const Merx__V1__GenerateRe
     mx_text_clean(err.text);
     if (!mx_utf8_valid(err.text, strlen(err.text), NULL)) abort();
     mx_generation_close(g);
-    mx_ids_free(&r.prompt);
+    mx_text_request_close(&r);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
