@@ -132,12 +132,12 @@ awk -v name="$name" -v date="$(date +%F)" -v failed="${failed#, }" '
         after("rows"), after("length"), after("compute"), before("us"), before("tokens/s"), before("TFLOP/s"), before("%") / 100) }
     /^encode / { e[++k] = sprintf("\n  {\"texts\": %s, \"length\": %s, \"weights\": \"%s\", \"us\": %s, \"texts_per_s\": %s}",
         after("texts"), after("length"), after("weights"), before("us"), before("texts/s")) }
-    /^(gnn|q|dqn) / { x[++y] = sprintf("\n  {\"what\": \"%s\", \"rate\": %s, \"unit\": \"%s\"}", $1, $(NF - 1), $NF) }
+    /^(gnn|q|dqn|cartpole|acrobot) / { x[++y] = sprintf("\n  {\"what\": \"%s\", \"rate\": %s, \"unit\": \"%s\"}", $1, $(NF - 1), $NF) }
     /^torch / { p[++r] = sprintf("\n  {\"what\": \"%s\", \"us\": %s, \"rate\": %s, \"unit\": \"%s\"}", $2, before("us"), $(NF - 1), $NF) }
     function list(title, a, n,  i) { printf "],\n\"%s\": [", title; for (i = 1; i <= n; i++) printf "%s%s", a[i], i < n ? "," : "" }
     END { list("decode", d, n); list("train", t, m); list("encode", e, k); list("networks", x, y); list("peers", p, r); print "]}" }' "$log" >"$base.json"
 
-say "" "$(grep -E '^(decode|train|encode|gnn|q|dqn|torch) ' "$log")" ""
+say "" "$(grep -E '^(decode|train|encode|gnn|q|dqn|cartpole|acrobot|torch) ' "$log")" ""
 if [ -n "$failed" ]; then say "failed: ${failed#, }"; else say "everything passed"; fi
 echo "written: $log $base.json $results/ptx.txt"
 [ -z "$failed" ]

@@ -4,8 +4,9 @@
  *
  * gnn: GraphSAGE, two layers of 128 over N nodes with ten edges each and 64 columns,
  * steps of the trainer over 512 nodes with 25 and 10 drawn neighbours.  q: values and
- * the best action of 65,536 states (a policy's quotes).  dqn: steps of CartPole's
- * worlds and updates a second, together.  Each figure is a median, dqn's a mean. */
+ * the best action of 65,536 states (a policy's quotes).  cartpole, acrobot: steps of
+ * 65,536 worlds that the device moves itself.  dqn: steps of CartPole's worlds and
+ * updates a second, together.  Each figure is a median, dqn's a mean. */
 #include "models/dqn.h"
 #include "models/gnn.h"
 #include "models/trainer.h"
@@ -131,6 +132,37 @@ done:
     return st;
 }
 
+/* Environments that the device steps by itself. */
+static mx_status worlds(mx_device *dev, const char *kind, mx_world w, mx_error *err)
+{
+    enum { TURNS = 20 };
+    mx_env e;
+    mx_stream s = {0};
+    double times[STEPS];
+    MX_TRY(mx_env_open(&e, kind, STATES, 1, err));
+    int32_t *at = calloc(STATES, 4 * sizeof *at), *action = at ? at + 3 * STATES : NULL;
+    mx_status st = at ? MX_OK : mx_fail(err, MX_ERR_NO_MEMORY, "%d worlds", STATES);
+    MX_TRY_GOTO(st, st, done);
+    for (int r = 0; r < STATES; r++) at[3 * r] = r, action[r] = r % e.actions;
+    MX_TRY_GOTO(st, mx_stream_open(&s, dev, (size_t)STATES * 32 * sizeof(float), err), done);
+    mx_tensor state = mx_stream_upload(&s, MX_I32, STATES, 8, e.state), place = mx_stream_upload(&s, MX_I32, STATES, 3, at);
+    mx_tensor take = mx_stream_upload(&s, MX_I32, STATES, 1, action), reward = mx_stream_tensor(&s, MX_F32, STATES, 1), ended = mx_stream_tensor(&s, MX_I32, STATES, 1);
+    mx_tensor next = mx_stream_tensor(&s, MX_F32, STATES, e.observation), seen = mx_stream_tensor(&s, MX_F32, STATES, e.observation);
+    for (int i = 0; i < STEPS; i++) {
+        uint64_t from = mx_now_ns(&mx_clock_monotonic);
+        for (int k = 0; k < TURNS; k++) mx_world_step(&s, w, state, place, take, reward, ended, next, seen, 1, e.limit);
+        MX_TRY_GOTO(st, mx_stream_sync(&s, err), done);
+        times[i] = (double)(mx_now_ns(&mx_clock_monotonic) - from) * 1e-9 / TURNS;
+    }
+    double seconds = median(times, STEPS);
+    printf("%-7s worlds  %7d  %10.1f us a turn  %12.0f steps/s\n", e.kind, STATES, seconds * 1e6, STATES / seconds);
+done:
+    mx_stream_close(&s);
+    mx_env_close(&e);
+    free(at);
+    return st;
+}
+
 static mx_status dqn(mx_device *dev, mx_error *err)
 {
     mx_dqn *d = NULL;
@@ -165,6 +197,8 @@ int main(int argc, char **argv)
     if (!st) printf("device  %s\n", devs[at].name);
     if (!st) st = gnn(&devs[at], nodes, &err);
     if (!st) st = quotes(&devs[at], &err);
+    if (!st) st = worlds(&devs[at], "cartpole", MX_WORLD_CARTPOLE, &err);
+    if (!st) st = worlds(&devs[at], "acrobot", MX_WORLD_ACROBOT, &err);
     if (!st) st = dqn(&devs[at], &err);
     if (st) fprintf(stderr, "networks: %s\n", err.text);
     mx_devices_close(devs, count);

@@ -1,5 +1,6 @@
 /* ops.c - shape checks and dispatch; no math. */
 #include "kernels/ops.h"
+#include "kernels/worlds.h"
 
 static const mx_kernels *const tables[MX_DEVICE_KIND_COUNT] = {
     [MX_CPU] = &mx_kernels_cpu,
@@ -431,6 +432,20 @@ void mx_argmax(mx_stream *s, mx_tensor id, mx_tensor q, mx_tensor mask)
     if (q.rows) table(s)->argmax(s, id, q, mask);
 }
 
+void mx_world_step(mx_stream *s, mx_world w, mx_tensor state, mx_tensor at, mx_tensor action, mx_tensor reward, mx_tensor ended,
+                   mx_tensor next, mx_tensor seen, uint64_t seed, int limit)
+{
+    int64_t n = state.rows;
+    if (!need(s, (unsigned)w < MX_WORLD_COUNT && limit >= 0, "world_step", "a known world, limit >= 0")) return;
+    if (!need(s, shaped(state, MX_I32, -1, 8) && shaped(at, MX_I32, n, 3) && shaped(action, MX_I32, n, 1), "world_step",
+              "state[N,8], at[N,3], action[N,1] i32") ||
+        !need(s, shaped(reward, MX_F32, n, 1) && shaped(ended, MX_I32, n, 1) && shaped(next, MX_F32, n, mx_world_observation(w)) &&
+                     shaped(seen, MX_F32, n, mx_world_observation(w)),
+              "world_step", "reward[N,1] f32, ended[N,1] i32, next[N,O] and seen[N,O] f32"))
+        return;
+    if (n) table(s)->world_step(s, w, state, at, action, reward, ended, next, seen, seed, limit);
+}
+
 static bool duels(mx_tensor va, mx_tensor q, int atoms)
 {
     return atoms > 0 && is(q, MX_F32) && q.cols > 0 && q.cols % atoms == 0 && shaped(va, MX_F32, q.rows, q.cols + atoms);
@@ -446,6 +461,23 @@ void mx_dueling_back(mx_stream *s, mx_tensor dva, mx_tensor dq, int atoms)
 {
     if (!need(s, duels(dva, dq, atoms), "dueling_back", "dq[N,A*Z], dva[N,(1+A)*Z] f32")) return;
     if (dq.rows) table(s)->dueling_back(s, dva, dq, atoms);
+}
+
+void mx_perceptron(mx_stream *s, mx_tensor y, mx_tensor x, const mx_perceptron_shape *p)
+{
+    if (!need(s, p->layers >= 1 && p->layers <= MX_PERCEPTRON_LAYERS && is_activation(p->act), "perceptron", "1 to 9 layers, a known activation")) return;
+    if (!need(s, is(x, MX_F32) && x.cols <= MX_PERCEPTRON_WIDTH, "perceptron", "x[N,C] f32, C at most 256")) return;
+    for (int64_t k = 0, cols = x.cols; k < p->layers; cols = p->w[k++].rows) {
+        mx_tensor w = p->w[k], b = p->b[k];
+        if (!need(s, shaped(w, MX_F32, -1, cols) && w.rows > 0 && w.rows <= MX_PERCEPTRON_WIDTH && shaped(b, MX_F32, 1, w.rows), "perceptron",
+                  "w[O,C] of the layer before, b[1,O], f32, O at most 256"))
+            return;
+    }
+    mx_tensor last = {.data = y.data, .dtype = MX_F32, .rows = y.rows, .cols = p->w[p->layers - 1].rows, .stride = p->w[p->layers - 1].rows};
+    if (!need(s, shaped(y, MX_F32, x.rows, p->atoms ? y.cols : last.cols) && (!p->atoms || duels(last, y, p->atoms)), "perceptron",
+              "y[N,O], or dueling y[N,A*Z] of (1+A)*Z outputs, f32"))
+        return;
+    if (y.rows) table(s)->perceptron(s, y, x, p);
 }
 
 /* The columns that both losses have. */

@@ -300,6 +300,20 @@ void mx_argmax(mx_stream *s, mx_tensor id, mx_tensor q, mx_tensor mask);
 void mx_dueling(mx_stream *s, mx_tensor q, mx_tensor va, int atoms);
 void mx_dueling_back(mx_stream *s, mx_tensor dva, mx_tensor dq, int atoms);
 
+/* A small network whole: y = h_n of x[N,C], where h_0 = x, h_k = act(h_(k-1) w_k^T + b_k)
+ * and the last has no act; atoms > 0: then the dueling head of mx_dueling.  w_k[O,C] and
+ * b_k[1,O] are f32; C and every O are at most MX_PERCEPTRON_WIDTH.  What lies between the
+ * layers stays in the block (CPU: in the cache).  Every output is one chain that begins
+ * with the bias: on a CPU the bits of mx_product, mx_activate and mx_dueling. */
+enum { MX_PERCEPTRON_LAYERS = 9, MX_PERCEPTRON_WIDTH = 256 };
+typedef struct mx_perceptron_shape {
+    mx_tensor     w[MX_PERCEPTRON_LAYERS], b[MX_PERCEPTRON_LAYERS];
+    int           layers;         /* the last one included */
+    int           atoms;          /* 0: no dueling         */
+    mx_activation act;
+} mx_perceptron_shape;
+void mx_perceptron(mx_stream *s, mx_tensor y, mx_tensor x, const mx_perceptron_shape *p);
+
 /* The temporal difference of action[N,1] (i32):
  *     d = q[action] - (reward + discount * next[best]),  best = argmax(chooser) under mask
  * with step[N,3] = reward, discount, weight.  chooser is next (Mnih et al. 2015) or
@@ -335,6 +349,17 @@ void mx_priority_set(mx_stream *s, mx_tensor tree, mx_tensor ids, mx_tensor erro
 /* ids[N,1] = the transition under (row + uniform[N,1]) / N of the sum, one of each
  * N-th; weight[N,1] = (least of the drawn priorities / its own)^beta. */
 void mx_priority_sample(mx_stream *s, mx_tensor ids, mx_tensor weight, mx_tensor tree, mx_tensor uniform, float beta);
+
+/* One step of N worlds (kernels/worlds.h, models/env.h), and the start of the next episode
+ * where one ended.  state[N,8] i32 is the bits of four doubles, at[N,3] i32 the world's
+ * number, its episode and its step; both move on.  Of action[N,1] (i32): reward[N,1];
+ * ended[N,1] (i32) = 0: it goes on, 1: terminated, 2: cut off after `limit` steps (0:
+ * never); next[N,O] = what is seen after the step, seen[N,O] = what is seen now, the new
+ * start where it ended.  Starts are drawn as mx_env_draw() does, from (seed, number,
+ * episode): these are the numbers of models/env_*.c, on a GPU but for rounding. */
+typedef enum mx_world { MX_WORLD_CARTPOLE, MX_WORLD_ACROBOT, MX_WORLD_COUNT } mx_world;
+void mx_world_step(mx_stream *s, mx_world w, mx_tensor state, mx_tensor at, mx_tensor action, mx_tensor reward, mx_tensor ended,
+                   mx_tensor next, mx_tensor seen, uint64_t seed, int limit);
 
 /* ---- graphs ------------------------------------------------------------------ */
 
@@ -407,6 +432,7 @@ void mx_logistic(mx_stream *s, mx_tensor loss, mx_tensor x, mx_tensor target, fl
     X(rope_back) X(dropout) X(attention) X(attention_back)                \
     X(cross_entropy) X(sum) X(adamw)                                      \
     X(argmax) X(dueling) X(dueling_back) X(td_loss) X(atoms_value)        \
+    X(perceptron) X(world_step)                                           \
     X(atoms_loss) X(noisy) X(noisy_back) X(priority_set) X(priority_sample)       \
     X(aggregate_max_back) X(graph_attention) X(graph_attention_back)      \
     X(sample_neighbours) X(unit_rows) X(unit_rows_back)                   \

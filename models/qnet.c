@@ -313,10 +313,23 @@ mx_tensor mx_qnet_mean(const mx_qnet *q, mx_stream *s, const mx_qnet_pass *p)
     return values;
 }
 
+/* In one op where the layers are narrow enough: nothing is kept for the way back. */
 mx_tensor mx_qnet_values(const mx_qnet *q, mx_stream *s, mx_tensor x)
 {
+    mx_perceptron_shape whole = {.layers = q->n, .atoms = q->c.dueling ? q->c.atoms : 0, .act = q->c.activation};
+    bool narrow = x.cols <= MX_PERCEPTRON_WIDTH;
     mx_qnet_pass p;
-    mx_qnet_run(q, s, x, &p);
+    for (int i = 0; i < q->n; i++) {
+        whole.w[i] = q->layer[i].w;
+        whole.b[i] = q->layer[i].b;
+        narrow = narrow && q->layer[i].rows <= MX_PERCEPTRON_WIDTH;
+    }
+    if (narrow) {
+        p.out = mx_stream_tensor(s, MX_F32, x.rows, (int64_t)q->c.actions * q->c.atoms);
+        mx_perceptron(s, p.out, x, &whole);
+    } else {
+        mx_qnet_run(q, s, x, &p);
+    }
     return mx_qnet_mean(q, s, &p);
 }
 

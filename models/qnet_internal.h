@@ -11,6 +11,8 @@ typedef struct qnet_layer {
     mx_tensor w, b, dw, db;           /* what is multiplied: the weights or their noisy copy */
 } qnet_layer;
 
+_Static_assert(MX_QNET_HIDDEN + 1 <= MX_PERCEPTRON_LAYERS, "a network is one mx_perceptron");
+
 struct mx_qnet {
     mx_device     *dev;
     mx_qnet_config c;

@@ -3,6 +3,8 @@
 #include "tests/cases_learn.h"
 #include "tests/reference.h"
 
+#include "runtime/random.h"
+
 #include <math.h>
 
 #define SCALE (1.0f / 7)
@@ -97,6 +99,132 @@ static bool dueling_check(case_io *io)
     ref_dueling(io->t[0].want, va, c->n, c->c, c->o);
     free(va);
     return case_close(io, &io->t[0], "q");
+}
+
+/* ---- a whole network: c inputs, o actions, `context` layers, the hidden ones `window` wide and
+ * falling; page: atoms of a dueling head, 0: none --------------------------------------------- */
+
+static int64_t network_width(const mx_case *c, int k)
+{
+    return k == 0 ? c->c : k < c->context ? c->window - 3 * (k - 1) : c->page ? (1 + c->o) * c->page : c->o;
+}
+
+static void perceptron_build(case_io *io)
+{
+    const mx_case *c = io->c;
+    result(io, c->n, c->page ? c->o * c->page : c->o, false);
+    floats(io, c->n, c->c);
+    for (int k = 0; k < c->context; k++) {
+        floats(io, network_width(c, k + 1), network_width(c, k));
+        floats(io, 1, network_width(c, k + 1));
+    }
+}
+
+static void perceptron_call(case_io *io)
+{
+    mx_perceptron_shape p = {.layers = (int)io->c->context, .atoms = io->c->page, .act = io->c->act};
+    for (int k = 0; k < p.layers; k++) p.w[k] = T(2 + 2 * k), p.b[k] = T(3 + 2 * k);
+    io->env->kernels->perceptron(&io->s, T(0), T(1), &p);
+}
+
+static bool perceptron_check(case_io *io)
+{
+    const mx_case *c = io->c;
+    int layers = (int)c->context;
+    int64_t width[MX_PERCEPTRON_LAYERS + 1] = {c->c};
+    const double *w[MX_PERCEPTRON_LAYERS], *b[MX_PERCEPTRON_LAYERS];
+    double *x = before(io, 1), *all[2 * MX_PERCEPTRON_LAYERS];
+    for (int k = 0; k < layers; k++) {
+        width[k + 1] = network_width(c, k + 1);
+        w[k] = all[2 * k] = before(io, 2 + 2 * k), b[k] = all[2 * k + 1] = before(io, 3 + 2 * k);
+    }
+    double *y = malloc((size_t)(c->n * width[layers]) * sizeof *y);
+    ref_perceptron(y, x, w, b, width, layers, c->n, c->act);
+    io->t[0].want = before(io, 0);
+    if (c->page) ref_dueling(io->t[0].want, y, c->n, c->o, c->page);
+    else memcpy(io->t[0].want, y, (size_t)(c->n * c->o) * sizeof *y);
+    for (int k = 0; k < 2 * layers; k++) free(all[k]);
+    free(x), free(y);
+    return case_close(io, &io->t[0], "y");
+}
+
+static void perceptron_work(const mx_case *c, double *flop, double *bytes)
+{
+    *flop = 0, *bytes = (double)(c->n * (c->c + c->o)) * sizeof(float);
+    for (int k = 0; k < c->context; k++) *flop += 2 * (double)(c->n * network_width(c, k)) * (double)network_width(c, k + 1);
+}
+
+/* ---- worlds: page is which, context the limit of an episode ----------------------------------- */
+
+enum { WORLD_SEED = 77 };
+
+static void world_step_build(case_io *io)
+{
+    const mx_case *c = io->c;
+    bool cart = c->page == MX_WORLD_CARTPOLE;
+    int32_t *words = malloc((size_t)c->n * 8 * sizeof *words), *at = malloc((size_t)c->n * 3 * sizeof *at), *action = malloc((size_t)c->n * sizeof *action);
+    io->broken |= !words || !at || !action;
+    for (int64_t r = 0; r < c->n && !io->broken; r++) {
+        /* so far out that many an episode ends */
+        double s[4] = {2.5 * case_uniform(io), 3 * case_uniform(io), (cart ? 0.22 : 3) * case_uniform(io), 3 * case_uniform(io)};
+        memcpy(words + 8 * r, s, sizeof s);
+        at[3 * r] = (int32_t)case_below(io, 1000), at[3 * r + 1] = (int32_t)case_below(io, 9), at[3 * r + 2] = (int32_t)case_below(io, c->context ? c->context : 99);
+        action[r] = (int32_t)case_below(io, cart ? 2 : 3);
+    }
+    if (!io->broken) {
+        case_place_i32(io, c->n, 8, words), case_place_i32(io, c->n, 3, at), case_place_i32(io, c->n, 1, action);
+        io->t[0].output = io->t[1].output = true;
+        result(io, c->n, 1, false);
+        case_place(io, MX_I32, c->n, 1, FILL_SENTINEL, true);
+        result(io, c->n, cart ? 4 : 6, false), result(io, c->n, cart ? 4 : 6, false);
+    }
+    free(words), free(at), free(action);
+}
+
+static void world_step_call(case_io *io)
+{
+    io->env->kernels->world_step(&io->s, (mx_world)io->c->page, T(0), T(1), T(2), T(3), T(4), T(5), T(6), WORLD_SEED, (int)io->c->context);
+}
+
+static void see(double *o, const double *s, bool cart)
+{
+    double links[6] = {cos(s[0]), sin(s[0]), cos(s[1]), sin(s[1]), s[2], s[3]};
+    memcpy(o, cart ? s : links, (cart ? 4 : 6) * sizeof *o);
+}
+
+static bool world_step_check(case_io *io)
+{
+    const mx_case *c = io->c;
+    bool cart = c->page == MX_WORLD_CARTPOLE, ok = true;
+    double *reward = io->t[3].want = before(io, 3), *next = io->t[5].want = before(io, 5), *seen = io->t[6].want = before(io, 6);
+    for (int64_t r = 0; r < c->n && ok; r++) {
+        const placed *p = &io->t[0];
+        double s[4], got[4];
+        size_t row = p->lead + (size_t)(r * p->t.stride) * sizeof(int32_t);
+        memcpy(s, p->before + row, sizeof s), memcpy(got, p->after + row, sizeof got);
+        int32_t at[3], now[3], ended = (int32_t)case_value(&io->t[4], io->t[4].after, r, 0);
+        for (int k = 0; k < 3; k++) at[k] = (int32_t)case_value(&io->t[1], io->t[1].before, r, k), now[k] = (int32_t)case_value(&io->t[1], io->t[1].after, r, k);
+        bool over = ref_world_step((mx_world)c->page, s, (int)case_value(&io->t[2], io->t[2].before, r, 0));
+        int32_t want = over ? 1 : c->context && at[2] + 1 >= c->context ? 2 : 0;
+        reward[r] = cart ? 1 : over ? 0 : -1;
+        see(next + r * io->t[5].t.cols, s, cart);
+        at[1] += want != 0, at[2] = want ? 0 : at[2] + 1;
+        for (uint32_t k = 0; want && k < 4; k++) {
+            double u = mx_uniform(WORLD_SEED, (uint32_t)at[0], (uint32_t)at[1], 0, k);
+            s[k] = cart ? -0.05 + 0.1 * u : (double)(float)(-0.1 + 0.2 * u);
+        }
+        see(seen + r * io->t[6].t.cols, s, cart);
+        ok = (ended == want && !memcmp(at, now, sizeof at)) || case_fail(io, "row %lld: end %d, not %d; episode %d, step %d", (long long)r, ended, want, now[1], now[2]);
+        for (int k = 0; k < 4 && ok; k++)
+            ok = fabs(got[k] - s[k]) <= 1e-9 * (1 + fabs(s[k])) || case_fail(io, "row %lld: state %.17g, not %.17g", (long long)r, got[k], s[k]);
+    }
+    return ok && case_close(io, &io->t[3], "reward") && case_close(io, &io->t[5], "next") && case_close(io, &io->t[6], "seen");
+}
+
+static void world_step_work(const mx_case *c, double *flop, double *bytes)
+{
+    *flop = (double)c->n * (c->page == MX_WORLD_CARTPOLE ? 100 : 600);
+    *bytes = (double)c->n * (c->page == MX_WORLD_CARTPOLE ? 128 : 144);
 }
 
 static void dueling_back_build(case_io *io)
@@ -409,6 +537,8 @@ const int mx_case_value_learn_ops_count = sizeof mx_case_value_learn_ops / sizeo
 const case_op mx_case_value_ops[] = {
     {"argmax", argmax_build, argmax_call, argmax_check, some_rows_work},
     {"dueling", dueling_build, dueling_call, dueling_check, some_rows_work},
+    {"perceptron", perceptron_build, perceptron_call, perceptron_check, perceptron_work},
+    {"world_step", world_step_build, world_step_call, world_step_check, world_step_work},
     {"dueling_back", dueling_back_build, dueling_back_call, case_back_check, some_rows_work},
     {"td_loss", loss_build, loss_call, loss_check, some_rows_work},
     {"atoms_value", atoms_value_build, atoms_value_call, atoms_value_check, some_rows_work},

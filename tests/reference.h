@@ -56,6 +56,10 @@ void ref_cross_entropy(double *loss, double *dlogits, const double *logits, cons
 
 int32_t ref_argmax(const double *q, const int8_t *mask, int64_t actions);
 void ref_dueling(double *q, const double *va, int64_t n, int64_t actions, int64_t atoms);
+void ref_perceptron(double *y, const double *x, const double *const *w, const double *const *b, const int64_t *width, int layers, int64_t n,
+                    mx_activation act);      /* layer k: width[k] inputs, width[k+1] outputs */
+/* s moves on; true: the episode terminated */
+bool ref_world_step(mx_world w, double s[4], int action);
 void ref_dueling_back(double *dva, const double *dq, int64_t n, int64_t actions, int64_t atoms);
 /* dq is written times scale, or NULL */
 void ref_td_loss(double *loss, double *error, double *dq, const double *q, const int32_t *action, const double *next, const double *chooser,

@@ -3,6 +3,7 @@
 
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 int32_t ref_argmax(const double *q, const int8_t *mask, int64_t actions)
 {
@@ -23,6 +24,65 @@ void ref_dueling(double *q, const double *va, int64_t n, int64_t actions, int64_
             for (int64_t a = 0; a < actions; a++) mean += v[(1 + a) * atoms + z] / (double)actions;
             for (int64_t a = 0; a < actions; a++) q[(r * actions + a) * atoms + z] = v[z] + v[(1 + a) * atoms + z] - mean;
         }
+}
+
+void ref_perceptron(double *y, const double *x, const double *const *w, const double *const *b, const int64_t *width, int layers, int64_t n,
+                    mx_activation act)
+{
+    for (int64_t r = 0; r < n; r++) {
+        double h[2][MX_PERCEPTRON_WIDTH];
+        memcpy(h[0], x + r * width[0], (size_t)width[0] * sizeof **h);
+        for (int k = 0; k < layers; k++)
+            for (int64_t o = 0; o < width[k + 1]; o++) {
+                double sum = b[k][o];
+                for (int64_t i = 0; i < width[k]; i++) sum += h[k % 2][i] * w[k][o * width[k] + i];
+                if (k + 1 < layers) ref_activate(&sum, &sum, 1, act);
+                h[(k + 1) % 2][o] = sum;
+            }
+        memcpy(y + r * width[layers], h[layers % 2], (size_t)width[layers] * sizeof *y);
+    }
+}
+
+/* Florian 2007, equations 23 and 24, without friction */
+static bool cartpole(double s[4], double push)
+{
+    const double m = 0.1, M = 1.0, l = 0.5, g = 9.8, dt = 0.02;
+    double sine = sin(s[2]), cosine = cos(s[2]), w2 = s[3] * s[3];
+    double turn = (g * sine + cosine * ((-push - m * l * w2 * sine) / (m + M))) / (l * (4.0 / 3.0 - m * cosine * cosine / (m + M)));
+    double move = (push + m * l * (w2 * sine - turn * cosine)) / (m + M);
+    double d[4] = {s[1], move, s[3], turn};
+    for (int k = 0; k < 4; k++) s[k] += dt * d[k];
+    return fabs(s[0]) > 2.4 || fabs(s[2]) > acos(-1.0) / 15;
+}
+
+/* Sutton, Barto 2018, section 11.3 of the first edition: masses, lengths and moments are 1, gravity is 9.8 */
+static void links(double d[4], const double s[4], double torque)
+{
+    const double lc = 0.5, g = 9.8;
+    double d1 = lc * lc + 1 + lc * lc + 2 * lc * cos(s[1]) + 2, d2 = lc * lc + lc * cos(s[1]) + 1;
+    double phi2 = lc * g * sin(s[0] + s[1]);
+    double phi1 = -lc * s[3] * s[3] * sin(s[1]) - 2 * lc * s[3] * s[2] * sin(s[1]) + (lc + 1) * g * sin(s[0]) + phi2;
+    double a2 = (torque + d2 / d1 * phi1 - lc * s[2] * s[2] * sin(s[1]) - phi2) / (lc * lc + 1 - d2 * d2 / d1);
+    d[0] = s[2], d[1] = s[3], d[2] = -(d2 * a2 + phi1) / d1, d[3] = a2;
+}
+
+bool ref_world_step(mx_world w, double s[4], int action)
+{
+    const double h = 0.2, pi = acos(-1.0), most[4] = {pi, pi, 4 * pi, 9 * pi};
+    double a[4], b[4], c[4], d[4], t[4];
+    if (w == MX_WORLD_CARTPOLE) return cartpole(s, action ? 10 : -10);
+    links(a, s, action - 1);
+    for (int k = 0; k < 4; k++) t[k] = s[k] + h / 2 * a[k];
+    links(b, t, action - 1);
+    for (int k = 0; k < 4; k++) t[k] = s[k] + h / 2 * b[k];
+    links(c, t, action - 1);
+    for (int k = 0; k < 4; k++) t[k] = s[k] + h * c[k];
+    links(d, t, action - 1);
+    for (int k = 0; k < 4; k++) {
+        s[k] += h / 6 * (a[k] + 2 * b[k] + 2 * c[k] + d[k]);
+        s[k] = k < 2 ? remainder(s[k], 2 * pi) : fmax(-most[k], fmin(most[k], s[k]));
+    }
+    return -cos(s[0]) - cos(s[0] + s[1]) > 1;
 }
 
 void ref_dueling_back(double *dva, const double *dq, int64_t n, int64_t actions, int64_t atoms)

@@ -1,5 +1,6 @@
 /* test_env.c - worlds against gymnasium (tests/golden/make_env_golden.py), selling
  * against the exact optimum, and what learning needs of all: seeds, limits, resuming. */
+#include "kernels/ops.h"
 #include "models/env.h"
 #include "tests/test.h"
 
@@ -48,6 +49,50 @@ static void as_gymnasium(void)
         for (size_t r = 0; r < json_array_size(rows); r++) follow(kinds[k], json_array_get(rows, r));
     }
     json_decref(j);
+}
+
+/* The op steps the same worlds to the same bits. */
+static void as_the_op(void)
+{
+    enum { ROWS = 37, STEPS = 200, LIMIT = 150 };
+    mx_device *devs = NULL;
+    mx_stream s;
+    mx_error err = {0};
+    int count = 0, ends = 0;
+    CHECK_OK(mx_devices_open(&devs, &count, &(mx_device_options){.cpu_threads = 2}, &err), err);
+    CHECK_OK(mx_stream_open(&s, &devs[0], 4096, &err), err);
+    for (int w = 0; w < 2; w++) {
+        mx_env e;
+        CHECK_OK(mx_env_open(&e, kinds[w], ROWS, 9, &err), err);
+        e.limit = LIMIT;
+        double state[ROWS * 4];
+        float reward[ROWS], next[ROWS * 6], seen[ROWS * 6], earned[ROWS], want[ROWS * 6];
+        int32_t at[ROWS * 3] = {0}, action[ROWS], ended[ROWS];
+        uint8_t terminated[ROWS], truncated[ROWS];
+        memcpy(state, e.state, sizeof state);
+        for (int r = 0; r < ROWS; r++) at[3 * r] = r;
+        for (int i = 0; i < STEPS; i++) {
+            for (int r = 0; r < ROWS; r++) action[r] = (r + i / (1 + r % 3)) % e.actions;
+            mx_world_step(&s, (mx_world)w, mx_tensor_of(state, MX_I32, ROWS, 8), mx_tensor_of(at, MX_I32, ROWS, 3), mx_tensor_of(action, MX_I32, ROWS, 1),
+                          mx_tensor_of(earned, MX_F32, ROWS, 1), mx_tensor_of(ended, MX_I32, ROWS, 1), mx_tensor_of(next, MX_F32, ROWS, e.observation),
+                          mx_tensor_of(seen, MX_F32, ROWS, e.observation), 9, LIMIT);
+            mx_env_step(&e, 0, ROWS, action, reward, terminated, truncated);
+            mx_env_observe(&e, 0, ROWS, want, NULL);
+            CHECK(!memcmp(next, want, (size_t)(ROWS * e.observation) * sizeof *want) && !memcmp(earned, reward, sizeof reward));
+            for (int r = 0; r < ROWS; r++) {
+                CHECK(ended[r] == (terminated[r] ? 1 : truncated[r] ? 2 : 0));
+                if (ended[r]) ends++, mx_env_begin(&e, r);
+                CHECK(at[3 * r + 1] == (int32_t)e.row[r].episode && at[3 * r + 2] == (int32_t)e.row[r].step);
+            }
+            mx_env_observe(&e, 0, ROWS, want, NULL);
+            CHECK(!memcmp(seen, want, (size_t)(ROWS * e.observation) * sizeof *want) && !memcmp(state, e.state, sizeof state));
+        }
+        mx_env_close(&e);
+    }
+    CHECK(ends > 2 * ROWS);
+    CHECK_OK(mx_stream_sync(&s, &err), err);
+    mx_stream_close(&s);
+    mx_devices_close(devs, count);
 }
 
 /* ---- selling ------------------------------------------------------------------------------ */
@@ -219,5 +264,5 @@ static void wrong_names_are_told(void)
     CHECK(mx_env_open(&e, "cartpole", 0, 1, &err) == MX_ERR_ARG);
 }
 
-MX_TESTS(TEST(as_gymnasium), TEST(selling_earns_its_optimum), TEST(a_copy_of_its_memory_goes_on), TEST(a_row_depends_on_itself_alone),
+MX_TESTS(TEST(as_gymnasium), TEST(as_the_op), TEST(selling_earns_its_optimum), TEST(a_copy_of_its_memory_goes_on), TEST(a_row_depends_on_itself_alone),
          TEST(a_limit_is_not_an_end), TEST(wrong_names_are_told))

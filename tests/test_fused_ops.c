@@ -105,4 +105,57 @@ static void rope_on_the_way_to_the_cache(void)
     rig_close(&g);
 }
 
-MX_TESTS(TEST(a_sum_and_its_norm), TEST(rope_on_the_way_to_the_cache))
+/* Of the ops it stands for: on a CPU their bits, on a GPU, whose products begin with 0, nearly. */
+static bool same_network(rig *g, mx_tensor a, mx_tensor b)
+{
+    static float p[1 << 14], q[1 << 14];
+    mx_error err = {0};
+    size_t n = (size_t)(a.rows * a.cols);
+    float most = 0;
+    if (MX_TEST_DEVICE == 0) return equal(g, a.data, b.data, n * sizeof *p);
+    g->s.dev->ops->download(&g->s, p, a.data, n * sizeof *p);
+    g->s.dev->ops->download(&g->s, q, b.data, n * sizeof *q);
+    CHECK_OK(mx_stream_sync(&g->s, &err), err);
+    for (size_t i = 0; i < n; i++) most = fmaxf(most, fabsf(q[i]));
+    for (size_t i = 0; i < n; i++)
+        if (!(fabsf(p[i] - q[i]) <= 1e-5f * most)) return false;
+    return true;
+}
+
+/* Inputs, hidden layers, actions, atoms (0: no dueling), activation; rows that make one block, and several. */
+static void a_whole_network(void)
+{
+    static const struct { int in, hidden[2], actions, atoms; mx_activation act; } nets[] = {
+        {12, {64, 64}, 9, 0, MX_ACT_RELU}, {4, {37, 131}, 2, 1, MX_ACT_TANH}, {67, {128, 17}, 5, 11, MX_ACT_SILU}};
+    static const int64_t rows[] = {1, 5, 67, 197};
+    rig g;
+    if (!rig_open(&g)) return;
+    for (int i = 0; i < 12; i++) {
+        int64_t n = rows[i % 4], outs = nets[i / 4].actions, z = nets[i / 4].atoms, width = nets[i / 4].in;
+        mx_perceptron_shape p = {.layers = 3, .atoms = (int)z, .act = nets[i / 4].act};
+        mx_stream_rewind(&g.s);
+        mx_tensor x = randoms(&g, n, width), h = x, y = mx_stream_tensor(&g.s, MX_F32, n, z ? outs * z : outs), one = mx_stream_tensor(&g.s, MX_F32, 1, y.cols);
+        for (int k = 0; k < 3; k++) {
+            int64_t to = k < 2 ? nets[i / 4].hidden[k] : z ? (1 + outs) * z : outs;
+            p.w[k] = randoms(&g, to, width), p.b[k] = randoms(&g, 1, to);
+            mx_tensor out = mx_stream_tensor(&g.s, MX_F32, n, to);
+            mx_product(&g.s, out, h, p.w[k], p.b[k], MX_F32, false);
+            if (k < 2) mx_activate(&g.s, out, out, p.act);
+            h = out, width = to;
+        }
+        if (z) {
+            mx_tensor q = mx_stream_tensor(&g.s, MX_F32, n, outs * z);
+            mx_dueling(&g.s, q, h, (int)z);
+            h = q;
+        }
+        mx_perceptron(&g.s, y, x, &p);
+        CHECK_MSG(same_network(&g, y, h), "network %d, %lld rows", i / 4, (long long)n);
+        for (int64_t r = 0; r < n; r += 1 + n / 5) {
+            mx_perceptron(&g.s, one, mx_tensor_rows(x, r, 1), &p);
+            CHECK_MSG(equal(&g, one.data, (float *)y.data + r * y.stride, (size_t)y.cols * sizeof(float)), "network %d, row %lld of %lld", i / 4, (long long)r, (long long)n);
+        }
+    }
+    rig_close(&g);
+}
+
+MX_TESTS(TEST(a_whole_network), TEST(a_sum_and_its_norm), TEST(rope_on_the_way_to_the_cache))

@@ -245,6 +245,21 @@ static void wrong_dueling(mx_stream *s, mx_tensor q, mx_tensor va, int atoms)
     nudge(q);
 }
 
+/* No activation between the layers. */
+static void wrong_perceptron(mx_stream *s, mx_tensor y, mx_tensor x, const mx_perceptron_shape *p)
+{
+    mx_perceptron_shape flat = *p;
+    flat.act = MX_ACT_NONE;
+    REAL.perceptron(s, y, x, &flat);
+}
+
+/* Cut off a step late. */
+static void wrong_world_step(mx_stream *s, mx_world w, mx_tensor state, mx_tensor at, mx_tensor action, mx_tensor reward, mx_tensor ended,
+                             mx_tensor next, mx_tensor seen, uint64_t seed, int limit)
+{
+    REAL.world_step(s, w, state, at, action, reward, ended, next, seen, seed, limit + 1);
+}
+
 static void wrong_dueling_back(mx_stream *s, mx_tensor dva, mx_tensor dq, int atoms)
 {
     REAL.dueling_back(s, dva, dq, atoms);

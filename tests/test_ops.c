@@ -164,7 +164,7 @@ static void wrong_learning_shapes_are_named(void)
     mx_stream s;
     mx_error err = {0};
     float x[64] = {0};
-    int32_t ids[8] = {0, 3, 2, 9, 0, 0, 0, 0};
+    int32_t ids[8] = {0, 3, 2, 9, 0, 0, 0, 0}, bare[16] = {0};
     mx_tensor none = {0}, a = mx_tensor_of(x, MX_F32, 2, 4), b = mx_tensor_of(x, MX_F32, 3, 4), row = mx_tensor_of(x, MX_F32, 1, 4),
               ids2 = mx_tensor_of(ids, MX_I32, 2, 1), half = mx_tensor_of(x, MX_BF16, 3, 4), sum = mx_tensor_of(ids, MX_I32, 1, 2),
               one = mx_tensor_of(x, MX_F32, 2, 1), falling = mx_tensor_of(ids + 1, MX_I32, 2, 1);
@@ -207,6 +207,17 @@ static void wrong_learning_shapes_are_named(void)
     mx_tensor act2 = ids2, terms = mx_tensor_of(x, MX_F32, 2, 3), tree = mx_tensor_of(x + 8, MX_F32, 1, 4), bits = mx_tensor_of(x, MX_I8, 2, 3);
     REFUSED(mx_argmax(&s, ids2, a, bits), "argmax", "mask[N,A]");
     REFUSED(mx_dueling(&s, a, a, 2), "dueling", "va[N,(1+A)*Z]");
+    mx_perceptron_shape net = {.w = {a}, .b = {mx_tensor_of(x, MX_F32, 1, 2)}, .layers = 1}, deep = net, duel = net;
+    deep.layers = MX_PERCEPTRON_LAYERS + 1, duel.atoms = 2;
+    REFUSED(mx_perceptron(&s, a, a, &net), "perceptron", "y[N,O]");
+    REFUSED(mx_perceptron(&s, a, terms, &net), "perceptron", "w[O,C]");
+    REFUSED(mx_perceptron(&s, a, a, &deep), "perceptron", "1 to 9 layers");
+    REFUSED(mx_perceptron(&s, a, a, &duel), "perceptron", "y[N,A*Z]");
+    mx_tensor state = mx_tensor_of(bare, MX_I32, 2, 8), at = mx_tensor_of(bare, MX_I32, 2, 3), left = mx_tensor_of(bare, MX_I32, 2, 1);
+    REFUSED(mx_world_step(&s, MX_WORLD_COUNT, state, at, left, one, left, a, a, 1, 0), "world_step", "a known world");
+    REFUSED(mx_world_step(&s, MX_WORLD_CARTPOLE, at, at, left, one, left, a, a, 1, 0), "world_step", "state[N,8]");
+    REFUSED(mx_world_step(&s, MX_WORLD_ACROBOT, state, at, left, one, left, a, a, 1, 0), "world_step", "next[N,O]");
+    REFUSED(mx_world_step(&s, MX_WORLD_CARTPOLE, state, at, mx_tensor_of(ids + 2, MX_I32, 2, 1), one, left, a, a, 1, 0), "world_step", "action 2 of row 0");
     REFUSED(mx_dueling_back(&s, a, a, 1), "dueling_back", "dva");
     REFUSED(mx_td_loss(&s, one, one, a, act2, a, b, none, terms, 1, 1), "td_loss", "step[N,3]");
     REFUSED(mx_td_loss(&s, one, one, a, act2, b, a, none, terms, 1, 1), "td_loss", "next[N,A]");

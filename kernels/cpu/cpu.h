@@ -15,6 +15,11 @@ __typeof__(mx_weight_close) mx_cpu_weight_close;
 /* y = act(y) on one row; used by linear's epilogue and by activation.c */
 void mx_cpu_activate_row(float *y, const float *x, int64_t n, mx_activation act);
 
+/* Actions action[N,1] of n; otherwise the stream says which is none. */
+bool mx_cpu_actions_exist(mx_stream *s, const char *op, mx_tensor action, int64_t n);
+/* q[A*Z] of va[(1+A)*Z], one row of mx_dueling */
+void mx_cpu_dueling_row(float *q, const float *va, int64_t actions, int64_t atoms);
+
 static inline float *mx_row(mx_tensor t, int64_t r) { return (float *)t.data + r * t.stride; }
 static inline int32_t *mx_row_i32(mx_tensor t, int64_t r) { return (int32_t *)t.data + r * t.stride; }
 

@@ -214,6 +214,71 @@ void mx_cpu_product(mx_stream *s, mx_tensor y, mx_tensor x, mx_tensor w, mx_tens
     run(s, &g);
 }
 
+/* ---- a whole perceptron ------------------------------------------------------------- */
+
+#define TALL 192              /* rows of a part: what lies between their layers stays in the second-level cache */
+
+typedef struct network_job {
+    mx_tensor y, x;
+    const mx_perceptron_shape *p;
+    int64_t rows, ld;         /* of a part; floats from row to row between the layers */
+} network_job;
+
+/* c[m,N] = a[m,K] w[N,K]^T + b by the chains of mx_cpu_product; c has room for whole panels. */
+static void dense(float *c, int64_t ldc, const float *a, int64_t lda, int64_t m, mx_tensor w, mx_tensor b)
+{
+    gemm g = {.b = w, .N = w.rows, .K = w.cols, .b_turned = true};
+    _Alignas(64) float panel[STEP * MX_PANEL];
+    int64_t padded = (g.N + MX_PANEL - 1) / MX_PANEL * MX_PANEL;
+    for (int64_t r = 0; r < m; r++) {
+        memcpy(c + r * ldc, b.data, (size_t)g.N * sizeof *c);
+        memset(c + r * ldc + g.N, 0, (size_t)(padded - g.N) * sizeof *c);
+    }
+    for (int64_t o = 0; o < g.N; o += MX_PANEL)
+        for (int64_t k = 0; k < g.K; k += STEP) {
+            int64_t n = g.K - k < STEP ? g.K - k : STEP;
+            pack_panel(&g, panel, o, k, n);
+            for (int64_t i = 0; i < m;) {
+                int rows = mx_tile_rows(m - i);
+                mx_gemm_f32(rows, a + i * lda + k, lda, panel, n, c + i * ldc + o, ldc, true);
+                i += rows;
+            }
+        }
+}
+
+static void network_part(void *ctx, int64_t part, int thread)
+{
+    (void)thread;
+    const network_job *j = ctx;
+    const mx_perceptron_shape *p = j->p;
+    int64_t first = part * j->rows, m = j->x.rows - first < j->rows ? j->x.rows - first : j->rows, lda = j->x.stride;
+    _Alignas(64) float between[2][TALL * MX_PERCEPTRON_WIDTH];
+    const float *a = mx_row(j->x, first);
+    for (int k = 0; k < p->layers; k++) {
+        float *c = between[k % 2];
+        dense(c, j->ld, a, lda, m, p->w[k], p->b[k]);
+        for (int64_t r = 0; r < m && k < p->layers - 1; r++) mx_cpu_activate_row(c + r * j->ld, c + r * j->ld, p->w[k].rows, p->act);
+        a = c;
+        lda = j->ld;
+    }
+    for (int64_t r = 0; r < m; r++)
+        if (p->atoms) mx_cpu_dueling_row(mx_row(j->y, first + r), a + r * lda, j->y.cols / p->atoms, p->atoms);
+        else memcpy(mx_row(j->y, first + r), a + r * lda, (size_t)j->y.cols * sizeof *a);
+}
+
+/* A part packs every panel once for its rows: tall parts, but one for each thread. */
+void mx_cpu_perceptron(mx_stream *s, mx_tensor y, mx_tensor x, const mx_perceptron_shape *p)
+{
+    network_job j = {.y = y, .x = x, .p = p};
+    int64_t parts = (x.rows + TALL - 1) / TALL, threads = mx_pool_threads(s->dev->pool), most = (x.rows + BLOCK - 1) / BLOCK;
+    for (int k = 0; k < p->layers; k++)
+        if (p->w[k].rows > j.ld) j.ld = p->w[k].rows;
+    j.ld = (j.ld + MX_PANEL - 1) / MX_PANEL * MX_PANEL;
+    if (parts < threads) parts = threads < most ? threads : most;
+    j.rows = ((x.rows + parts - 1) / parts + MX_TILE_ROWS - 1) / MX_TILE_ROWS * MX_TILE_ROWS;
+    mx_pool_run(s->dev->pool, (x.rows + j.rows - 1) / j.rows, network_part, &j);
+}
+
 /* ---- backward ------------------------------------------------------------------------ */
 
 typedef struct columns {

@@ -40,20 +40,22 @@ typedef struct duel_job {
     int       atoms;
 } duel_job;
 
+void mx_cpu_dueling_row(float *q, const float *va, int64_t actions, int64_t atoms)
+{
+    int64_t n = actions, z = atoms;
+    const float *a = va + z;
+    for (int64_t i = 0; i < z; i++) {
+        float sum = 0;
+        for (int64_t k = 0; k < n; k++) sum += a[k * z + i];
+        float base = va[i] - sum / (float)n;
+        for (int64_t k = 0; k < n; k++) q[k * z + i] = base + a[k * z + i];
+    }
+}
+
 static void dueling_rows(const void *ctx, int64_t first, int64_t last)
 {
     const duel_job *j = ctx;
-    int64_t z = j->atoms, n = j->q.cols / z;
-    for (int64_t r = first; r < last; r++) {
-        const float *v = mx_row(j->va, r), *a = v + z;
-        float *q = mx_row(j->q, r);
-        for (int64_t i = 0; i < z; i++) {
-            float sum = 0;
-            for (int64_t k = 0; k < n; k++) sum += a[k * z + i];
-            float base = v[i] - sum / (float)n;
-            for (int64_t k = 0; k < n; k++) q[k * z + i] = base + a[k * z + i];
-        }
-    }
+    for (int64_t r = first; r < last; r++) mx_cpu_dueling_row(mx_row(j->q, r), mx_row(j->va, r), j->q.cols / j->atoms, j->atoms);
 }
 
 static void dueling_back_rows(const void *ctx, int64_t first, int64_t last)
@@ -91,7 +93,7 @@ typedef struct loss_job {
     float     huber, scale, low, high;
 } loss_job;
 
-static bool actions_exist(mx_stream *s, const char *op, mx_tensor action, int64_t n)
+bool mx_cpu_actions_exist(mx_stream *s, const char *op, mx_tensor action, int64_t n)
 {
     for (int64_t r = 0; r < action.rows; r++) {
         int32_t a = *mx_row_i32(action, r);
@@ -124,7 +126,7 @@ void mx_cpu_td_loss(mx_stream *s, mx_tensor loss, mx_tensor error, mx_tensor q, 
 {
     loss_job j = {.loss = loss, .error = error, .q = q, .action = action, .next = next, .chooser = chooser, .mask = mask, .step = step,
                   .huber = huber, .scale = scale};
-    if (actions_exist(s, "td_loss", action, q.cols)) mx_cpu_rows(s, q.rows, 3 * q.cols, td_rows, &j);
+    if (mx_cpu_actions_exist(s, "td_loss", action, q.cols)) mx_cpu_rows(s, q.rows, 3 * q.cols, td_rows, &j);
 }
 
 /* ---- distributions ----------------------------------------------------------------------- */
@@ -204,7 +206,7 @@ void mx_cpu_atoms_loss(mx_stream *s, mx_tensor loss, mx_tensor error, mx_tensor 
 {
     loss_job j = {.loss = loss, .error = error, .q = logits, .action = action, .next = next, .chooser = chooser, .mask = mask, .step = step,
                   .low = low, .high = high, .scale = scale};
-    if (actions_exist(s, "atoms_loss", action, chooser.cols))
+    if (mx_cpu_actions_exist(s, "atoms_loss", action, chooser.cols))
         mx_cpu_rows(s, logits.rows, 24 * logits.cols / chooser.cols, atoms_rows, &j);
 }
 

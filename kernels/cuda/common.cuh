@@ -270,6 +270,16 @@ static __device__ __forceinline__ float4 mx_activated4(float4 v, mx_activation a
     return make_float4(mx_activated(v.x, act), mx_activated(v.y, act), mx_activated(v.z, act), mx_activated(v.w, act));
 }
 
+/* Atom i of all actions of a row of mx_dueling. */
+static __device__ __forceinline__ void mx_duel(float *q, const float *va, int64_t actions, int64_t z, int64_t i)
+{
+    const float *a = va + z;
+    float sum = 0;
+    for (int64_t k = 0; k < actions; k++) sum += a[k * z + i];
+    float base = va[i] - sum / (float)actions;
+    for (int64_t k = 0; k < actions; k++) q[k * z + i] = base + a[k * z + i];
+}
+
 /* ---- random numbers ---------------------------------------------------------------------------------- */
 
 /* Philox4x32-10 (Salmon et al. 2011): the four words of a counter become four random ones, as in runtime/random.h. */

@@ -170,6 +170,99 @@ extern "C" void mx_cuda_product(mx_stream *s, mx_tensor y, mx_tensor x, mx_tenso
     multiply(s, y, x, true, w, true, b, as, add);
 }
 
+/* ---- a whole perceptron ------------------------------------------------------------------------------ */
+
+#define TALL  64                        /* rows of a block: their activations stay in shared memory from layer to layer */
+#define DEPTH 16                        /* inputs of a layer whose weights stand there at a time                        */
+
+/* A thread makes rows 4*ty.. of outputs 4*tx.. of each 64; w[DEPTH][pitch] are a layer's weights, turned. */
+template <int PANELS>
+static __device__ __forceinline__ void dense(float (&sum)[PANELS][4][4], const float *rows, float *w, mx_tensor weight, const float *bias, bool vec)
+{
+    const int pitch = 64 * PANELS + 4, tx = threadIdx.x % 16, ty = threadIdx.x / 16;
+    int outs = (int)weight.rows, ins = (int)weight.cols;
+#pragma unroll
+    for (int p = 0; p < PANELS; p++)
+#pragma unroll
+        for (int e = 0; e < 16; e++) sum[p][e / 4][e % 4] = 64 * p + 4 * tx + e % 4 < outs ? bias[64 * p + 4 * tx + e % 4] : 0.0f;
+    for (int k0 = 0; k0 < ins; k0 += DEPTH) {
+        int deep = min(DEPTH, ins - k0);
+        for (int e = threadIdx.x; e < (outs + 63) / 64 * 64 * (DEPTH / 4); e += 256) {
+            int o = e / (DEPTH / 4), k = e % (DEPTH / 4) * 4;
+            float4 v = o < outs ? mx_load4(mx_row(weight, o), k0 + k, ins, vec) : make_float4(0, 0, 0, 0);
+            w[k * pitch + o] = v.x, w[(k + 1) * pitch + o] = v.y, w[(k + 2) * pitch + o] = v.z, w[(k + 3) * pitch + o] = v.w;
+        }
+        __syncthreads();
+#pragma unroll 4
+        for (int k = 0; k < deep; k++) {
+            float x[4];
+#pragma unroll
+            for (int i = 0; i < 4; i++) x[i] = rows[(4 * ty + i) * pitch + k0 + k];
+#pragma unroll
+            for (int p = 0; p < PANELS; p++)
+                if (64 * p < outs) {
+                    float4 v = *(const float4 *)(w + k * pitch + 64 * p + 4 * tx);
+#pragma unroll
+                    for (int i = 0; i < 4; i++) {
+                        sum[p][i][0] = fmaf(x[i], v.x, sum[p][i][0]), sum[p][i][1] = fmaf(x[i], v.y, sum[p][i][1]);
+                        sum[p][i][2] = fmaf(x[i], v.z, sum[p][i][2]), sum[p][i][3] = fmaf(x[i], v.w, sum[p][i][3]);
+                    }
+                }
+        }
+        __syncthreads();
+    }
+}
+
+template <int PANELS> static __global__ void __launch_bounds__(256) perceptron_kernel(mx_tensor y, mx_tensor x, mx_perceptron_shape n, unsigned vec)
+{
+    MX_DYN_SHARED(float, rows);         /* [TALL][pitch], then w[DEPTH][pitch] */
+    const int pitch = 64 * PANELS + 4, tx = threadIdx.x % 16, ty = threadIdx.x / 16;
+    int64_t first = (int64_t)blockIdx.x * TALL;
+    for (int e = threadIdx.x; e < TALL * (int)x.cols; e += 256) {
+        int r = e / (int)x.cols, c = e % (int)x.cols;
+        rows[r * pitch + c] = first + r < x.rows ? mx_row(x, first + r)[c] : 0.0f;
+    }
+    for (int layer = 0; layer < n.layers; layer++) {
+        float sum[PANELS][4][4];
+        int outs = (int)n.w[layer].rows;
+        mx_activation act = layer + 1 < n.layers ? n.act : MX_ACT_NONE;
+        dense<PANELS>(sum, rows, rows + TALL * pitch, n.w[layer], (const float *)n.b[layer].data, vec >> layer & 1);
+#pragma unroll
+        for (int p = 0; p < PANELS; p++)
+#pragma unroll
+            for (int e = 0; e < 16; e++)
+                if (64 * p + 4 * tx + e % 4 < outs) rows[(4 * ty + e / 4) * pitch + 64 * p + 4 * tx + e % 4] = mx_activated(sum[p][e / 4][e % 4], act);
+        __syncthreads();
+    }
+    int wide = n.atoms ? n.atoms : (int)y.cols;
+    for (int e = threadIdx.x; e < TALL * wide; e += 256) {
+        int r = e / wide, c = e % wide;
+        if (first + r >= y.rows) break;
+        if (n.atoms) mx_duel(mx_row(y, first + r), rows + r * pitch, y.cols / n.atoms, n.atoms, c);
+        else mx_row(y, first + r)[c] = rows[r * pitch + c];
+    }
+}
+
+template <int PANELS> static void perceptron(mx_stream *s, mx_tensor y, mx_tensor x, const mx_perceptron_shape *p, unsigned vec)
+{
+    size_t bytes = (size_t)(TALL + DEPTH) * (64 * PANELS + 4) * sizeof(float);
+    if (bytes <= 48 * 1024 || mx_cuda_ok(s, cudaFuncSetAttribute(perceptron_kernel<PANELS>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes), "perceptron"))
+        MX_LAUNCH(s, "perceptron", (perceptron_kernel<PANELS>), (unsigned)((x.rows + TALL - 1) / TALL), 256, bytes, y, x, *p, vec);
+}
+
+extern "C" void mx_cuda_perceptron(mx_stream *s, mx_tensor y, mx_tensor x, const mx_perceptron_shape *p)
+{
+    int64_t widest = x.cols;
+    unsigned vec = 0;
+    for (int k = 0; k < p->layers; k++) {
+        widest = p->w[k].rows > widest ? p->w[k].rows : widest;
+        vec |= (unsigned)mx_vec(p->w[k]) << k;
+    }
+    if (widest <= 64) perceptron<1>(s, y, x, p, vec);
+    else if (widest <= 128) perceptron<2>(s, y, x, p, vec);
+    else perceptron<4>(s, y, x, p, vec);
+}
+
 /* ---- sums of columns --------------------------------------------------------------------------------- */
 
 /* 8 rows of threads take every eighth row of a segment; their sums are added up in order, and so are the segments'. */

@@ -58,12 +58,7 @@ static __global__ void dueling_kernel(mx_tensor q, mx_tensor va, int z)
 {
     int64_t n = q.cols / z;
     EACH_ATOM(t, q.rows * z) {
-        int64_t r = t / z, i = t % z;
-        const float *v = mx_row(va, r), *a = v + z;
-        float sum = 0;
-        for (int64_t k = 0; k < n; k++) sum += a[k * z + i];
-        float base = v[i] - sum / (float)n;
-        for (int64_t k = 0; k < n; k++) mx_row(q, r)[k * z + i] = base + a[k * z + i];
+        mx_duel(mx_row(q, t / z), mx_row(va, t / z), n, z, t % z);
     }
 }
 

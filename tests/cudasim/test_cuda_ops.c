@@ -434,6 +434,10 @@ static void nothing_past_the_end_is_touched(void)
     mx_tensor zeros = tight(&e, MX_I32, R, 1);
     s->dev->ops->clear(s, zeros.data, R * sizeof(int32_t));
     mx_argmax(s, ids, x, none), mx_dueling(s, y, va, 1), mx_dueling_back(s, va, y, 1), mx_td_loss(s, loss, error, y, ids, x, x, none, terms, 1, 1);
+    mx_perceptron(s, o, x, &(mx_perceptron_shape){.w = {w}, .b = {ob}, .layers = 1});
+    mx_tensor worlds = tight(&e, MX_I32, R, 8), number = tight(&e, MX_I32, R, 3), now = tight(&e, MX_F32, R, 4);
+    s->dev->ops->clear(s, worlds.data, R * 8 * sizeof(int32_t)), s->dev->ops->clear(s, number.data, R * 3 * sizeof(int32_t));
+    mx_world_step(s, MX_WORLD_CARTPOLE, worlds, number, zeros, loss, tight(&e, MX_I32, R, 1), now, tight(&e, MX_F32, R, 4), 1, 1);
     mx_atoms_value(s, loss, x, 0, 1), mx_atoms_loss(s, loss, error, y, zeros, x, error, none, terms, 0, 1, 1);
     mx_noisy(s, dw, w, w, ob, g), mx_noisy_back(s, dw, w, w, ob, g), mx_priority_sample(s, ids, loss, tree, error, 0.5f), mx_priority_set(s, tree, ids, error, 0.5f);
     mx_aggregate(s, g, x, ids, begin, loss, MX_REDUCE_SUM), mx_aggregate(s, h, x, none, begin, none, MX_REDUCE_MAX);
