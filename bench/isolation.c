@@ -6,7 +6,7 @@
  * (Poisson) one text comes to be embedded.  Alone and saturated alternate, three times each; the times are from the
  * text's arrival to its vector.  Then generation alone, and beside a thread on each processor that does nothing but
  * count: what is left to it when something else on the machine is busy.  All of it with generation's threads nice by
- * 10, by 5 (`merx serve --isolate`), by 19, in SCHED_IDLE, and not at all. */
+ * 10 (`merx serve --isolate`), by 5, by 19, in SCHED_IDLE, and not at all. */
 #include "models/embed.h"
 #include "models/generate.h"
 
