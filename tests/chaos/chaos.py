@@ -39,7 +39,7 @@ rnd = random.Random(a.seed)
 folder = tempfile.mkdtemp(prefix="merx-chaos-")
 disk = os.path.join(folder, "disk")
 os.mkdir(disk)
-small_disk = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={24 + int(a.seconds / 4)}m", "tmpfs", disk], capture_output=True).returncode == 0
+small_disk = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={24 + 2 * int(a.seconds)}m", "tmpfs", disk], capture_output=True).returncode == 0
 failures = []
 tally = {}
 lock = threading.Lock()
