@@ -1,52 +1,9 @@
 /* test_dqn.c - learning to act: ten steps against PyTorch (tests/golden/make_dqn_golden.py), replay,
  * resuming to the bit, every option once, CartPole, and a policy of Stable-Baselines3.
  *     MX_SB3_CARTPOLE=FILE.zip   its policy; ../shared/data when it is there */
-#include "models/dqn_internal.h"
-#include "tests/test.h"
-
-#include <jansson.h>
-#include <unistd.h>
-
-static mx_device *devs;
-static int n_devs;
-
-static mx_device *cpu(void)
-{
-    mx_error err = {0};
-    if (!devs) CHECK_OK(mx_devices_open(&devs, &n_devs, &(mx_device_options){.cpu_threads = 2}, &err), err);
-    return devs;
-}
-
-static void temporary(char path[64])
-{
-    snprintf(path, 64, "/tmp/merx-dqn-XXXXXX");
-    CHECK(mkdtemp(path) != NULL);
-}
-
-static void remove_all(const char *path)
-{
-    char command[256];
-    snprintf(command, sizeof command, "rm -rf '%s'", path);
-    CHECK(system(command) == 0);
-}
+#include "tests/dqn_rig.h"
 
 /* ---- the step ---------------------------------------------------------------------------- */
-
-static void floats(const json_t *a, float *to, size_t stride, size_t width)
-{
-    for (size_t i = 0; i < json_array_size(a); i++) to[i / width * stride + i % width] = (float)json_number_value(json_array_get(a, i));
-}
-
-static void near_all(const char *what, const float *got, const json_t *want, double tolerance)
-{
-    double worst = 0, largest = 0;
-    for (size_t i = 0; i < json_array_size(want); i++) {
-        double w = json_number_value(json_array_get(want, i));
-        worst = fmax(worst, fabs((double)got[i] - w));
-        largest = fmax(largest, fabs(w));
-    }
-    CHECK_MSG(worst <= tolerance * largest, "%s: off by %g of %g", what, worst, largest);
-}
 
 static void as_pytorch(void)
 {

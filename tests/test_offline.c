@@ -1,52 +1,9 @@
 /* test_offline.c - learning from logged steps: cloning and conservative Q-learning against PyTorch
  * (tests/golden/make_offline_golden.py), against the policy that was logged, resumed to the bit; bad files. */
-#include "models/dqn_internal.h"
 #include "runtime/random.h"
-#include "tests/test.h"
-
-#include <jansson.h>
-#include <unistd.h>
-
-static mx_device *devs;
-static int n_devs;
-
-static mx_device *cpu(void)
-{
-    mx_error err = {0};
-    if (!devs) CHECK_OK(mx_devices_open(&devs, &n_devs, &(mx_device_options){.cpu_threads = 2}, &err), err);
-    return devs;
-}
-
-static void temporary(char path[64])
-{
-    snprintf(path, 64, "/tmp/merx-offline-XXXXXX");
-    CHECK(mkdtemp(path) != NULL);
-}
-
-static void remove_all(const char *path)
-{
-    char command[256];
-    snprintf(command, sizeof command, "rm -rf '%s'", path);
-    CHECK(system(command) == 0);
-}
+#include "tests/dqn_rig.h"
 
 /* ---- the step ---------------------------------------------------------------------------- */
-
-static void floats(const json_t *a, float *to)
-{
-    for (size_t i = 0; i < json_array_size(a); i++) to[i] = (float)json_number_value(json_array_get(a, i));
-}
-
-static void near_all(const char *what, const float *got, const json_t *want, double tolerance)
-{
-    double worst = 0, largest = 0;
-    for (size_t i = 0; i < json_array_size(want); i++) {
-        double w = json_number_value(json_array_get(want, i));
-        worst = fmax(worst, fabs((double)got[i] - w));
-        largest = fmax(largest, fabs(w));
-    }
-    CHECK_MSG(json_array_size(want) && worst <= tolerance * largest, "%s: off by %g of %g", what, worst, largest);
-}
 
 static void as_pytorch(void)
 {
@@ -82,7 +39,7 @@ static void as_pytorch(void)
     mx_params *p = mx_qnet_params(d->online);
     const json_t *names = json_object_get(j, "names");
     json_array_foreach(names, t, one)
-        floats(json_array_get(json_object_get(j, "online"), t), mx_params_view(p, &p->value, mx_params_find(p, json_string_value(one)), 1).data);
+        floats(json_array_get(json_object_get(j, "online"), t), mx_params_view(p, &p->value, mx_params_find(p, json_string_value(one)), 1).data, 1, 1);
     json_array_foreach(json_object_get(j, "steps"), t, one) {
         float uniform[B];
         mx_replay_batch b = {0};
