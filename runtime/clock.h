@@ -9,6 +9,9 @@ typedef struct mx_clock {
     void *ctx;
 } mx_clock;
 
+/* Milliseconds since 1970: what is written down with an event. */
+int64_t mx_wall_ms(void);
+
 extern const mx_clock mx_clock_monotonic;      /* CLOCK_MONOTONIC */
 
 static inline uint64_t mx_now_ns(const mx_clock *c)

@@ -1,6 +1,7 @@
 /* experiments.c - the thread that owns the bandits and their log. */
 #include "server/experiments.h"
 
+#include "runtime/clock.h"
 #include "runtime/log.h"
 #include "server/store.h"
 
@@ -34,13 +35,6 @@ struct mx_experiments {
     bool             started, stop;
     mx_experiment_op *first, **last;
 };
-
-static int64_t now_ms(void)
-{
-    struct timespec ts;
-    clock_gettime(CLOCK_REALTIME, &ts);
-    return (int64_t)ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
-}
 
 /* SplitMix64 (Steele, Lea, Flood 2014). */
 static uint64_t mix(uint64_t x)
@@ -235,7 +229,7 @@ static mx_status create(mx_experiments *x, mx_experiment_op *op)
     op->spec->arm = NULL;
     e->bandit = bandit;
     e->promoted = -1;
-    e->created_ms = now_ms();
+    e->created_ms = mx_wall_ms();
     e->json = spec_json(&e->spec);
     if (!e->json) {
         free_experiment(e);
@@ -292,7 +286,7 @@ static mx_status select_arm(mx_experiments *x, mx_experiment_op *op)
     experiment *e = find(x, op->id);
     if (!e) return mx_fail(&op->err, MX_ERR_NOT_FOUND, "experiment_id: there is no \"%.100s\"", op->id);
     if (!*op->unit || strlen(op->unit) >= MX_UNIT) return mx_fail(&op->err, MX_ERR_ARG, "unit_id: 1 to %d bytes", MX_UNIT - 1);
-    mx_decision_row d = {.experiment = e->spec.id, .unit = op->unit, .version = e->version, .ts_ms = now_ms(), .context = op->context, .n_context = op->n_context};
+    mx_decision_row d = {.experiment = e->spec.id, .unit = op->unit, .version = e->version, .ts_ms = mx_wall_ms(), .context = op->context, .n_context = op->n_context};
     MX_TRY(decide(x, e, op, &d));
     MX_TRY(mx_store_add_decision(x->store, &d, &op->err));
     op->selection = (mx_selection){.decision = d.id, .arm = d.arm, .flags = d.flags, .propensity = d.propensity, .version = d.version, .policy = e->spec.bandit.policy};
@@ -308,7 +302,7 @@ static mx_status one_outcome(mx_experiments *x, const mx_outcome *o, mx_outcome_
     mx_decision_row d;
     bool found, duplicate;
     mx_error why = {0};
-    int64_t ts = o->ts_ms ? o->ts_ms : now_ms();
+    int64_t ts = o->ts_ms ? o->ts_ms : mx_wall_ms();
     MX_TRY(mx_store_get_decision(x->store, o->decision, &d, &found, err));
     experiment *e = found ? find(x, d.experiment) : NULL;
     if (!e) return c->unknown++, MX_OK;

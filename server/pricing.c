@@ -15,13 +15,6 @@
 
 enum { TURN = 2000 };
 
-int64_t price_now_ms(void)
-{
-    struct timespec ts;
-    clock_gettime(CLOCK_REALTIME, &ts);
-    return (int64_t)ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
-}
-
 mx_status price_answer(mx_pricing_op *op, const ProtobufCMessage *m)
 {
     op->type = m->descriptor;
@@ -160,7 +153,7 @@ static mx_status remember(Merx__V1__PriceItem *m, int64_t price, int64_t now, co
 
 static mx_status publish_one(mx_pricing *p, price_item *i, int64_t price, const char *decision, mx_error *err)
 {
-    int64_t now = price_now_ms(), day = now / PRICE_DAY_MS;
+    int64_t now = mx_wall_ms(), day = now / PRICE_DAY_MS;
     if (i->m->day != day || !i->m->day_open) {
         i->m->day = day;
         i->m->day_open = i->m->published ? i->m->published : price;
@@ -338,7 +331,7 @@ static mx_status one_sale(mx_pricing *p, const Merx__V1__SaleObservation *s, Mer
 {
     mx_error why = {0};
     bool duplicate;
-    int64_t now = price_now_ms(), ts = s->ts_ms ? s->ts_ms : now;
+    int64_t now = mx_wall_ms(), ts = s->ts_ms ? s->ts_ms : now;
     price_item *i = price_find(p, s->sku, s->channel, s->segment, &why);
     if (!i) return r->unknown++, MX_OK;
     if (now - ts > LATE_MS) return r->late++, MX_OK;

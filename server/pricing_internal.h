@@ -60,7 +60,6 @@ struct mx_pricing {
     mx_pricing_op   *first, **last;
 };
 
-int64_t     price_now_ms(void);
 void        price_mark(mx_pricing *p, price_item *i);
 /* A segment without an item of its own: everybody's.  NULL: MX_ERR_NOT_FOUND in err. */
 price_item *price_find(mx_pricing *p, const char *sku, const char *channel, const char *segment, mx_error *err);

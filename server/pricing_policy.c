@@ -3,6 +3,7 @@
 #include "server/pricing_internal.h"
 
 #include "models/bandit.h"
+#include "runtime/clock.h"
 #include "runtime/log.h"
 
 #include <errno.h>
@@ -139,7 +140,7 @@ mx_status price_policy_log(mx_pricing *p, price_policy *q, mx_error *err)
     uint8_t *bytes = malloc(n + 1);
     if (!bytes) return mx_fail(err, MX_ERR_NO_MEMORY, "a policy");
     merx__v1__price_policy__pack(q->m, bytes);
-    mx_log_row row = {.id = p->last_id + 1, .ts_ms = price_now_ms(), .kind = "price_policy", .data = bytes, .size = n};
+    mx_log_row row = {.id = p->last_id + 1, .ts_ms = mx_wall_ms(), .kind = "price_policy", .data = bytes, .size = n};
     mx_status st = mx_store_add_log(p->store, &row, &duplicate, err);
     free(bytes);
     if (!st) p->last_id++;
@@ -150,7 +151,7 @@ static mx_status set_stage(mx_pricing *p, price_policy *q, Merx__V1__PolicyStage
 {
     if (!set_text(&q->m->note, note)) return mx_fail(err, MX_ERR_NO_MEMORY, "a policy");
     q->m->stage = stage;
-    q->m->ts_ms = price_now_ms();
+    q->m->ts_ms = mx_wall_ms();
     q->changed = true;
     return price_policy_log(p, q, err);
 }
@@ -167,7 +168,7 @@ static Merx__V1__PricePolicy *new_message(const char *name, int64_t version, con
     bare.path = (char *)(uintptr_t)path;
     bare.canary = bare.control = &tally;
     bare.evidence = &evidence;
-    bare.ts_ms = price_now_ms();
+    bare.ts_ms = mx_wall_ms();
     size_t n = merx__v1__price_policy__get_packed_size(&bare);
     uint8_t *bytes = malloc(n + 1);
     if (!bytes) return NULL;

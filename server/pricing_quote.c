@@ -2,6 +2,7 @@
 #include "server/pricing_internal.h"
 
 #include "server/messages.h"
+#include "runtime/clock.h"
 #include "runtime/slab.h"
 
 #include <math.h>
@@ -67,7 +68,7 @@ static mx_status tighten(mx_guardrails *g, const mx_guardrails *s, mx_blackout *
 mx_status price_rules_of(const mx_pricing *p, const price_item *i, const Merx__V1__GuardrailSet *extra, mx_guardrails *g, mx_blackout **windows,
                          const Merx__V1__GuardrailSet *used[], size_t *n_used, mx_error *err)
 {
-    int64_t now = price_now_ms();
+    int64_t now = mx_wall_ms();
     size_t longest = 0, n = 0;
     bool any = false;
     mx_status st = MX_OK;
@@ -93,7 +94,7 @@ mx_status price_rules_of(const mx_pricing *p, const price_item *i, const Merx__V
 mx_price_state price_state_of(const price_item *i, int64_t rivals[64])
 {
     const Merx__V1__PriceItem *m = i->m;
-    int64_t now = price_now_ms();
+    int64_t now = mx_wall_ms();
     for (size_t k = 0; k < m->n_competitors; k++) rivals[k] = m->competitors[k]->price;
     return (mx_price_state){.now_ms = now, .published = m->published, .changed_ms = m->published_ms, .cost = m->cost, .competitors = rivals,
                             .day_open = m->day == now / PRICE_DAY_MS ? m->day_open : m->published, .n_competitors = (int32_t)m->n_competitors};
@@ -437,7 +438,7 @@ static void begin_quote(mx_pricing *p, quote *q, const price_item *i, const Merx
     q->m.currency = i->m->currency;
     q->m.objective = r->objective;
     q->m.revenue_share = r->revenue_share;
-    q->m.ts_ms = price_now_ms();
+    q->m.ts_ms = mx_wall_ms();
     q->m.baseline_policy = (char *)(uintptr_t) "published";
     q->m.baseline_price = i->m->published;
     price_see_item(i, q->seen);
@@ -589,7 +590,7 @@ mx_status mx_pricing_put_guardrails(mx_pricing *p, mx_pricing_op *op)
     fresh->m = own;
     *at = fresh;
     MX_TRY(mx_store_put_document(p->store, "guardrails", own->id, op->answer, op->size, &op->err));
-    mx_log_row row = {.id = p->last_id + 1, .ts_ms = price_now_ms(), .kind = "guardrails", .data = op->answer, .size = op->size};
+    mx_log_row row = {.id = p->last_id + 1, .ts_ms = mx_wall_ms(), .kind = "guardrails", .data = op->answer, .size = op->size};
     MX_TRY(mx_store_add_log(p->store, &row, &duplicate, &op->err));       /* every version stays */
     p->last_id++;
     return MX_OK;
@@ -694,7 +695,7 @@ static mx_status log_settled(mx_pricing *p, const Merx__V1__DecideRequest *r, bo
     uint8_t *bytes = malloc(n + 1);
     if (!bytes) return mx_fail(err, MX_ERR_NO_MEMORY, "a decision");
     merx__v1__decide_request__pack(r, bytes);
-    mx_log_row row = {.id = p->last_id + 1, .ts_ms = price_now_ms(), .kind = approve ? "price_approved" : "price_rejected", .data = bytes, .size = n};
+    mx_log_row row = {.id = p->last_id + 1, .ts_ms = mx_wall_ms(), .kind = approve ? "price_approved" : "price_rejected", .data = bytes, .size = n};
     mx_status st = mx_store_add_log(p->store, &row, &duplicate, err);
     if (!st) p->last_id++;
     free(bytes);
@@ -716,7 +717,7 @@ static mx_status settle(mx_pricing *p, mx_pricing_op *op, bool approve)
     char *word = q->status, *by = q->settled_by;
     q->status = st ? word : (char *)(uintptr_t)(approve ? "approved" : "rejected");
     q->settled_by = st ? by : r->by;
-    q->settled_ms = price_now_ms();
+    q->settled_ms = mx_wall_ms();
     if (!st) st = price_answer(op, &q->base);
     if (!st) st = mx_store_replace_log(p->store, id, op->answer, op->size, &op->err);
     if (!st) st = log_settled(p, r, approve, &op->err);

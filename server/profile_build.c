@@ -1,5 +1,6 @@
 /* profile_build.c - from a story to a packed Profile: scores, evidence, states. */
 #include "server/profiles_internal.h"
+#include "runtime/clock.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -403,7 +404,7 @@ mx_status profile_build(mx_profiles *p, int32_t node, subject *s, snapshot **out
     char key[MX_KEY_MOST + 1];
     double x[MX_FEATURES];
     int32_t type;
-    int64_t now = profile_now_ms();
+    int64_t now = mx_wall_ms();
     Merx__V1__Profile m = MERX__V1__PROFILE__INIT;
     MX_TRY(look(p, node, s, x, err));
     const story *t = p->story;
@@ -486,7 +487,7 @@ static mx_tag_row row_of(const char *user, const char *tag, int32_t version, int
 mx_status profile_store_labels(mx_profiles *p, const char *user, subject *s, mx_error *err)
 {
     for (int32_t k = 0; k < p->n_tags; k++) {
-        mx_tag_row r = row_of(user, p->tag[k]->name, p->tag[k]->version, (int32_t)s->label[k].state, 0, profile_now_ms());
+        mx_tag_row r = row_of(user, p->tag[k]->name, p->tag[k]->version, (int32_t)s->label[k].state, 0, mx_wall_ms());
         r.since_ms = s->label[k].since_ms, r.expires_ms = s->label[k].expires_ms;
         MX_TRY(mx_store_put_tag(p->store, &r, err));
     }

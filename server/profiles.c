@@ -1,6 +1,7 @@
 /* profiles.c - the thread that owns what follows from events, and its readers. */
 #include "server/profiles_internal.h"
 
+#include "runtime/clock.h"
 #include "runtime/log.h"
 #include "runtime/slab.h"
 
@@ -12,13 +13,6 @@
 #include <time.h>
 
 #define SWEEP_S 60                    /* how often labels are looked at that nothing confirms */
-
-int64_t profile_now_ms(void)
-{
-    struct timespec ts;
-    clock_gettime(CLOCK_REALTIME, &ts);
-    return (int64_t)ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
-}
 
 mx_status profile_answer(mx_profiles_op *op, const ProtobufCMessage *m)
 {
@@ -299,7 +293,7 @@ static mx_status put_batch(mx_profiles *p, batch *b, uint64_t *watermark, mx_err
         if (!b->reason[i]) seen[n++] = b->event[i];
     *watermark = mx_user_graph_watermark(p->graph);
     if (!st && n) {
-        st = mx_user_graph_put(p->graph, seen, n, profile_now_ms(), result, &ack, err);
+        st = mx_user_graph_put(p->graph, seen, n, mx_wall_ms(), result, &ack, err);
         if (!st) *watermark = ack.watermark;
     }
     n = 0;
@@ -330,7 +324,7 @@ static void put_all(mx_profiles *p, mx_profiles_op *first, mx_profiles_op *end)
     batch b = {0};
     mx_error err = {0};
     uint64_t watermark = 0;
-    int64_t now = profile_now_ms();
+    int64_t now = mx_wall_ms();
     size_t n = 0;
     for (mx_profiles_op *op = first; op != end; op = op->next) {
         op->st = mx_profiles_put(p, op);
@@ -416,7 +410,7 @@ mx_status mx_profiles_erase(mx_profiles *p, mx_profiles_op *op)
         for (int32_t i = 0; i < p->events.count; i++) profile_count_purchase(p, &p->events.event[i], -1), profile_count_item(p, &p->events.event[i], -1);
         MX_TRY(touch_whom_it_concerns(p, node, err));
     }
-    MX_TRY(mx_user_graph_erase(p->graph, p->user, &key, 1, profile_now_ms(), &e, err));
+    MX_TRY(mx_user_graph_erase(p->graph, p->user, &key, 1, mx_wall_ms(), &e, err));
     if (node >= 0) {
         for (int32_t i = 0; i < p->n_dirty; i++)                       /* it may follow itself */
             if (p->dirty[i] == node) p->dirty[i--] = p->dirty[--p->n_dirty];
@@ -487,7 +481,7 @@ static void carry_out(mx_profiles *p, mx_profiles_op *op)
 static void sweep(mx_profiles *p)
 {
     mx_error err = {0};
-    int64_t now = profile_now_ms();
+    int64_t now = mx_wall_ms();
     int32_t n = mx_user_graph_nodes(p->graph);
     for (int32_t i = 0; i < n; i++) {
         subject *s = profile_subject(p, i);

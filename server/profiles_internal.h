@@ -111,7 +111,6 @@ struct mx_profiles {
 };
 
 /* profiles.c */
-int64_t   profile_now_ms(void);
 mx_status profile_answer(mx_profiles_op *op, const ProtobufCMessage *m);
 subject  *profile_subject(mx_profiles *p, int32_t node);            /* NULL: none yet */
 mx_status profile_touch(mx_profiles *p, int32_t node, mx_error *err);      /* to be computed anew */

@@ -1,6 +1,7 @@
 /* registry.c - see registry.h. */
 #include "server/registry.h"
 
+#include "runtime/clock.h"
 #include "runtime/log.h"
 
 #include <malloc.h>
@@ -26,13 +27,6 @@ const char *mx_served_state_name(mx_served_state s)
 {
     static const char *const names[] = {"loading", "serving", "draining"};
     return (unsigned)s < sizeof names / sizeof *names ? names[s] : "?";
-}
-
-static int64_t wall_ms(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_REALTIME, &t);
-    return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
 }
 
 static void lane_of(const mx_served *s, char lane[96])
@@ -272,7 +266,7 @@ mx_status mx_registry_begin(mx_registry *r, const char *name, bool encoder, bool
     mx_served *s = calloc(1, sizeof *s), *before;
     *out = NULL;
     if (!s) return mx_fail(err, MX_ERR_NO_MEMORY, "model %s", name);
-    *s = (mx_served){.footprint = *f, .encodes = encoder, .of = r, .state = MX_SERVED_LOADING, .since_ms = wall_ms()};
+    *s = (mx_served){.footprint = *f, .encodes = encoder, .of = r, .state = MX_SERVED_LOADING, .since_ms = mx_wall_ms()};
     snprintf(s->name, sizeof s->name, "%s", name);
     pthread_mutex_lock(&r->lock);
     mx_status st = admit(r, name, encoder, replace, f, &s->version, err);
@@ -296,7 +290,7 @@ mx_status mx_registry_begin(mx_registry *r, const char *name, bool encoder, bool
 static void drain(mx_served *s)
 {
     s->state = MX_SERVED_DRAINING;
-    s->since_ms = wall_ms();
+    s->since_ms = mx_wall_ms();
     pthread_cond_broadcast(&s->of->news);
 }
 
@@ -309,7 +303,7 @@ int32_t mx_registry_commit(mx_served *s, mx_generator *g, mx_embedder *e)
     s->generator = g;
     s->encoder = e;
     s->state = MX_SERVED_SERVING;
-    s->since_ms = wall_ms();
+    s->since_ms = mx_wall_ms();
     if (before) drain(before);
     pthread_mutex_unlock(&r->lock);
     return version;

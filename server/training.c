@@ -2,6 +2,7 @@
 #include "server/training.h"
 
 #include "models/env_market.h"
+#include "runtime/clock.h"
 #include "runtime/log.h"
 #include "server/dqn_run.h"
 #include "server/profiles.h"
@@ -62,13 +63,6 @@ typedef struct turns {
     mx_error      err;
     bool          finished;          /* its last step was made, or its patience ran out    */
 } turns;
-
-static int64_t now_ms(void)
-{
-    struct timespec ts;
-    clock_gettime(CLOCK_REALTIME, &ts);
-    return (int64_t)ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
-}
 
 /* ---- files ---------------------------------------------------------------------------- */
 
@@ -417,7 +411,7 @@ static void run_job(mx_training *t, job *j)
     if (!stopped) {
         j->v.state = finished ? MX_TRAINING_DONE : j->cancel ? MX_TRAINING_CANCELLED : MX_TRAINING_FAILED;
         if (j->v.state == MX_TRAINING_FAILED) snprintf(j->v.message, sizeof j->v.message, "%s", err.text);
-        j->v.ended_ms = now_ms();
+        j->v.ended_ms = mx_wall_ms();
     }
     save_or_log(j);
     mx_log(j->v.state == MX_TRAINING_FAILED ? MX_LOG_ERROR : MX_LOG_INFO, "training", "%s: %s%s%s", j->v.id,
@@ -438,7 +432,7 @@ static void *thread_main(void *ctx)
             continue;
         }
         j->v.state = MX_TRAINING_RUNNING;
-        if (!j->v.started_ms) j->v.started_ms = now_ms();
+        if (!j->v.started_ms) j->v.started_ms = mx_wall_ms();
         save_or_log(j);
         wake_watchers(t, j);
         pthread_mutex_unlock(&t->lock);
@@ -594,7 +588,7 @@ mx_status mx_training_submit(mx_training *t, const mx_training_spec *spec, mx_tr
         snprintf(j->v.name, sizeof j->v.name, "%s", spec->name);
         snprintf(j->v.kind, sizeof j->v.kind, "%s", spec->kind);
         j->v.state = MX_TRAINING_QUEUED;
-        j->v.created_ms = now_ms();
+        j->v.created_ms = mx_wall_ms();
         j->settings = json_incref(settings);
         if (mkdir(j->folder, 0777)) st = mx_fail(err, MX_ERR_IO, "%s: %s", j->folder, strerror(errno));
         if (!st) st = save(j, err);
@@ -638,7 +632,7 @@ mx_status mx_training_cancel(mx_training *t, const char *id, mx_training_view *o
     job *j = find(t, id, err);
     if (j && j->v.state == MX_TRAINING_QUEUED) {
         j->v.state = MX_TRAINING_CANCELLED;
-        j->v.ended_ms = now_ms();
+        j->v.ended_ms = mx_wall_ms();
         save_or_log(j);
         wake_watchers(t, j);
     }

@@ -166,13 +166,6 @@ static inline uint64_t fill(fixture *f, int64_t now)
     return w;
 }
 
-static inline int64_t now_ms(void)
-{
-    struct timespec ts;
-    clock_gettime(CLOCK_REALTIME, &ts);
-    return (int64_t)ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
-}
-
 static inline const Merx__V1__Tag *tag_of(const Merx__V1__Profile *p, const char *name)
 {
     for (size_t i = 0; p && i < p->n_tags; i++)

@@ -1,5 +1,6 @@
 /* test_profiles.c - the Profiling service through real gRPC: evidence adds up to the score,
  * what is acknowledged survives kill -9, and every strange event has its defined end. */
+#include "runtime/clock.h"
 #include "runtime/slab.h"
 #include "tests/profiles_fixture.h"
 
@@ -32,7 +33,7 @@ static void evidence_adds_up(bool models)
     fixture f;
     fresh_folder();
     if (!fixture_open(&f, models)) return;
-    uint64_t w = fill(&f, now_ms());
+    uint64_t w = fill(&f, mx_wall_ms());
     check_all(&f, w, "rule");
     backfill(&f, "price-sensitive");
     backfill(&f, "quality-seeking");
@@ -79,7 +80,7 @@ static void strange_events(void)
     fixture f;
     fresh_folder();
     if (!fixture_open(&f, false)) return;
-    int64_t now = now_ms();
+    int64_t now = mx_wall_ms();
     Merx__V1__Event e[] = {event("a", "buy", "ann", "shoe"), event("a", "buy", "ann", "shoe"), event("b", "steal", "ann", "shoe"), event("", "buy", "ann", "shoe"),
                            event("c", "buy", "", "shoe"), event("d", "buy", "ann", ""), event("e", "view", "ann", "hat"), event("f", "buy", "ann", "hat"),
                            event("g", "view", "ann", "old"), event("h", "view", "ann", "tomorrow")};
@@ -172,7 +173,7 @@ static void forgotten(void)
     fixture f;
     fresh_folder();
     if (!fixture_open(&f, false)) return;
-    fill(&f, now_ms());
+    fill(&f, mx_wall_ms());
     Merx__V1__DeleteSubjectRequest q = MERX__V1__DELETE_SUBJECT_REQUEST__INIT;
     q.user = "u3";
     Merx__V1__ErasureReceipt *r = call(&f, "DeleteSubject", &q.base, &merx__v1__erasure_receipt__descriptor);
@@ -201,7 +202,7 @@ static void watched(void)
     fixture f;
     fresh_folder();
     if (!fixture_open(&f, false)) return;
-    fill(&f, now_ms());
+    fill(&f, mx_wall_ms());
     Merx__V1__WatchProfileRequest q = MERX__V1__WATCH_PROFILE_REQUEST__INIT;
     uint8_t msg[64];
     const uint8_t *reply;
@@ -239,7 +240,7 @@ static void alike_and_recommended(void)
     fixture f;
     fresh_folder();
     if (!fixture_open(&f, false)) return;
-    fill(&f, now_ms());
+    fill(&f, mx_wall_ms());
     Merx__V1__SimilarUsersRequest q = MERX__V1__SIMILAR_USERS_REQUEST__INIT;
     q.user = "u0";
     q.count = 20;
@@ -283,7 +284,7 @@ static void tags(void)
     fixture f;
     fresh_folder();
     if (!fixture_open(&f, false)) return;
-    fill(&f, now_ms());
+    fill(&f, mx_wall_ms());
     Merx__V1__TagRule rule = MERX__V1__TAG_RULE__INIT, *rules[] = {&rule};
     Merx__V1__TagDefinition q = MERX__V1__TAG_DEFINITION__INIT;
     rule.feature = "purchases", rule.weight = 3;

@@ -1,5 +1,6 @@
 /* test_profiles_network.c - a graph network in the service: what it says is in profiles, labels, similar users and
  * recommendations, follows events, adds up in evidence, is the same after a start, and goes with its subject. */
+#include "runtime/clock.h"
 #include "tests/profiles_fixture.h"
 
 #include "models/profile_net.h"
@@ -123,7 +124,7 @@ static void network_speaks(void)
     fixture f;
     fresh_folder();
     if (!fixture_open(&f, true)) return;
-    fill(&f, now_ms());
+    fill(&f, mx_wall_ms());
     FREE(get(&f, "u0", mx_profiles_watermark(f.app.profiles)));
     int64_t rows = mx_text_store_rows(mx_profiles_texts(f.app.profiles));
     CHECK(rows > USERS);
@@ -178,7 +179,7 @@ static void numbers_and_forgetting(void)
     fixture f;
     fresh_folder();
     if (!fixture_open(&f, true)) return;
-    fill(&f, now_ms());
+    fill(&f, mx_wall_ms());
     make_network(&f, MX_GNN_LIGHTGCN);
     fixture_close(&f);
     if (!fixture_open_with(&f, true, net_folder)) return;
@@ -231,7 +232,7 @@ static void searches_keep_nobody(void)
     fixture f;
     fresh_folder();
     if (!fixture_open(&f, false)) return;
-    fill(&f, now_ms());
+    fill(&f, mx_wall_ms());
     Merx__V1__Event e = event("q1", "share", "quiet", "");
     FREE(put(&f, &e, 1));
     FREE(get(&f, "quiet", mx_profiles_watermark(f.app.profiles)));
@@ -288,7 +289,7 @@ static void rollback_keeps_history(void)
         for (int i = 0; i < 12; i++) {
             snprintf(id[u][i], sizeof id[u][i], "r%d.%d", u, i), snprintf(idle[i], sizeof idle[i], "idle%d", i);
             e[u][i] = mx_event_defaults();
-            e[u][i].id = id[u][i], e[u][i].subject = u ? "busy" : idle[i], e[u][i].ts_ms = now_ms();
+            e[u][i].id = id[u][i], e[u][i].subject = u ? "busy" : idle[i], e[u][i].ts_ms = mx_wall_ms();
             e[u][i].type = mx_user_graph_find_event_type(p->graph, u ? "share" : "view"), e[u][i].object = u ? NULL : "thing";
         }
     for (int u = 0; u < 2; u++) CHECK_OK(mx_user_graph_put(p->graph, e[u], 12, 0, NULL, &ack, &err), err);
