@@ -496,6 +496,15 @@ def fill_caches(server):
 
 # ---- the run -----------------------------------------------------------------------------------------
 
+def show_progress(start):
+    """Every 30 seconds a line (on a terminal one line, anew each second): nobody waits 20 minutes before a silent window."""
+    tty = sys.stderr.isatty()
+    while not stop.wait(1 if tty else 30):
+        with lock:
+            done = f"{tally.get('texts', 0)} texts, {tally.get('quotes', 0)} quotes, {tally.get('swaps', 0)} swaps, {len(failures)} failures"
+        print(f"chaos: {time.monotonic() - start:.0f} of {a.seconds:.0f} s, {done}", end="\r" if tty else "\n", file=sys.stderr, flush=True)
+
+
 def main():
     server = Server()
     ch = dial()
@@ -509,6 +518,7 @@ def main():
     gentle = [kill_clients, stop_client, stop_server, cancel_storm, slow_reader, garbage, load_model, swap_models, fill_disk]
     # First half: kills too.  Second half: one process lives, so that its memory can be judged.
     start, half, kills = time.monotonic(), a.seconds / 2, 0
+    threading.Thread(target=show_progress, args=(start,), daemon=True).start()
     turn = 0
     while time.monotonic() - start < half:
         gentle[turn % len(gentle)](server)
