@@ -1,19 +1,23 @@
 /* decode.c - tokens a second of a decoder of GPT-2's size, with random weights.
  *
- *     decode [--device auto|cpu|cuda:N] [--dtype f32|bf16|int8|fp8] [--kv f32|f16|bf16|fp8] [--context T] [--layers N] [BATCH ...]
+ *     decode [--device auto|cpu|cuda:N] [--dtype f32|bf16|int8|fp8] [--kv f32|f16|bf16|fp8] [--context T] [--layers N] [--penalties] [BATCH ...]
  *
- * A turn is what a server's turn is: rows are uploaded, the network runs on the
- * tokens that the turn before chose, a token is drawn for every sequence on the
- * device and comes back while the next turn runs (models/turn.c).  The figure is
- * the median of the times from one turn's tokens to the next's.  Prompts are not computed: the caches hold zeros,
- * which take as long as anything else. */
+ * A turn is what a server's turn is when nobody comes or goes: the device makes its
+ * rows from what it keeps of the sequences, the network runs on the tokens that the
+ * turn before chose, a token is drawn for every sequence and comes back while the
+ * next turn runs (models/turn.c); nothing is uploaded.  The figure is the median of
+ * the times from one turn's tokens to the next's.  Prompts are not computed: the caches
+ * hold zeros, which take as long as anything else.  --penalties: every sequence has a
+ * repetition penalty and has seen as many distinct ids as its context is long. */
 #include "models/decoder.h"
 #include "runtime/clock.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 
-typedef struct shape { int32_t layers, heads, width, ff, vocab, context, page; mx_dtype dtype, kv; } shape;
+enum { TURNS = 30, WARM = 3 };
+
+typedef struct shape { int32_t layers, heads, width, ff, vocab, context, page; mx_dtype dtype, kv; bool penalties; } shape;
 
 static void random_rows(const void *ctx, int64_t first, int64_t n, float *dst)
 {
@@ -31,7 +35,9 @@ typedef struct bench {
     mx_stream   s;
     mx_kv_cache kv;
     mx_decoder  m;
-    mx_buffer   tokens, fed;    /* fed: what the last turn chose          */
+    mx_buffer   memory;         /* of the seats, and of what a turn wants */
+    mx_seats    seats;
+    mx_tensor   rows, picks, wanted;
     unsigned    out;            /* the mark of a turn that is not read    */
 } bench;
 
@@ -55,9 +61,9 @@ static mx_status open_model(bench *b, mx_error *err)
     if (!m->layer) return mx_fail(err, MX_ERR_NO_MEMORY, "layers");
     MX_TRY(mx_buffer_open(&m->vectors, b->dev, (size_t)(4 * c + o->ff) * 4, err));
     MX_TRY(mx_buffer_open(&m->token_memory, b->dev, (size_t)o->vocab * (size_t)c * 4, err));
-    MX_TRY(mx_buffer_open(&m->position_memory, b->dev, (size_t)(o->context + 1) * (size_t)c * 4, err));
+    MX_TRY(mx_buffer_open(&m->position_memory, b->dev, (size_t)(o->context + WARM + TURNS) * (size_t)c * 4, err));
     m->tokens = mx_tensor_of(m->token_memory.base, MX_F32, o->vocab, c);
-    m->positions = mx_tensor_of(m->position_memory.base, MX_F32, o->context + 1, c);
+    m->positions = mx_tensor_of(m->position_memory.base, MX_F32, o->context + WARM + TURNS, c);
     mx_tensor vector = mx_tensor_of(m->vectors.base, MX_F32, 1, c), wide = mx_tensor_of(m->vectors.base, MX_F32, 1, 3 * c);
     m->final_gain = m->final_bias = vector;
     for (int l = 0; l < o->layers; l++) {
@@ -79,76 +85,90 @@ static int by_time(const void *a, const void *b)
     return x < y ? -1 : x > y;
 }
 
-/* One turn of n sequences, each at the last position of the context. */
-static mx_status turn(bench *b, int32_t n, int32_t *host, mx_sample_row *rows, mx_error *err)
+/* One turn of n sequences. */
+static mx_status turn(bench *b, int32_t n, int32_t *got, mx_error *err)
 {
-    int32_t per = (b->o.context + b->o.page - 1) / b->o.page;
-    int32_t *ids = host, *positions = ids + n, *slots = positions + n, *at = slots + n, *wanted = at + 2 * n, *feed = wanted + n,
-            *got = feed + n, *pages = got + n;
-    mx_decoder_batch batch = {.n_rows = n, .n_seqs = n, .n_logits = n, .table_cols = per, .ids = ids, .positions = positions, .slots = slots,
-                              .at = at, .pages = pages, .logit_rows = wanted, .feed = feed,
-                              .fed = mx_tensor_of(b->fed.base, MX_I32, n, 1)};
+    mx_decoder_batch batch = {.n_rows = n, .n_seqs = n, .n_logits = n, .table_cols = (int32_t)b->seats.pages.cols, .seats = &b->seats,
+                              .rows = b->rows, .picks = b->picks, .wanted = b->wanted};
+    mx_logit_lists none = {0};
     mx_decoder_turn t;
     mx_decoder_begin(&b->m, &b->s, &b->kv, &batch, &t);
-    const mx_sample_row *placed = mx_sample_rows(&b->s, rows, n);
+    mx_tensor chosen = mx_stream_tensor(&b->s, MX_I32, n, 1);
     if (!mx_stream_section(&b->s, &n, sizeof n)) {
         mx_decoder_run(&b->m, &b->s, &b->kv, &t);
-        mx_sample(&b->s, batch.fed, t.logits, placed);
+        if (b->o.penalties) mx_logits_process(&b->s, t.logits, t.choices.data, &none, &b->seats);
+        mx_sample(&b->s, chosen, t.logits, t.choices.data, &b->seats);
         mx_stream_section_end(&b->s);
     }
-    b->dev->ops->download(&b->s, got, batch.fed.data, (size_t)n * sizeof *got);
+    b->dev->ops->download(&b->s, got, chosen.data, (size_t)n * sizeof *got);
     unsigned mark = mx_stream_mark(&b->s);
     mx_status st = b->s.error.code ? mx_stream_sync(&b->s, err) : b->out ? mx_stream_wait(&b->s, b->out, err) : MX_OK;
     b->out = mark;
     mx_stream_rewind(&b->s);
-    for (int32_t i = 0; i < n; i++) feed[i] = i;
     return st;
+}
+
+/* n sequences that have `context` ids, and pages for those that come. */
+static mx_status seat_all(bench *b, int32_t n, mx_error *err)
+{
+    const shape *o = &b->o;
+    int32_t per = (o->context + WARM + TURNS + o->page - 1) / o->page, most = o->context + WARM + TURNS;
+    size_t N = (size_t)n, seats = N * sizeof(mx_seat), ints = N * (size_t)(2 * most + per + 9);
+    MX_TRY(mx_buffer_open(&b->memory, b->dev, seats + ints * sizeof(int32_t), err));
+    char *host = calloc(1, b->memory.size);
+    if (!host) return mx_fail(err, MX_ERR_NO_MEMORY, "%d sequences", n);
+    int32_t *id = (int32_t *)(void *)(host + seats), *count = id + N * (size_t)most, *pages = count + N * (size_t)most,
+            *rows = pages + N * (size_t)per, *picks = rows + 4 * N, *wanted = picks + 4 * N;
+    for (int32_t i = 0; i < n; i++) {
+        mx_sample_row rule = {.temperature = 1, .top_p = 0.95f, .typical_p = 1, .repetition_penalty = o->penalties ? 1.1f : 1};
+        ((mx_seat *)(void *)host)[i] = (mx_seat){.rule = rule, .seed = (uint64_t)i, .prompt = 1, .length = o->context, .n_seen = o->penalties ? o->context : -1};
+        for (int32_t k = 0; k < o->context; k++) id[i * most + k] = (k * 97 + i) % o->vocab;
+        for (int32_t k = 0; k < per; k++) pages[i * per + k] = i * per + k;
+        memcpy(rows + 4 * i, (int32_t[4]){i, -1, 0, -1}, 4 * sizeof *rows);
+        memcpy(picks + 4 * i, (int32_t[4]){i, i, 0, 0}, 4 * sizeof *picks);
+        wanted[i] = i;
+    }
+    char *base = b->memory.base;
+#define THERE(p) ((int32_t *)(void *)(base + ((char *)(p) - host)))
+    b->seats = (mx_seats){(mx_seat *)(void *)base, THERE(id), THERE(count), n, most, mx_tensor_of(THERE(pages), MX_I32, n, per)};
+    b->rows = mx_tensor_of(THERE(rows), MX_I32, n, 4), b->picks = mx_tensor_of(THERE(picks), MX_I32, n, 4), b->wanted = mx_tensor_of(THERE(wanted), MX_I32, n, 1);
+#undef THERE
+    b->dev->ops->upload(&b->s, base, host, b->memory.size);
+    mx_status st = mx_stream_sync(&b->s, err);
+    free(host);
+    return st ? st : mx_kv_open(&b->kv, b->dev, o->layers, n * per, o->page, o->heads, o->width / o->heads, o->kv, false, err);
 }
 
 static mx_status measure(bench *b, int32_t n, mx_error *err)
 {
-    enum { TURNS = 30 };
-    int32_t per = (b->o.context + b->o.page - 1) / b->o.page, *host = calloc((size_t)n * (size_t)(8 + per), sizeof *host);
-    mx_sample_row *rows = calloc((size_t)n, sizeof *rows);
+    int32_t *got = calloc((size_t)n, sizeof *got), per = (b->o.context + WARM + TURNS + b->o.page - 1) / b->o.page;
     double times[TURNS];
-    mx_status st = host && rows ? MX_OK : mx_fail(err, MX_ERR_NO_MEMORY, "a turn of %d", n);
-    for (int32_t i = 0; i < n && !st; i++) {
-        int32_t *at = host + 3 * n + 2 * i, *pages = host + 8 * n + i * per;
-        rows[i] = (mx_sample_row){.temperature = 1, .top_p = 0.95f, .typical_p = 1, .repetition_penalty = 1, .uniform = (i + 0.5) / n};
-        for (int32_t k = 0; k < per; k++) pages[k] = i * per + k;
-        host[n + i] = b->o.context - 1;
-        host[2 * n + i] = pages[(b->o.context - 1) / b->o.page] * b->o.page + (b->o.context - 1) % b->o.page;
-        at[0] = i, at[1] = b->o.context - 1;
-        host[5 * n + i] = i;
-        host[6 * n + i] = -1;
-    }
+    mx_status st = got ? MX_OK : mx_fail(err, MX_ERR_NO_MEMORY, "a turn of %d", n);
     MX_TRY_GOTO(st, st, done);
-    MX_TRY_GOTO(st, mx_kv_open(&b->kv, b->dev, b->o.layers, n * per, b->o.page, b->o.heads, b->o.width / b->o.heads, b->o.kv, false, err), done);
-    MX_TRY_GOTO(st, mx_stream_open(&b->s, b->dev, mx_decoder_scratch(&b->m, n, n, per, n) + mx_stream_tensor_bytes(MX_I32, n, 1 + sizeof *rows / 4), err), done);
-    MX_TRY_GOTO(st, mx_buffer_open(&b->fed, b->dev, (size_t)n * sizeof *host, err), done);
+    MX_TRY_GOTO(st, mx_stream_open(&b->s, b->dev, mx_decoder_scratch(&b->m, n, n, per, n) + mx_stream_tensor_bytes(MX_I32, n, 1), err), done);
+    MX_TRY_GOTO(st, seat_all(b, n, err), done);
     b->out = 0;
-    for (int i = -3; i < TURNS; i++) {
+    for (int i = -WARM; i < TURNS; i++) {
         uint64_t from = mx_now_ns(&mx_clock_monotonic);
-        MX_TRY_GOTO(st, turn(b, n, host, rows, err), done);
+        MX_TRY_GOTO(st, turn(b, n, got, err), done);
         if (i >= 0) times[i] = (double)(mx_now_ns(&mx_clock_monotonic) - from) * 1e-9;
     }
     MX_TRY_GOTO(st, mx_stream_sync(&b->s, err), done);
     qsort(times, TURNS, sizeof *times, by_time);
-    printf("decode  batch %5d  context %5d  weights %-4s  cache %-4s  %10.1f us a turn  %12.0f tokens/s\n", n, b->o.context,
-           mx_dtype_name(b->o.dtype), mx_dtype_name(b->o.kv), times[TURNS / 2] * 1e6, n / times[TURNS / 2]);
+    printf("decode  batch %5d  context %5d  weights %-4s  cache %-4s  penalties %-3s  %10.1f us a turn  %12.0f tokens/s\n", n, b->o.context,
+           mx_dtype_name(b->o.dtype), mx_dtype_name(b->o.kv), b->o.penalties ? "yes" : "no", times[TURNS / 2] * 1e6, n / times[TURNS / 2]);
     fflush(stdout);
 done:
     mx_stream_close(&b->s);
-    mx_buffer_close(&b->fed);
+    mx_buffer_close(&b->memory);
     mx_kv_close(&b->kv);
-    free(rows);
-    free(host);
+    free(got);
     return st;
 }
 
 int main(int argc, char **argv)
 {
-    bench b = {.o = {12, 12, 768, 3072, 50257, 512, 16, MX_BF16, MX_BF16}};
+    bench b = {.o = {12, 12, 768, 3072, 50257, 512, 16, MX_BF16, MX_BF16, false}};
     mx_device_options opt = {.bind = true, .spin_us = 50};
     mx_device *devs = NULL;
     mx_error err = {0};
@@ -157,6 +177,7 @@ int main(int argc, char **argv)
     for (int i = 1; i < argc; i++) {
         const char *value = i + 1 < argc ? argv[i + 1] : "";
         if (argv[i][0] != '-' && n_batches < 32) batches[n_batches++] = atoi(argv[i]);
+        else if (!strcmp(argv[i], "--penalties")) b.o.penalties = true;
         else if (!strcmp(argv[i], "--device")) device = value, i++;
         else if (!strcmp(argv[i], "--context")) b.o.context = atoi(value), i++;
         else if (!strcmp(argv[i], "--layers")) b.o.layers = atoi(value), i++;

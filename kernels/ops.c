@@ -104,15 +104,6 @@ void mx_embed(mx_stream *s, mx_tensor y, mx_tensor t, mx_tensor ids, bool add)
     if (y.rows) table(s)->embed(s, y, t, ids, add);
 }
 
-void mx_feed_ids(mx_stream *s, mx_tensor ids, mx_tensor given, mx_tensor from, mx_tensor fed)
-{
-    if (!need(s, shaped(ids, MX_I32, -1, 1) && shaped(from, MX_I32, ids.rows, 1) && shaped(fed, MX_I32, -1, 1), "feed_ids",
-              "ids[N,1], from[N,1], fed[F,1] i32") ||
-        !need(s, !given.data || shaped(given, MX_I32, ids.rows, 1), "feed_ids", "given[N,1] i32"))
-        return;
-    if (ids.rows) table(s)->feed_ids(s, ids, given, from, fed);
-}
-
 void mx_linear(mx_stream *s, mx_tensor y, mx_tensor x, const mx_weight *w, mx_tensor b, mx_activation act, bool add)
 {
     if (!need(s, w && w->impl && mx_device_shares(w->dev, s->dev), "linear", "a weight of this device")) return;
@@ -222,10 +213,29 @@ void mx_attention_paged(mx_stream *s, mx_tensor y, mx_tensor q, const mx_kv *kv,
 
 /* ---- from logits to tokens -------------------------------------------------- */
 
-void mx_logits_process(mx_stream *s, mx_tensor logits, const mx_sample_row *rows, const mx_logit_lists *lists)
+static bool are_seats(const mx_seats *t)
 {
-    if (!need(s, is(logits, MX_F32) && rows && lists, "logits_process", "logits[N,V] f32, rows, lists")) return;
-    if (logits.rows) table(s)->logits_process(s, logits, rows, lists);
+    return t && t->count > 0 && t->seat && (t->seen_most == 0 || (t->seen_id && t->seen_count));
+}
+
+void mx_seat_rows(mx_stream *s, mx_tensor ids, mx_tensor positions, mx_tensor slots, mx_tensor at, mx_tensor rows, int page_tokens,
+                  const mx_seats *seats, mx_tensor choices, mx_tensor picks)
+{
+    int64_t n = ids.rows, width = sizeof(mx_sample_row) / sizeof(int32_t);
+    if (!need(s, shaped(ids, MX_I32, -1, 1) && shaped(positions, MX_I32, n, 1) && shaped(slots, MX_I32, n, 1) && shaped(at, MX_I32, n, 2) &&
+                     shaped(rows, MX_I32, n, 4), "seat_rows", "ids[N,1], positions[N,1], slots[N,1], at[N,2], rows[N,4] i32") ||
+        !need(s, are_seats(seats) && is(seats->pages, MX_I32) && seats->pages.rows == seats->count && page_tokens > 0, "seat_rows",
+              "seats, with pages[count,P] i32, and page_tokens") ||
+        !need(s, shaped(choices, MX_I32, -1, width) && choices.stride == width && shaped(picks, MX_I32, choices.rows, 4), "seat_rows",
+              "choices[M,W], W the words of an mx_sample_row, and picks[M,4] i32"))
+        return;
+    if (n || choices.rows) table(s)->seat_rows(s, ids, positions, slots, at, rows, page_tokens, seats, choices, picks);
+}
+
+void mx_logits_process(mx_stream *s, mx_tensor logits, const mx_sample_row *rows, const mx_logit_lists *lists, const mx_seats *seats)
+{
+    if (!need(s, is(logits, MX_F32) && rows && lists && (!seats || are_seats(seats)), "logits_process", "logits[N,V] f32, rows, lists, seats")) return;
+    if (logits.rows) table(s)->logits_process(s, logits, rows, lists, seats);
 }
 
 const mx_sample_row *mx_sample_rows(mx_stream *s, const mx_sample_row *rows, int64_t n)
@@ -234,11 +244,11 @@ const mx_sample_row *mx_sample_rows(mx_stream *s, const mx_sample_row *rows, int
     return mx_stream_upload(s, MX_I32, n, sizeof *rows / sizeof(int32_t), rows).data;
 }
 
-void mx_sample(mx_stream *s, mx_tensor id, mx_tensor logits, const mx_sample_row *rows)
+void mx_sample(mx_stream *s, mx_tensor id, mx_tensor logits, const mx_sample_row *rows, const mx_seats *seats)
 {
-    if (!need(s, is(logits, MX_F32) && shaped(id, MX_I32, logits.rows, 1) && rows, "sample", "id[N,1] i32, logits[N,V] f32"))
+    if (!need(s, is(logits, MX_F32) && shaped(id, MX_I32, logits.rows, 1) && rows && (!seats || are_seats(seats)), "sample", "id[N,1] i32, logits[N,V] f32"))
         return;
-    if (logits.rows) table(s)->sample(s, id, logits, rows);
+    if (logits.rows) table(s)->sample(s, id, logits, rows, seats);
 }
 
 void mx_logprobs(mx_stream *s, mx_tensor logprob, mx_tensor chosen, mx_tensor top_id, mx_tensor top_logprob,

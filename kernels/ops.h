@@ -72,12 +72,6 @@ typedef enum mx_activation {
 /* y[N,C] (+)= table[V,C] at ids[N,1] (i32); add: y += */
 void mx_embed(mx_stream *s, mx_tensor y, mx_tensor table, mx_tensor ids, bool add);
 
-/* ids[N,1] = given[N,1] (data NULL: -1) where from[N,1] < 0, else fed[from,1], at
- * least 0 (all i32): what the turn before chose, which the host need not have seen.
- * A choice of -1 ("nothing is possible") stands for 0, since its row will be thrown
- * away and must not stop the others. */
-void mx_feed_ids(mx_stream *s, mx_tensor ids, mx_tensor given, mx_tensor from, mx_tensor fed);
-
 /* y[N,O] = act(x[N,C] w[O,C]^T + b[1,O]); add: y += (act must then be NONE);
  * b.data may be NULL */
 void mx_linear(mx_stream *s, mx_tensor y, mx_tensor x, const mx_weight *w, mx_tensor b, mx_activation act, bool add);
@@ -176,32 +170,64 @@ typedef struct mx_sample_row {
     float   presence_penalty, frequency_penalty;     /* 0: off */
     double  uniform;              /* in [0,1): which token of the distribution */
     int64_t forced;               /* > 0: the choice is forced - 1 whatever the logits say */
+    int32_t seat;                 /* >= 0: whose seen ids count (mx_seats); without seats not looked at */
+    int32_t keep;                 /* >= 0: the seat that moves on by the choice */
 } mx_sample_row;
 
 /* Rows and lists are host memory for the CPU and device memory for CUDA; this puts
  * rows where s reads them, in its scratch.  NULL after marking s. */
 const mx_sample_row *mx_sample_rows(mx_stream *s, const mx_sample_row *rows, int64_t n);
 
+/* A seat is what a device keeps of a running sequence: how it chooses, where it
+ * stands, what it has seen.  It moves on by itself as tokens are chosen, so the host
+ * says once what a sequence is, and no turn waits for what the one before chose. */
+typedef struct mx_seat {
+    mx_sample_row rule;           /* up to frequency_penalty                          */
+    uint64_t seed;                /* id k of the output is drawn at its counter (k, candidate) */
+    int32_t  prompt, length;      /* ids of the prompt; and with the output's         */
+    int32_t  last;                /* the newest of them; -1: nothing was possible     */
+    int32_t  n_seen;              /* of the list beside it; -1: none is kept          */
+} mx_seat;
+
+/* Beside seat i: seen_id[i][seen_most] and seen_count, the distinct ids of prompt and
+ * output, and how often each stands in the OUTPUT (0: in the prompt alone); and row i of
+ * pages[count,P] i32, its page list. */
+typedef struct mx_seats {
+    mx_seat  *seat;               /* [count] */
+    int32_t  *seen_id, *seen_count;
+    int32_t   count, seen_most;
+    mx_tensor pages;
+} mx_seats;
+
+/* The rows of a turn from the seats of its sequences.  rows[N,4] i32 = seat, id, position,
+ * page: id < 0 stands for the seat's newest, at its position (a last of -1 for id 0: its
+ * row will be thrown away and must not stop the others).  page >= 0 is first put into the
+ * page list, where position / page_tokens says; such a seat has one row.  Written:
+ * ids[N,1], positions[N,1], slots[N,1] (mx_kv_write), at[N,2] = seat, position.
+ * picks[M,4] i32 = seat (-1: greedy, of nobody), keep, candidate, forced: choices[M,W] i32
+ * are the mx_sample_rows for them, with the uniform number of the seat's next id. */
+void mx_seat_rows(mx_stream *s, mx_tensor ids, mx_tensor positions, mx_tensor slots, mx_tensor at, mx_tensor rows, int page_tokens,
+                  const mx_seats *seats, mx_tensor choices, mx_tensor picks);
+
 /* Ragged lists beside the rows; begin arrays have N+1 entries.  NULL begin: no such list. */
 typedef struct mx_logit_lists {
-    const int32_t *seen_begin, *seen_id, *seen_count;   /* distinct ids of prompt and output; count is of the
-                                                           OUTPUT only (0: in the prompt alone): repetition penalty
-                                                           uses all, presence and frequency only count > 0 */
     const int32_t *bias_begin, *bias_id;
     const float   *bias;
     const int32_t *ban_begin, *ban_id;                  /* logit becomes -inf */
-    const int32_t *last;                                /* [N], NULL: none.  >= 0: a further id of the output, which the
-                                                           lists of seen ids do not count yet (mx_feed_ids) */
 } mx_logit_lists;
 
-/* Apply biases, penalties and bans to logits[N,V] in place. */
-void mx_logits_process(mx_stream *s, mx_tensor logits, const mx_sample_row *rows, const mx_logit_lists *lists);
+/* Apply biases, penalties and bans to logits[N,V] in place.  seats NULL: nothing was
+ * seen.  The repetition penalty uses all that was, presence and frequency what has a
+ * count over 0. */
+void mx_logits_process(mx_stream *s, mx_tensor logits, const mx_sample_row *rows, const mx_logit_lists *lists, const mx_seats *seats);
 
 /* id[N,1] i32 = one token of each row of (processed) logits[N,V].  Ties go to
  * the lower id.  The candidates stand in order of falling probability, ties by
  * id, and the first whose cumulative probability (double) exceeds uniform times
- * their sum is taken.  If every logit is -inf or NaN the id is -1. */
-void mx_sample(mx_stream *s, mx_tensor id, mx_tensor logits, const mx_sample_row *rows);
+ * their sum is taken.  If every logit is -inf or NaN the id is -1.
+ * seats (NULL: none): the choice becomes the newest id of the row's `keep`, and is
+ * counted in its list; a row that is forced keeps nothing. */
+void mx_sample(mx_stream *s, mx_tensor id, mx_tensor logits, const mx_sample_row *rows, const mx_seats *seats);
 
 /* Log-probabilities of logits[N,V] (log-softmax, sum in double): of chosen[N,1]
  * into logprob[N,1] when given (id < 0: skipped, -inf), and of the k best into
@@ -424,7 +450,7 @@ void mx_logistic(mx_stream *s, mx_tensor loss, mx_tensor x, mx_tensor target, fl
 
 #define MX_OPS(X)                                                         \
     X(embed) X(linear) X(norm) X(rms_norm) X(add) X(activate) X(gated)    \
-    X(add_norm) X(rope_kv_write) X(feed_ids)                              \
+    X(add_norm) X(rope_kv_write) X(seat_rows)                             \
     X(rope) X(kv_write) X(kv_copy) X(attention_paged) X(aggregate)        \
     X(logits_process) X(sample) X(logprobs)                               \
     X(product) X(product_back) X(cast) X(scale) X(embed_back)             \

@@ -1,15 +1,7 @@
 /* choose.c - from the logits of a turn to the next token of every sequence. */
 #include "models/generation.h"
 
-#include "runtime/random.h"
-
 #include <stdlib.h>
-
-/* Counter-based, so that a sequence's numbers depend on its own seed, candidate and position, and not on who else is in the batch. */
-double gen_uniform(uint64_t seed, uint32_t candidate, uint32_t position)
-{
-    return mx_uniform(seed, position, candidate, 0, 0);
-}
 
 /* ---- the lists beside the rows -------------------------------------------------------- */
 
@@ -29,20 +21,6 @@ bool gen_ban(gen_pack *p, int32_t id)
 {
     if (!grow((void **)&p->ban_id, &p->ban_room, p->n_ban + 1, sizeof *p->ban_id)) return false;
     p->ban_id[p->n_ban++] = id;
-    return true;
-}
-
-static bool push_seen(gen_pack *p, const gen_seen *t)
-{
-    int32_t room = p->list_room;
-    if (!grow((void **)&p->list_id, &room, p->n_seen + t->n, sizeof *p->list_id) ||
-        !grow((void **)&p->list_count, &p->list_room, p->n_seen + t->n, sizeof *p->list_count))
-        return false;
-    if (t->n) {
-        memcpy(p->list_id + p->n_seen, t->id, (size_t)t->n * sizeof *t->id);
-        memcpy(p->list_count + p->n_seen, t->count, (size_t)t->n * sizeof *t->count);
-    }
-    p->n_seen += t->n;
     return true;
 }
 
@@ -87,29 +65,29 @@ static gen_seq *source_of(const gen_want *w)
     return &w->gen->seq[w->gen->forked || w->gen->p.beams > 1 ? w->seq : 0];
 }
 
-static bool fill_lists(mx_generator *g)
+mx_status gen_choice_prepare(mx_generator *g, mx_error *err)
 {
     gen_pack *p = &g->pack;
-    p->n_seen = p->n_bias = p->n_ban = 0;
-    p->list_begin[0] = p->bias_begin[0] = p->ban_begin[0] = 0;
+    p->n_bias = p->n_ban = 0;
+    p->bias_begin[0] = p->ban_begin[0] = 0;
     for (int32_t i = 0; i < p->n_logits; i++) {
         const gen_want *w = &p->want[i];
-        const mx_sampling *sp = &w->gen->p;
-        p->row[i] = (mx_sample_row){.top_p = 1, .typical_p = 1, .repetition_penalty = 1};
-        if (w->prompt_position < 0 && sp->beams <= 1) {
+        const mx_generation *r = w->gen;
+        int32_t pick[4] = {-1, -1, w->seq, 0};
+        if (w->prompt_position >= 0) {
+            pick[3] = 1 + r->prompt[w->prompt_position + 1];
+        } else if (r->p.beams <= 1) {
             const gen_seq *q = source_of(w);
-            p->row[i] = (mx_sample_row){sp->temperature, sp->top_k, sp->top_p, sp->min_p, sp->typical_p, sp->repetition_penalty,
-                                        sp->presence_penalty, sp->frequency_penalty,
-                                        gen_uniform(w->gen->seed, (uint32_t)w->seq, (uint32_t)(q->n_ids + q->ahead - w->gen->n_prompt)), 0};
-            if ((w->gen->penalties && !push_seen(p, &q->seen)) || !push_bias(p, w->gen) ||
-                !ban_ngrams(p, q, sp->no_repeat_ngram) || !gen_ban_texts(p, w->gen, q) || !ban_ends(p, w->gen, q))
-                return false;
+            pick[0] = q->seat;
+            if (r->forked || w->seq == 0) pick[1] = q->seat;       /* before the fork only the first has a seat */
+            if (!push_bias(p, r) || !ban_ngrams(p, q, r->p.no_repeat_ngram) || !gen_ban_texts(p, r, q) || !ban_ends(p, r, q))
+                return mx_fail(err, MX_ERR_NO_MEMORY, "lists of a turn");
         }
-        p->list_begin[i + 1] = p->n_seen;
+        memcpy(p->picks + 4 * i, pick, sizeof pick);
         p->bias_begin[i + 1] = p->n_bias;
         p->ban_begin[i + 1] = p->n_ban;
     }
-    return true;
+    return MX_OK;
 }
 
 /* ---- taking the answers --------------------------------------------------------------------- */
@@ -174,19 +152,31 @@ static mx_status take(mx_generation *r, const gen_pack *p, int32_t first, mx_err
     return gen_beam_step(r, p->top_id + (size_t)first * (size_t)k, p->top_lp + (size_t)first * (size_t)k, k, err);
 }
 
+static void throw_away(mx_generator *g)
+{
+    atomic_fetch_add(&g->thrown_away, 1);
+    mx_metric_inc(g->metric.thrown_away, 1);
+}
+
 void gen_choice_take(mx_generator *g, gen_pack *p)
 {
     mx_generation *told = NULL;              /* whose last row of the turn has not been seen yet */
     for (int32_t i = 0; i < p->n_logits; i++) {
         mx_generation *r = p->want[i].gen;
-        if (!r) continue;                    /* it left while the turn ran */
+        if (!r) {                            /* it left while the turn ran */
+            throw_away(g);
+            continue;
+        }
         if (p->want[i].prompt_position >= 0) {
             keep_prompt_logprob(r, p->want[i].prompt_position, p, i, p->choice.k);
             continue;
         }
         gen_seq *q = &r->seq[p->want[i].seq];
         if (p->left) q->ahead--;
-        if (r->failed.code || (r->forked && !q->active)) continue;     /* it ended with the token before */
+        if (r->failed.code || (r->forked && !q->active)) {             /* it ended with the token before */
+            throw_away(g);
+            continue;
+        }
         int32_t first = i, before = r->output_tokens;
         while (r->p.beams > 1 && i + 1 < p->n_logits && p->want[i + 1].gen == r) i++;
         mx_error err = {0};
@@ -201,89 +191,58 @@ void gen_choice_take(mx_generator *g, gen_pack *p)
 
 /* ---- a turn's choices: prepared, made, taken ----------------------------------------------------- */
 
-/* n elements in room for a power of two of them, so that turns of about the same size lie in the same places. */
-static const void *place_list(mx_stream *s, mx_dtype type, int32_t n, const void *host)
-{
-    int64_t room = 64;
-    while (room < n) room *= 2;
-    mx_tensor t = mx_stream_tensor(s, type, room, 1);
-    s->dev->ops->upload(s, t.data, host, (size_t)n * sizeof(int32_t));
-    return t.data;
-}
-
 /* The lists where the device reads them; they are host memory already when that is the CPU. */
-static mx_logit_lists place_lists(mx_stream *s, const gen_pack *p, int32_t n)
+static mx_logit_lists place_lists(mx_generator *g, mx_stream *s)
 {
-    mx_logit_lists l = {p->list_begin, p->list_id, p->list_count, p->bias_begin, p->bias_id, p->bias, p->ban_begin, p->ban_id, NULL};
-    if (s->dev->kind == MX_CPU) return l;
-    l.seen_begin = place_list(s, MX_I32, n + 1, p->list_begin);
-    l.bias_begin = place_list(s, MX_I32, n + 1, p->bias_begin);
-    l.ban_begin = place_list(s, MX_I32, n + 1, p->ban_begin);
-    l.seen_id = place_list(s, MX_I32, p->n_seen, p->list_id);
-    l.seen_count = place_list(s, MX_I32, p->n_seen, p->list_count);
-    l.bias_id = place_list(s, MX_I32, p->n_bias, p->bias_id);
-    l.bias = place_list(s, MX_F32, p->n_bias, p->bias);
-    l.ban_id = place_list(s, MX_I32, p->n_ban, p->ban_id);
-    return l;
+    const gen_pack *p = &g->pack;
+    gen_seats *k = &g->seats;
+    size_t i = sizeof(int32_t), n = (size_t)p->n_logits + 1;
+    if (s->dev->kind == MX_CPU) return (mx_logit_lists){p->bias_begin, p->bias_id, p->bias, p->ban_begin, p->ban_id};
+    gen_keep(s, &k->bias_begin, p->bias_begin, n * i);
+    gen_keep(s, &k->ban_begin, p->ban_begin, n * i);
+    gen_keep(s, &k->bias_id, p->bias_id, (size_t)p->n_bias * i);
+    gen_keep(s, &k->bias, p->bias, (size_t)p->n_bias * i);
+    gen_keep(s, &k->ban_id, p->ban_id, (size_t)p->n_ban * i);
+    return (mx_logit_lists){k->bias_begin.at, k->bias_id.at, k->bias.at, k->ban_begin.at, k->ban_id.at};
 }
 
-/* Ids that the lists of penalties lack, because the turn that chose them has not been read: they are looked up there. */
-static void add_unread(mx_generator *g, mx_stream *s, gen_choice *c)
-{
-    gen_pack *p = &g->pack;
-    int32_t n = p->n_logits;
-    for (int32_t i = 0; i < n; i++) {
-        const gen_want *w = &p->want[i];
-        bool unread = w->prompt_position < 0 && w->gen->penalties && source_of(w)->ahead;
-        p->chosen[i] = unread ? source_of(w)->fed : -1;
-    }
-    c->fed = mx_tensor_of(g->fed.base, MX_I32, p->max_logits, 1);
-    c->last_from = mx_stream_upload(s, MX_I32, n, 1, p->chosen);
-    c->last = mx_stream_tensor(s, MX_I32, n, 1);
-    c->lists.last = c->last.data;
-}
-
-mx_status gen_choice_begin(mx_generator *g, mx_stream *s, mx_tensor logits, gen_choice *c, mx_error *err)
+void gen_choice_begin(mx_generator *g, mx_stream *s, const mx_decoder_turn *t, gen_choice *c)
 {
     gen_pack *p = &g->pack;
     int32_t n = p->n_logits;
     memset(c, 0, sizeof *c);
-    if (!n) return MX_OK;
-    if (!fill_lists(g)) return mx_fail(err, MX_ERR_NO_MEMORY, "lists of a turn");
+    if (!n) return;
     for (int32_t i = 0; i < n; i++) {
         const mx_generation *r = p->want[i].gen;
         int32_t best = r->p.beams > 1 ? gen_beam_width(&g->model.config, &r->p) : r->p.logprobs;
         if (best >= 0) c->logprobs = true;
         if (best > c->k) c->k = best;
         c->process |= r->penalties;
-        if (p->want[i].prompt_position >= 0) p->row[i].forced = 1 + (int64_t)r->prompt[p->want[i].prompt_position + 1];
     }
     c->process |= p->n_bias || p->n_ban;
-    c->raw = logits;
-    c->ids = g->ahead ? mx_tensor_of(g->fed.base, MX_I32, n, 1) : mx_stream_tensor(s, MX_I32, n, 1);
-    c->row = mx_sample_rows(s, p->row, n);
+    c->raw = t->logits;
+    c->ids = mx_stream_tensor(s, MX_I32, n, 1);
+    c->seats = &g->seats.device;
+    c->row = t->choices.data;
     if (c->logprobs && c->process) {          /* log-probabilities are the model's own, before penalties */
-        for (int32_t i = 0; i < n; i++) p->chosen[i] = i;
-        c->every = mx_stream_upload(s, MX_I32, n, 1, p->chosen);
-        c->raw = mx_stream_tensor(s, MX_F32, n, logits.cols);
+        gen_keep(s, &g->seats.every, g->seats.all, (size_t)n * sizeof *g->seats.all);
+        c->every = mx_tensor_of(g->seats.every.at, MX_I32, n, 1);
+        c->raw = mx_stream_tensor(s, MX_F32, n, t->logits.cols);
     }
     if (c->logprobs) c->lp = mx_stream_tensor(s, MX_F32, n, 1);
     if (c->logprobs && c->k) {
         c->top_id = mx_stream_tensor(s, MX_I32, n, c->k);
         c->top_lp = mx_stream_tensor(s, MX_F32, n, c->k);
     }
-    if (c->process) c->lists = place_lists(s, p, n);
-    if (c->process && g->ahead) add_unread(g, s, c);
-    return MX_OK;
+    if (c->process) c->lists = place_lists(g, s);
 }
 
 void gen_choice_run(mx_stream *s, mx_tensor logits, const gen_choice *c)
 {
     if (!c->ids.rows) return;
     if (c->every.data) mx_embed(s, c->raw, logits, c->every, false);
-    if (c->last.data) mx_feed_ids(s, c->last, (mx_tensor){0}, c->last_from, c->fed);
-    if (c->process) mx_logits_process(s, logits, c->row, &c->lists);
-    mx_sample(s, c->ids, logits, c->row);
+    if (c->process) mx_logits_process(s, logits, c->row, &c->lists, c->seats);
+    mx_sample(s, c->ids, logits, c->row, c->seats);
     if (c->logprobs) mx_logprobs(s, c->lp, c->ids, c->top_id, c->top_lp, c->raw);
 }
 

@@ -347,18 +347,22 @@ static void block(const mx_decoder *m, mx_stream *s, const mx_decoder_layer *w, 
     adapt(m, s, t, MX_PLACE_DOWN, t->x, t->act);
 }
 
+/* Of a batch that the host describes: what it says.  With seats: room for what they will say. */
+static mx_tensor given(mx_stream *s, const mx_decoder_batch *b, int64_t rows, int64_t cols, const int32_t *host)
+{
+    return b->seats ? mx_stream_tensor(s, MX_I32, rows, cols) : mx_stream_upload(s, MX_I32, rows, cols, host);
+}
+
 void mx_decoder_begin(const mx_decoder *m, mx_stream *s, const mx_kv_cache *kv, const mx_decoder_batch *b, mx_decoder_turn *t)
 {
     const mx_decoder_config *c = &m->config;
     int64_t N = b->n_rows, C = c->d_model, q = (int64_t)c->heads * c->head_dim;
-    mx_tensor given = mx_stream_upload(s, MX_I32, N, 1, b->ids);
     *t = (turn){
-        .ids = b->feed ? mx_stream_tensor(s, MX_I32, N, 1) : given,
-        .given = given,
-        .positions = mx_stream_upload(s, MX_I32, N, 1, b->positions),
-        .slots = mx_stream_upload(s, MX_I32, N, 1, b->slots),
-        .at = mx_stream_upload(s, MX_I32, N, 2, b->at),
-        .pages = mx_stream_upload(s, MX_I32, b->n_seqs, b->table_cols, b->pages),
+        .ids = given(s, b, N, 1, b->ids),
+        .positions = given(s, b, N, 1, b->positions),
+        .slots = given(s, b, N, 1, b->slots),
+        .at = given(s, b, N, 2, b->at),
+        .pages = b->seats ? mx_tensor_cols(b->seats->pages, 0, b->table_cols) : given(s, b, b->n_seqs, b->table_cols, b->pages),
         .x = mx_stream_tensor(s, MX_F32, N, C),
         .h = mx_stream_tensor(s, MX_F32, N, C),
         .qkv = mx_stream_tensor(s, MX_F32, N, q + 2 * (int64_t)c->kv_heads * c->head_dim),
@@ -366,11 +370,11 @@ void mx_decoder_begin(const mx_decoder *m, mx_stream *s, const mx_kv_cache *kv, 
         .act = mx_stream_tensor(s, MX_F32, N, c->d_ff),
         .batch = b,
     };
-    if (b->feed) t->from = mx_stream_upload(s, MX_I32, N, 1, b->feed);
+    if (b->seats) t->choices = mx_stream_tensor(s, MX_I32, b->n_logits, sizeof(mx_sample_row) / sizeof(int32_t));
     if (c->gated) t->up = mx_stream_tensor(s, MX_F32, N, 2 * (int64_t)c->d_ff);
     if (m->adapter_rank) t->low = mx_stream_tensor(s, MX_F32, N, m->adapter_rank);
     if (b->n_logits) {
-        t->logit_rows = mx_stream_upload(s, MX_I32, b->n_logits, 1, b->logit_rows);
+        t->logit_rows = b->seats ? b->wanted : given(s, b, b->n_logits, 1, b->logit_rows);
         t->last = mx_stream_tensor(s, MX_F32, b->n_logits, C);
         t->logits = mx_stream_tensor(s, MX_F32, b->n_logits, c->vocab);
     }
@@ -382,7 +386,8 @@ void mx_decoder_begin(const mx_decoder *m, mx_stream *s, const mx_kv_cache *kv, 
 void mx_decoder_run(const mx_decoder *m, mx_stream *s, const mx_kv_cache *kv, mx_decoder_turn *t)
 {
     const mx_decoder_config *c = &m->config;
-    if (t->batch->feed) mx_feed_ids(s, t->ids, t->given, t->from, t->batch->fed);
+    const mx_decoder_batch *b = t->batch;
+    if (b->seats) mx_seat_rows(s, t->ids, t->positions, t->slots, t->at, b->rows, kv->page_tokens, b->seats, t->choices, b->picks);
     mx_embed(s, t->x, m->tokens, t->ids, false);
     if (c->learned_positions) mx_embed(s, t->x, m->positions, t->positions, true);
     for (t->layer = 0; t->layer < c->layers; t->layer++) block(m, s, &m->layer[t->layer], &kv->layer[t->layer], t);
@@ -405,7 +410,7 @@ size_t mx_decoder_scratch(const mx_decoder *m, int32_t rows, int32_t seqs, int32
     const mx_decoder_config *c = &m->config;
     int64_t C = c->d_model, q = (int64_t)c->heads * c->head_dim;
     size_t parts[] = {
-        7 * mx_stream_tensor_bytes(MX_I32, rows, 2),
+        5 * mx_stream_tensor_bytes(MX_I32, rows, 1),                      /* at has two of them */
         mx_stream_tensor_bytes(MX_I32, rows, 2),                          /* copies */
         mx_stream_tensor_bytes(MX_I32, seqs, table_cols),
         2 * mx_stream_tensor_bytes(MX_F32, rows, C),
@@ -415,6 +420,7 @@ size_t mx_decoder_scratch(const mx_decoder *m, int32_t rows, int32_t seqs, int32
         mx_stream_tensor_bytes(MX_F32, logits, C),
         mx_stream_tensor_bytes(MX_F32, logits, c->vocab),
         mx_stream_tensor_bytes(MX_I32, logits, 1),
+        mx_stream_tensor_bytes(MX_I32, logits, sizeof(mx_sample_row) / sizeof(int32_t)),
         m->adapter_rank ? mx_stream_tensor_bytes(MX_F32, rows, m->adapter_rank) : 0,
     };
     size_t total = 0;

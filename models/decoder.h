@@ -63,14 +63,15 @@ typedef struct mx_decoder_batch {
     const mx_kv_copies *copies;          /* page copies to make first              */
     const mx_adapter_span *spans;        /* [n_spans]; rows in none are the base's */
     int32_t        n_spans;
-    const int32_t *feed;                 /* NULL, or [n_rows]: >= 0: the id is that entry of fed (mx_feed_ids) */
-    mx_tensor      fed;                  /* [F,1] i32 on the device                */
+    /* Or, instead of ids .. logit_rows: seats, and on the device what mx_seat_rows() makes them of. */
+    const mx_seats *seats;               /* NULL: none                             */
+    mx_tensor      rows, picks, wanted;  /* [n_rows,4], [n_logits,4], [n_logits,1] = logit_rows; i32 */
 } mx_decoder_batch;
 
 /* A batch on its way: what was uploaded, and the scratch of its pass.  n_logits 0: logits.data is NULL. */
 typedef struct mx_decoder_turn {
     mx_tensor ids, positions, slots, at, pages, logit_rows;
-    mx_tensor given, from;               /* with feed: what ids are made of                */
+    mx_tensor choices;                   /* with seats: the mx_sample_rows of the logits   */
     mx_tensor x, h, qkv, y, up, act;     /* residual stream; normed; ...                   */
     mx_tensor low;                       /* x A^T of an adapter                            */
     mx_tensor last, logits;              /* [n_logits,C]; [n_logits,V] f32                 */

@@ -88,6 +88,7 @@ static mx_status open_device(mx_dqn *d, mx_error *err)
     learning = mx_qnet_scratch(d->online, o->batch, true) + 2 * mx_qnet_scratch(d->online, o->batch, false) + mx_replay_scratch(d->replay, o->batch) +
                3 * mx_stream_tensor_bytes(MX_F32, o->batch, 1) + (d->data ? mx_stream_tensor_bytes(MX_F32, o->batch, A) : 0) + bytes;
     scratch = (acting > learning ? acting : learning) + 4096;
+    if (!d->data) MX_TRY(dqn_worlds_open(d, err));
     return mx_stream_open(&d->stream, d->dev, scratch, err);
 }
 
@@ -122,6 +123,7 @@ mx_status mx_dqn_open(mx_dqn **out, mx_device *dev, const char *env, const char 
     if (d->resumed_from < 0) mx_qnet_follow(d->target, d->online, &d->stream, 1);
     MX_TRY_GOTO(st, mx_stream_sync(&d->stream, err), fail);
     if (!d->data) mx_env_observe(&d->env, 0, d->env.rows, d->seen, d->mask);
+    MX_TRY_GOTO(st, dqn_worlds_write(d, err), fail);
     d->began_ns = mx_now_ns(&mx_clock_monotonic);
     d->began_step = d->at.step;
     d->began_updates = d->at.updates;
@@ -138,6 +140,7 @@ void mx_dqn_close(mx_dqn *d)
     if (d->log) fclose(d->log);
     free(d->action), free(d->ends), free(d->next_mask), free(d->mask), free(d->uniform), free(d->reward), free(d->next), free(d->seen);
     mx_stream_close(&d->stream);
+    dqn_worlds_close(d);
     mx_buffer_close(&d->ban);
     mx_buffer_close(&d->sum);
     mx_buffer_close(&d->v);
@@ -179,22 +182,26 @@ static int32_t any_action(const uint8_t *mask, int32_t n, double u)
     return 0;
 }
 
-static mx_status choose(mx_dqn *d, mx_error *err)
+/* d->action: what explores, -1 for the rest; how many those are. */
+static int64_t explore(mx_dqn *d)
 {
-    mx_stream *s = &d->stream;
     int64_t n = d->env.rows, A = d->env.actions;
     float epsilon = d->at.step < d->o.learn_starts && !d->o.net.noisy ? 1 : epsilon_now(d);
     uint32_t low = (uint32_t)d->at.turn, high = (uint32_t)(d->at.turn >> 32);
     int64_t greedy = 0;
     for (int64_t r = 0; r < n; r++) {
-        bool explore = mx_uniform(d->o.seed, low, high, (uint32_t)r, DRAW_EXPLORE) < (double)epsilon;
-        d->action[r] = explore ? any_action(d->mask + r * A, (int32_t)A, mx_uniform(d->o.seed, low, high, (uint32_t)r, DRAW_ACTION)) : -1;
-        greedy += !explore;
+        bool any = mx_uniform(d->o.seed, low, high, (uint32_t)r, DRAW_EXPLORE) < (double)epsilon;
+        d->action[r] = any ? any_action(d->mask + r * A, (int32_t)A, mx_uniform(d->o.seed, low, high, (uint32_t)r, DRAW_ACTION)) : -1;
+        greedy += !any;
     }
-    if (!greedy) return MX_OK;
+    return greedy;
+}
+
+static mx_status choose(mx_dqn *d, mx_error *err)
+{
+    mx_stream *s = &d->stream;
+    int64_t n = d->env.rows, A = d->env.actions;
     int32_t *best = (int32_t *)d->uniform;           /* [envs], of the same size */
-    mx_stream_rewind(s);
-    mx_qnet_noise(d->online, s, noise_seed(d, d->at.turn, 0));
     mx_tensor x = mx_stream_upload(s, MX_F32, n, d->env.observation, d->seen), mask = mx_stream_upload(s, MX_I8, n, A, d->mask);
     mx_tensor id = mx_qnet_best(s, mx_qnet_values(d->online, s, x), mask);
     if (!s->error.code) d->dev->ops->download(s, best, id.data, (size_t)n * sizeof *best);
@@ -228,8 +235,15 @@ static void live(mx_dqn *d)
 
 static mx_status act(mx_dqn *d, mx_error *err)
 {
-    MX_TRY(choose(d, err));
-    live(d);
+    int64_t greedy = explore(d);
+    mx_stream_rewind(&d->stream);
+    if (greedy) mx_qnet_noise(d->online, &d->stream, noise_seed(d, d->at.turn, 0));
+    if (d->worlds.memory.base) {
+        MX_TRY(dqn_worlds_step(d, greedy, err));
+    } else {
+        if (greedy) MX_TRY(choose(d, err));
+        live(d);
+    }
     mx_stream_rewind(&d->stream);
     mx_replay_flush(d->replay, &d->stream);
     d->at.step += d->env.rows;

@@ -17,11 +17,18 @@ typedef struct dqn_counts {           /* of the run, plain data                 
     int64_t best_step;
 } dqn_counts;
 
+typedef struct dqn_worlds {           /* those that the device steps; zeros: the host does   */
+    mx_buffer memory;
+    mx_tensor state, at, ended, reward, next, seen;       /* of mx_world_step()             */
+    int32_t  *host;
+} dqn_worlds;
+
 struct mx_dqn {
     mx_dqn_options o;
     mx_device     *dev;
     char           name[256], judge[256], run[MX_PATH], resumed[MX_PATH];
     mx_env         env;
+    dqn_worlds     worlds;
     mx_qnet       *online, *target;
     mx_replay     *replay;
     mx_buffer      m, v, sum;
@@ -40,6 +47,12 @@ struct mx_dqn {
     int32_t       *action;
 };
 
+/* dqn_world.c: after choosing what explores, d->action[r] < 0 for the `greedy` others. */
+mx_status dqn_worlds_open(mx_dqn *d, mx_error *err);
+void      dqn_worlds_close(mx_dqn *d);
+mx_status dqn_worlds_write(mx_dqn *d, mx_error *err);
+mx_status dqn_worlds_read(mx_dqn *d, mx_error *err);
+mx_status dqn_worlds_step(mx_dqn *d, int64_t greedy, mx_error *err);
 /* dqn_state.c */
 mx_status dqn_resume(mx_dqn *d, mx_error *err);
 void      dqn_log(mx_dqn *d, const mx_dqn_report *r);

@@ -110,6 +110,7 @@ static mx_status write_state(mx_dqn *d, const char *folder, mx_error *err)
     mx_replay_image r;
     MX_TRY(mx_path_join(path, folder, STATE, err));
     mx_stream_rewind(&d->stream);
+    MX_TRY(dqn_worlds_read(d, err));
     MX_TRY(mx_replay_save(d->replay, &d->stream, &r, err));
     int64_t places[2] = {r.head, r.count};
     const struct { const char *name; size_t bytes; const void *data; } parts[] = {

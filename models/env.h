@@ -55,6 +55,7 @@ struct mx_env {
     int32_t     observation, actions;
     int32_t     limit;            /* steps until an episode is truncated; 0: never           */
     uint64_t    seed;
+    int         device_world;     /* 1 + the mx_world (kernels/ops.h) that has these numbers and this state on a device; 0: none */
     void       *world;            /* what does not change: fitted demand, prices; owned      */
     /* filled by mx_env_alloc() */
     mx_env_row *row;

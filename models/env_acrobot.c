@@ -35,6 +35,6 @@ static const mx_env_ops ops = {begin, step, observe, NULL};
 mx_status mx_env_acrobot(mx_env *e, const char *arguments, int64_t rows, uint64_t seed, mx_error *err)
 {
     MX_TRY(mx_env_no_arguments("acrobot", arguments, err));
-    *e = (mx_env){.kind = "acrobot", .ops = &ops, .rows = rows, .observation = 6, .actions = 3, .limit = 500, .seed = seed};
+    *e = (mx_env){.kind = "acrobot", .ops = &ops, .rows = rows, .observation = 6, .actions = 3, .limit = 500, .seed = seed, .device_world = 1 + MX_WORLD_ACROBOT};
     return mx_env_alloc(e, sizeof(links), err);
 }

@@ -36,6 +36,6 @@ static const mx_env_ops ops = {begin, step, observe, NULL};
 mx_status mx_env_cartpole(mx_env *e, const char *arguments, int64_t rows, uint64_t seed, mx_error *err)
 {
     MX_TRY(mx_env_no_arguments("cartpole", arguments, err));
-    *e = (mx_env){.kind = "cartpole", .ops = &ops, .rows = rows, .observation = 4, .actions = 2, .limit = 500, .seed = seed};
+    *e = (mx_env){.kind = "cartpole", .ops = &ops, .rows = rows, .observation = 4, .actions = 2, .limit = 500, .seed = seed, .device_world = 1 + MX_WORLD_CARTPOLE};
     return mx_env_alloc(e, sizeof(cart), err);
 }

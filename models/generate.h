@@ -55,6 +55,7 @@ typedef struct mx_generator_info {
     double   load_seconds;
     uint64_t prefix_hit_tokens, prompt_tokens, output_tokens, preemptions;
     uint64_t turns, turns_ahead;  /* turns issued; those of them before the tokens of the one before were read */
+    uint64_t thrown_away;         /* tokens computed for texts that had ended                */
 } mx_generator_info;
 
 /* Load path (HF folder or .gguf) to device `device` of the scheduler and add the

@@ -297,40 +297,6 @@ void mx_generation_stats_get(const mx_generation *r, mx_generation_stats *out)
 
 /* ---- sequences ---------------------------------------------------------------------------- */
 
-mx_status gen_seen_add(gen_seen *t, int32_t id, bool output)
-{
-    if (t->n == t->room) {                    /* double, and file everything again */
-        int32_t room = t->room ? 2 * t->room : 64;
-        int32_t *ids = mx_slab_grow(t->id, (size_t)room * sizeof *ids);
-        if (ids) t->id = ids;
-        int32_t *counts = mx_slab_grow(t->count, (size_t)room * sizeof *counts);
-        if (counts) t->count = counts;
-        int32_t *slots = mx_slab_alloc(2 * (size_t)room * sizeof *slots);
-        if (!ids || !counts || !slots) {
-            mx_slab_free(slots);
-            return MX_ERR_NO_MEMORY;
-        }
-        mx_slab_free(t->slot);
-        t->slot = slots;
-        t->room = room;
-        for (int32_t i = 0; i < 2 * room; i++) slots[i] = -1;
-        for (int32_t i = 0; i < t->n; i++) {
-            uint32_t h = (uint32_t)t->id[i] * 2654435761u % (2 * (uint32_t)room);
-            while (slots[h] >= 0) h = (h + 1) % (2 * (uint32_t)room);
-            slots[h] = i;
-        }
-    }
-    uint32_t size = 2 * (uint32_t)t->room, h = (uint32_t)id * 2654435761u % size;
-    while (t->slot[h] >= 0 && t->id[t->slot[h]] != id) h = (h + 1) % size;
-    if (t->slot[h] < 0) {
-        t->slot[h] = t->n;
-        t->id[t->n] = id;
-        t->count[t->n++] = 0;
-    }
-    t->count[t->slot[h]] += output;
-    return MX_OK;
-}
-
 static mx_status seq_rooms(mx_generation *r, gen_seq *q, mx_error *err)
 {
     size_t out = (size_t)(r->limit - r->n_prompt), k = r->p.logprobs > 0 ? (size_t)r->p.logprobs : 0;
@@ -380,9 +346,6 @@ mx_status gen_seq_open(mx_generation *r, gen_seq *q, mx_error *err)
     q->n_ids = r->n_prompt;
     q->active = true;
     MX_TRY(text_add(q, "", 0, err));
-    if (r->penalties)
-        for (int32_t i = 0; i < r->n_prompt; i++)
-            if (gen_seen_add(&q->seen, r->prompt[i], false)) return mx_fail(err, MX_ERR_NO_MEMORY, "penalties");
     if (r->p.echo) MX_TRY(echo_prompt(r, q, err));
     else q->detok.started = true;            /* the output continues a text: its first space is part of it */
     q->own_start = q->text_len;
@@ -401,9 +364,6 @@ mx_status gen_seq_copy(mx_generation *r, gen_seq *to, const gen_seq *from, mx_er
     to->detok.n_held = from->detok.n_held;
     memcpy(to->detok.held, from->detok.held, sizeof to->detok.held);
     MX_TRY(text_add(to, from->text, from->text_len, err));
-    for (int32_t i = 0; i < from->seen.n; i++)
-        if (gen_seen_add(&to->seen, from->seen.id[i], false)) return mx_fail(err, MX_ERR_NO_MEMORY, "penalties");
-    for (int32_t i = 0; i < from->seen.n; i++) to->seen.count[i] = from->seen.count[i];
     if (from->kv.n_pages && !mx_kv_fork(&r->g->kv, &to->kv, &from->kv))
         return mx_fail(err, MX_ERR_NO_MEMORY, "page list of %d pages", from->kv.n_pages);
     return MX_OK;
@@ -413,9 +373,6 @@ void gen_seq_close(mx_generation *r, gen_seq *q)
 {
     mx_kv_release(&r->g->kv, &q->kv);
     mx_detokenizer_close(&q->detok);
-    mx_slab_free(q->seen.id);
-    mx_slab_free(q->seen.count);
-    mx_slab_free(q->seen.slot);
     mx_slab_free(q->ids);
     mx_slab_free(q->text);
     mx_slab_free(q->lp);
@@ -517,7 +474,6 @@ mx_status gen_accept(mx_generation *r, int index, int32_t id, mx_error *err)
     gen_seq *q = &r->seq[index];
     q->ids[q->n_ids++] = id;
     r->output_tokens++;
-    if (r->penalties && gen_seen_add(&q->seen, id, true)) return mx_fail(err, MX_ERR_NO_MEMORY, "penalties");
     bool end = gen_is_end(r, id), full = q->n_ids >= r->limit;
     if (!end) {
         size_t len, before = q->text_len;

@@ -1,6 +1,6 @@
 /* generation.h - inside of the generator: models/generator.c (the model),
- * generation.c (a request), turn.c (one turn of the lane), choose.c (from logits
- * to tokens), banned.c (banned texts), beam.c (beam search).  Nobody else includes this. */
+ * generation.c (a request), turn.c (one turn of the lane), seats.c (what the device
+ * keeps of sequences), choose.c (from logits to tokens), banned.c (banned texts), beam.c (beam search).  Nobody else includes this. */
 #ifndef MX_GENERATION_H
 #define MX_GENERATION_H
 
@@ -11,7 +11,7 @@
 
 typedef struct gen_seq gen_seq;
 
-/* The distinct ids of a sequence, and how often each stands in the output. */
+/* The distinct ids of a sequence, and how often each stands in the output: for a seat to begin with. */
 typedef struct gen_seen {
     int32_t *id, *count;               /* [n], in order of first sight               */
     int32_t *slot;                     /* open addressing: index into id, or -1      */
@@ -25,9 +25,10 @@ struct gen_seq {                       /* one candidate, or one beam            
     int32_t       *ids;                /* prompt, then output; room for both         */
     int32_t        n_ids;
     int32_t        ahead;              /* further ids that the device has chosen and nobody has read; between turns 0 or 1 */
-    int32_t        fed;                /* where the last of them stands among that turn's choices */
+    uint64_t       seated;             /* the number under which it took its seat, which may have been taken from it since */
+    int32_t        seat;
+    int32_t        placed, last_page;  /* pages in the seat's list on the device, and the last of them; -1: it knows nothing */
     bool           active;
-    gen_seen       seen;               /* only when a penalty is asked for           */
     mx_detokenizer detok;
     char          *text;               /* what was generated so far, prompt echo first */
     size_t         text_len, text_room, own_start;   /* own_start: where the echo ends */
@@ -88,7 +89,7 @@ typedef struct gen_want {
 
 typedef struct gen_choice {
     mx_tensor      ids, every, raw, lp, top_id, top_lp;      /* every: all rows, to copy logits by    */
-    mx_tensor      fed, last_from, last;   /* of the choices before: ids of the output that the lists lack */
+    const mx_seats *seats;
     const mx_sample_row *row;
     mx_logit_lists lists;
     int32_t        k;                  /* alternatives of a row                      */
@@ -97,9 +98,9 @@ typedef struct gen_choice {
 
 /* A turn: what it is packed into, and, when it was issued, what its tokens are for.  Host memory, made once. */
 typedef struct gen_pack {
-    int32_t  *ids, *positions, *slots, *at, *pages, *logit_rows;
-    int32_t   max_rows, max_seqs, max_logits, table_room;   /* table_room: ints in pages */
-    int32_t  *feed;                    /* [rows]: >= 0: the id is that choice of the turn before */
+    int32_t  *rows, *picks, *logit_rows;   /* [rows][4], [logits][4]: as mx_seat_rows() wants them */
+    int32_t   max_rows, max_seqs, max_logits;
+    bool     *listed;                  /* [seqs]: the whole page list goes to the device */
     gen_seq **seq;                     /* the sequences of the turn, row order; NULL: gave its pages back since */
     int32_t  *done;                    /* how many of its ids stand in the cache after the turn */
     mx_generation **owner;
@@ -110,12 +111,11 @@ typedef struct gen_pack {
     int32_t   n_spans;
     int32_t   n_rows, n_seqs, n_logits, table_cols;
     /* choosing: */
-    int32_t  *chosen, *list_begin, *list_id, *list_count, *bias_begin, *bias_id, *ban_begin, *ban_id;
+    int32_t  *chosen, *bias_begin, *bias_id, *ban_begin, *ban_id;
     float    *bias, *lp, *top_lp;
     int32_t  *top_id;
-    int32_t   list_room, bias_room, ban_room;
-    mx_sample_row *row;
-    int32_t   n_seen, n_bias, n_ban;
+    int32_t   bias_room, ban_room;
+    int32_t   n_bias, n_ban;
     /* issued: */
     gen_choice choice;
     unsigned  mark;
@@ -124,6 +124,23 @@ typedef struct gen_pack {
 } gen_pack;
 
 typedef struct gen_adapters gen_adapters;
+
+/* A place of device memory, and what the host wrote there last: the same is not sent again. */
+typedef struct gen_kept {
+    void  *at;
+    char  *last;
+    size_t n, room, most;              /* bytes: known, in last, at most             */
+} gen_kept;
+
+typedef struct gen_seats {
+    mx_buffer memory;
+    mx_seats  device;
+    struct { uint64_t holder, turn, left; } *seat;    /* whose; of the last turn it was in, and was left out */
+    uint64_t  holders, turn;
+    int32_t   all[256];                /* 0, 1, 2 ... */
+    gen_kept  rows, picks, wanted, every, bias_begin, bias_id, bias, ban_begin, ban_id;
+    gen_seen  seen;
+} gen_seats;
 
 struct mx_generator {
     mx_generator     *of, *replicas;   /* of: NULL for the first; replicas: of the first, linked by themselves */
@@ -142,14 +159,15 @@ struct mx_generator {
     const mx_clock   *clock;
     gen_pack          pack, flying;    /* flying: issued and perhaps not read        */
     bool              ahead;           /* turns are issued before the one before is read */
-    mx_buffer         fed;             /* with that: [max_logits] i32, a turn's choices */
+    gen_seats         seats;
     mx_generation    *first, *last;    /* running: they hold, or have held, pages    */
     uint64_t          arrivals;
     size_t            scratch_bytes;
     double            load_seconds;
-    atomic_ullong     prefix_hit_tokens, prompt_tokens, output_tokens, preemptions, turns, turns_ahead;
+    atomic_ullong     prefix_hit_tokens, prompt_tokens, output_tokens, preemptions, turns, turns_ahead, thrown_away;
     struct {
         mx_metric *prompt_tokens, *output_tokens, *preemptions, *prefix_hits, *running, *waiting, *kv_usage;
+        mx_metric *turns, *turns_ahead, *thrown_away;
         mx_metric *ttft, *itl, *queue, *e2e, *success;
     } metric;
 };
@@ -177,12 +195,23 @@ void gen_release_pages(mx_generation *r);
 /* choose.c: tokens for the rows of g->pack.want from logits[n_logits,V].  All of it is known before the
  * logits are, so that a turn waits for its device once: begin() uploads, run() is the ops (it may stand in a
  * section), and when the stream was waited for after download(), take() gives the tokens to their requests. */
-mx_status gen_choice_begin(mx_generator *g, mx_stream *s, mx_tensor logits, gen_choice *c, mx_error *err);
+mx_status gen_choice_prepare(mx_generator *g, mx_error *err);               /* picks and lists, before the turn begins */
+void      gen_choice_begin(mx_generator *g, mx_stream *s, const mx_decoder_turn *t, gen_choice *c);
 void      gen_choice_run(mx_stream *s, mx_tensor logits, const gen_choice *c);
 void      gen_choice_download(mx_generator *g, mx_stream *s, const gen_choice *c);
 void      gen_choice_take(mx_generator *g, gen_pack *p);
-/* A uniform number in [0,1) that depends on seed, candidate and position only. */
-double    gen_uniform(uint64_t seed, uint32_t candidate, uint32_t position);
+
+/* seats.c */
+size_t    gen_seats_bytes(const mx_generator *g);                           /* device memory; 0: it overflows */
+mx_status gen_seats_open(mx_generator *g, mx_error *err);
+void      gen_seats_close(mx_generator *g);
+/* q has a seat in the turn that is being packed; false: none is free, and it waits. */
+bool      gen_seat_take(mx_generator *g, gen_seq *q);
+/* What the device does not know of the pack's sequences goes there. */
+mx_status gen_seats_place(mx_generator *g, mx_stream *s, mx_error *err);
+void      gen_seats_forget(mx_generator *g);                                /* nobody knows what it has: all is sent again */
+/* host[0..n) lies in k from now on. */
+void      gen_keep(mx_stream *s, gen_kept *k, const void *host, size_t n);
 
 /* generation.c: sequence `index` of r got the id; updates text, stop rules and finish, tells the caller. */
 mx_status gen_accept(mx_generation *r, int index, int32_t id, mx_error *err);
@@ -190,7 +219,6 @@ mx_status gen_seq_open(mx_generation *r, gen_seq *q, mx_error *err);        /* h
 mx_status gen_seq_copy(mx_generation *r, gen_seq *to, const gen_seq *from, mx_error *err);   /* pages shared */
 void      gen_seq_close(mx_generation *r, gen_seq *q);
 bool      gen_is_end(const mx_generation *r, int32_t id);                   /* ends the text */
-mx_status gen_seen_add(gen_seen *t, int32_t id, bool output);
 mx_status gen_finish_text(mx_generation *r, int index, gen_seq *q, mx_finish why, mx_error *err);
 
 bool      gen_ban(gen_pack *p, int32_t id);                                 /* add to the row's bans; false: no memory */

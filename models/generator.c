@@ -31,21 +31,19 @@ static mx_status check_options(const mx_generator_options *o, mx_error *err)
 static gen_pack pack_of(const mx_generator_options *o)
 {
     int32_t rows = o->max_batched_tokens, logits = o->max_num_seqs < MX_MAX_CANDIDATES ? MX_MAX_CANDIDATES : o->max_num_seqs;
-    return (gen_pack){.max_rows = rows, .max_seqs = rows, .max_logits = logits > 256 ? 256 : logits};
+    if (logits > 256) logits = 256;
+    return (gen_pack){.max_rows = rows, .max_seqs = rows < 2 * logits ? rows : 2 * logits, .max_logits = logits};
 }
 
 static mx_status pack_open(gen_pack *p, const mx_generator *g, mx_error *err)
 {
     *p = pack_of(&g->opt);
-    int32_t rows = p->max_rows, logits = p->max_logits, len = g->opt.max_model_len, page = g->opt.page_tokens;
-    size_t n = (size_t)rows, l = (size_t)logits, best = (1 + MX_DECODER_MAX_EOS) * 16, cols = (size_t)(len + page - 1) / (size_t)page;
-    p->ids = calloc(n, sizeof *p->ids);
-    p->positions = calloc(n, sizeof *p->positions);
-    p->slots = calloc(n, sizeof *p->slots);
-    p->at = calloc(2 * n, sizeof *p->at);
-    p->pages = calloc(n * cols, sizeof *p->pages);
+    int32_t rows = p->max_rows, logits = p->max_logits;
+    size_t n = (size_t)rows, l = (size_t)logits, best = (1 + MX_DECODER_MAX_EOS) * 16;
+    p->rows = calloc(4 * n, sizeof *p->rows);
+    p->picks = calloc(4 * l, sizeof *p->picks);
     p->logit_rows = calloc(l, sizeof *p->logit_rows);
-    p->feed = calloc(n, sizeof *p->feed);
+    p->listed = calloc(n, sizeof *p->listed);
     p->done = calloc(n, sizeof *p->done);
     p->seq = calloc(n, sizeof *p->seq);
     p->owner = calloc(n, sizeof *p->owner);
@@ -54,23 +52,21 @@ static mx_status pack_open(gen_pack *p, const mx_generator *g, mx_error *err)
     p->spans = calloc(n, sizeof *p->spans);
     p->copies = (mx_kv_copies){calloc(2 * n, sizeof *p->copies.from_to), 0, rows};
     p->chosen = calloc(l, sizeof *p->chosen);
-    p->list_begin = calloc(l + 1, sizeof *p->list_begin);
     p->bias_begin = calloc(l + 1, sizeof *p->bias_begin);
     p->ban_begin = calloc(l + 1, sizeof *p->ban_begin);
-    p->row = calloc(l, sizeof *p->row);
     p->lp = calloc(l, sizeof *p->lp);
     p->top_id = calloc(l * best, sizeof *p->top_id);
     p->top_lp = calloc(l * best, sizeof *p->top_lp);
-    bool ok = p->ids && p->feed && p->done && p->positions && p->slots && p->at && p->pages && p->logit_rows && p->seq && p->owner && p->want && p->order && p->spans &&
-              p->copies.from_to && p->chosen && p->list_begin && p->bias_begin && p->ban_begin && p->row && p->lp && p->top_id && p->top_lp;
+    bool ok = p->rows && p->picks && p->listed && p->done && p->logit_rows && p->seq && p->owner && p->want && p->order && p->spans &&
+              p->copies.from_to && p->chosen && p->bias_begin && p->ban_begin && p->lp && p->top_id && p->top_lp;
     return ok ? MX_OK : mx_fail(err, MX_ERR_NO_MEMORY, "host memory of a turn of %d rows", rows);
 }
 
 static void pack_close(gen_pack *p)
 {
-    void *all[] = {p->ids, p->feed, p->done, p->positions, p->slots, p->at, p->pages, p->logit_rows, p->seq, p->owner, p->want, p->order, p->spans,
-                   p->copies.from_to, p->chosen, p->list_begin, p->bias_begin, p->ban_begin, p->row, p->lp, p->top_id, p->top_lp,
-                   p->list_id, p->list_count, p->bias_id, p->bias, p->ban_id};
+    void *all[] = {p->rows, p->picks, p->listed, p->done, p->logit_rows, p->seq, p->owner, p->want, p->order, p->spans,
+                   p->copies.from_to, p->chosen, p->bias_begin, p->ban_begin, p->lp, p->top_id, p->top_lp,
+                   p->bias_id, p->bias, p->ban_id};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
     *p = (gen_pack){0};
 }
@@ -153,6 +149,9 @@ static void add_metrics(mx_generator *g, mx_metrics *m)
     g->metric.preemptions = mx_metrics_add(m, MX_COUNTER, "merx_num_preemptions_total", l, "Requests whose KV pages were taken and computed again.");
     g->metric.prefix_hits = mx_metrics_add(m, MX_COUNTER, "merx_prefix_cache_hit_tokens_total", l, "Prompt tokens found in the KV cache.");
     g->metric.success = mx_metrics_add(m, MX_COUNTER, "merx_request_success_total", l, "Requests that finished.");
+    g->metric.turns = mx_metrics_add(m, MX_COUNTER, "merx_generation_turns_total", l, "Turns given to the device.");
+    g->metric.turns_ahead = mx_metrics_add(m, MX_COUNTER, "merx_generation_turns_ahead_total", l, "Those of them given before the tokens of the turn before were read.");
+    g->metric.thrown_away = mx_metrics_add(m, MX_COUNTER, "merx_generation_thrown_away_total", l, "Tokens computed for texts that had ended: the price of turns ahead.");
     g->metric.running = mx_metrics_add(m, MX_GAUGE, "merx_num_requests_running", l, "Requests that are being generated.");
     g->metric.waiting = mx_metrics_add(m, MX_GAUGE, "merx_num_requests_waiting", l, "Requests that wait for their first turn.");
     g->metric.kv_usage = mx_metrics_add(m, MX_GAUGE, "merx_kv_cache_usage_perc", l, "Share of KV pages held by requests, 0 to 1.");
@@ -169,14 +168,8 @@ static size_t turn_scratch(const mx_generator *g)
     size_t  forward = mx_decoder_scratch(&g->model, p->max_rows, p->max_seqs, cols, p->max_logits);
     size_t  choose = mx_stream_tensor_bytes(MX_F32, p->max_logits, g->model.config.vocab) +
                      2 * mx_stream_tensor_bytes(MX_F32, p->max_logits, (1 + MX_DECODER_MAX_EOS) * 16) +
-                     14 * mx_stream_tensor_bytes(MX_I32, p->max_logits, 1);
+                     2 * mx_stream_tensor_bytes(MX_I32, p->max_logits, 1);
     size_t total;
-    if (g->dev->kind != MX_CPU) {        /* the lists of choosing: seen ids and counts, biases, bans */
-        int32_t ids = g->opt.max_model_len < g->model.config.vocab ? g->opt.max_model_len : g->model.config.vocab;
-        choose += 8 * mx_stream_tensor_bytes(MX_I32, p->max_logits, ids) +            /* in powers of two */
-                  2 * mx_stream_tensor_bytes(MX_I32, p->max_logits, g->model.config.vocab) +
-                  mx_stream_tensor_bytes(MX_I32, p->max_logits, sizeof(mx_sample_row) / sizeof(int32_t)) + 8 * 64 * sizeof(int32_t);
-    }
     return forward && mx_add_size(forward, choose, &total) ? total : 0;
 }
 
@@ -186,7 +179,7 @@ static mx_status get_ready(mx_generator *g, int device, mx_error *err)
     g->ahead = g->opt.ahead > 0 || (g->opt.ahead == 0 && g->dev->kind != MX_CPU);
     MX_TRY(pack_open(&g->pack, g, err));
     MX_TRY(pack_open(&g->flying, g, err));
-    if (g->ahead) MX_TRY(mx_buffer_open(&g->fed, g->dev, (size_t)g->pack.max_logits * sizeof(int32_t), err));
+    MX_TRY(gen_seats_open(g, err));
     MX_TRY(open_cache(g, err));
     g->scratch_bytes = turn_scratch(g);
     if (!g->scratch_bytes) return mx_fail(err, MX_ERR_ARG, "model %s: scratch of a turn overflows", g->name);
@@ -201,8 +194,7 @@ static mx_status get_ready(mx_generator *g, int device, mx_error *err)
 static size_t host_bytes(const mx_generator *g, int64_t pages)
 {
     enum { PAGE = 64, ROW = 256, TOKEN = 300 };
-    size_t cols = ((size_t)g->opt.max_model_len + (size_t)g->opt.page_tokens - 1) / (size_t)g->opt.page_tokens;
-    size_t turn = (size_t)g->pack.max_rows * (4 * cols + ROW) + (size_t)g->pack.max_logits * (1 + MX_DECODER_MAX_EOS) * 16 * 8;
+    size_t turn = (size_t)g->pack.max_rows * ROW + (size_t)g->pack.max_logits * (1 + MX_DECODER_MAX_EOS) * 16 * 8;
     return turn + (size_t)pages * ((size_t)g->opt.page_tokens * 4 + PAGE) + (size_t)g->model.config.vocab * TOKEN;
 }
 
@@ -238,7 +230,8 @@ mx_status mx_generator_footprint(mx_footprint *out, const char *path, const mx_d
     MX_TRY_GOTO(st, count_pages(g, &pages, err), close);
     MX_TRY_GOTO(st, count_adapters(g, &out->weights, err), close);
     out->kv = (size_t)pages * mx_kv_page_bytes(g->model.config.layers, opt->page_tokens, g->model.config.kv_heads, g->model.config.head_dim, opt->kv_dtype);
-    out->scratch = turn_scratch(g);
+    size_t scratch = turn_scratch(g), seats = gen_seats_bytes(g);
+    if (!scratch || !seats || !mx_add_size(scratch, seats, &out->scratch)) out->scratch = 0;
     out->host = host_bytes(g, pages);
     if (!out->scratch) st = mx_fail(err, MX_ERR_ARG, "model %s: scratch of a turn overflows", path);
 close:
@@ -331,7 +324,7 @@ void mx_generator_close(mx_generator *g)
         mx_generator_close(r);
     }
     mx_kv_close(&g->kv);
-    mx_buffer_close(&g->fed);
+    gen_seats_close(g);
     pack_close(&g->pack);
     pack_close(&g->flying);
     if (!g->borrows) {
@@ -374,7 +367,7 @@ void mx_generator_info_get(const mx_generator *g, mx_generator_info *out)
         .d_model = c->d_model, .heads = c->heads, .kv_heads = c->kv_heads, .vocab = c->vocab,
         .max_model_len = g->opt.max_model_len, .chat = mx_tokenizer_chat_family(g->tokenizer),
         .weight_bytes = g->model.weight_bytes + gen_adapters_bytes(g), .kv_bytes = g->kv.memory.size,
-        .kv_bytes_per_token = g->kv.page_bytes / (size_t)g->kv.page_tokens, .scratch_bytes = g->scratch_bytes,
+        .kv_bytes_per_token = g->kv.page_bytes / (size_t)g->kv.page_tokens, .scratch_bytes = g->scratch_bytes + g->seats.memory.size,
         .kv_pages = g->kv.pages, .kv_pages_free = atomic_load(&g->kv.available), .page_tokens = g->kv.page_tokens,
         .max_concurrent = g->kv.pages / per_text, .load_seconds = g->load_seconds,
         .replicas = 0};
@@ -385,7 +378,7 @@ void mx_generator_info_get(const mx_generator *g, mx_generator_info *out)
             out->kv_pages += r->kv.pages;
             out->kv_pages_free += atomic_load(&r->kv.available);
             out->max_concurrent += r->kv.pages / per_text;
-            out->scratch_bytes += r->scratch_bytes;
+            out->scratch_bytes += r->scratch_bytes + r->seats.memory.size;
             if (!r->borrows) out->weight_bytes += r->model.weight_bytes;
         }
         out->prefix_hit_tokens += atomic_load(&r->prefix_hit_tokens);
@@ -394,5 +387,6 @@ void mx_generator_info_get(const mx_generator *g, mx_generator_info *out)
         out->preemptions += atomic_load(&r->preemptions);
         out->turns += atomic_load(&r->turns);
         out->turns_ahead += atomic_load(&r->turns_ahead);
+        out->thrown_away += atomic_load(&r->thrown_away);
     }
 }

@@ -2,7 +2,7 @@
  *
  * On a GPU the host is a turn ahead: while turn k runs, turn k+1 is packed and
  * issued, and its rows take turn k's choices where the device left them
- * (mx_feed_ids); only then are the tokens of turn k read and told.  Whatever is
+ * (seats.c); only then are the tokens of turn k read and told.  Whatever is
  * learned one turn late (a stop, an end, a cancelled request) throws away what the
  * turn after computed for it, so outputs do not depend on it.  Pages may be given
  * back and taken again at once: the device works in the order of issue. */
@@ -33,7 +33,10 @@ void gen_release_pages(mx_generation *r)
     gen_pack *out = &r->g->flying;
     for (int32_t i = 0; out->issued && i < out->n_seqs; i++)
         if (out->owner[i] == r) out->seq[i] = NULL;
-    for (int32_t i = 0; i < r->width; i++) mx_kv_release(&r->g->kv, &r->seq[i].kv);
+    for (int32_t i = 0; i < r->width; i++) {
+        mx_kv_release(&r->g->kv, &r->seq[i].kv);
+        if (r->seq[i].placed > 0) r->seq[i].placed = 0;       /* the seat stays, its list is made anew */
+    }
 }
 
 void gen_forget(mx_generation *r)
@@ -93,6 +96,13 @@ static void want_logits(gen_pack *p, mx_generation *r, int32_t seq, int32_t prom
     p->logit_rows[p->n_logits++] = row;
 }
 
+/* The page of the list that a row brings with it, -1 when the device has it; more than that goes as a whole list. */
+static int32_t new_page(const gen_seq *q, int32_t at, int32_t rows, bool *listed)
+{
+    *listed = q->placed < 0 || rows > 1 || (at != q->placed && at != q->placed - 1);
+    return *listed || (at < q->placed && q->kv.page[at] == q->last_page) ? -1 : q->kv.page[at];
+}
+
 /* Rows of one sequence, at most `budget`; returns how many were packed, -1 when no page was to be had. */
 static int32_t pack_seq(mx_generation *r, int32_t index, int32_t budget)
 {
@@ -110,18 +120,15 @@ static int32_t pack_seq(mx_generation *r, int32_t index, int32_t budget)
         n--;
         complete = false;
     }
-    if (n <= 0) return 0;
+    if (n <= 0 || !gen_seat_take(g, q)) return 0;
     while (!mx_kv_reserve(&g->kv, &q->kv, done + n, &p->copies))
         if (!preempt_younger(g, r)) return -1;
 
+    int32_t page = new_page(q, done / g->kv.page_tokens, n, &p->listed[p->n_seqs]);
     for (int32_t i = 0; i < n; i++) {
         int32_t row = p->n_rows + i, at = done + i;
-        p->ids[row] = at < q->n_ids ? q->ids[at] : 0;
-        p->feed[row] = at < q->n_ids ? -1 : q->fed;
-        p->positions[row] = at;
-        p->slots[row] = mx_kv_slot(&g->kv, &q->kv, at);
-        p->at[2 * row] = p->n_seqs;
-        p->at[2 * row + 1] = at;
+        bool newest = at == all - 1;         /* the seat knows it, and where it stands: the row says the same in every turn */
+        memcpy(p->rows + 4 * row, (int32_t[4]){q->seat, newest ? -1 : q->ids[at], newest ? 0 : at, page}, 4 * sizeof *p->rows);
         if (!r->scored && at + 1 < r->n_prompt) want_logits(p, r, index, at, row);
     }
     if (r->p.adapter) {
@@ -202,7 +209,7 @@ static void pack_turn(mx_generator *g, mx_job **jobs, int n)
 
 #define TABLE_STEP 16                    /* pages: tables grow by so many, for turns to have the same shape longer */
 
-/* Page lists side by side, as wide as the longest needs. */
+/* As wide as the longest page list. */
 static void pack_pages(mx_generator *g)
 {
     gen_pack *p = &g->pack;
@@ -212,10 +219,6 @@ static void pack_pages(mx_generator *g)
         if (p->seq[i]->kv.n_pages > p->table_cols) p->table_cols = p->seq[i]->kv.n_pages;
     p->table_cols = (p->table_cols + TABLE_STEP - 1) / TABLE_STEP * TABLE_STEP;
     if (p->table_cols > most) p->table_cols = most;
-    for (int32_t i = 0; i < p->n_seqs; i++) {
-        int32_t *to = p->pages + (size_t)i * (size_t)p->table_cols;
-        for (int32_t k = 0; k < p->table_cols; k++) to[k] = k < p->seq[i]->kv.n_pages ? p->seq[i]->kv.page[k] : 0;
-    }
 }
 
 /* ---- the turn ------------------------------------------------------------------------- */
@@ -276,19 +279,22 @@ static void issue(mx_generator *g, mx_stream *s)
 {
     gen_pack *p = &g->pack;
     gen_choice *c = &p->choice;
+    gen_seats *k = &g->seats;
     mx_decoder_batch b = {.n_rows = p->n_rows, .n_seqs = p->n_seqs, .n_logits = p->n_logits, .table_cols = p->table_cols,
-                          .ids = p->ids, .positions = p->positions, .slots = p->slots, .at = p->at, .pages = p->pages,
-                          .logit_rows = p->logit_rows, .copies = &p->copies, .spans = p->spans, .n_spans = p->n_spans};
-    if (g->ahead) b.feed = p->feed, b.fed = mx_tensor_of(g->fed.base, MX_I32, p->max_logits, 1);
+                          .copies = &p->copies, .spans = p->spans, .n_spans = p->n_spans,
+                          .seats = &k->device, .rows = mx_tensor_of(k->rows.at, MX_I32, p->n_rows, 4),
+                          .picks = mx_tensor_of(k->picks.at, MX_I32, p->n_logits, 4), .wanted = mx_tensor_of(k->wanted.at, MX_I32, p->n_logits, 1)};
     mx_decoder_turn t;
     mx_error err = {0};
+    if (gen_choice_prepare(g, &err) || gen_seats_place(g, s, &err)) mx_stream_fail(s, err.code, "%s", err.text);
     mx_decoder_begin(&g->model, s, &g->kv, &b, &t);
-    if (gen_choice_begin(g, s, t.logits, c, &err)) mx_stream_fail(s, err.code, "%s", err.text);
+    gen_choice_begin(g, s, &t, c);
     compute(g, s, &t, c);
     gen_choice_download(g, s, c);
     p->mark = mx_stream_mark(s);
     p->issued = !s->error.code;
     atomic_fetch_add(&g->turns, 1);
+    mx_metric_inc(g->metric.turns, 1);
 }
 
 /* Wait for an issued turn, index its pages, and give its tokens to their requests. */
@@ -298,6 +304,7 @@ static void land(mx_generator *g, mx_stream *s, gen_pack *p)
     p->issued = false;
     if (mx_stream_wait(s, p->mark, &err)) {
         fail_turn(p, &err);
+        gen_seats_forget(g);
         return;
     }
     for (int32_t i = 0; i < p->n_seqs; i++)
@@ -320,7 +327,7 @@ static bool leave_out(mx_generator *g, gen_pack *p)
         if (p->want[i].prompt_position >= 0) continue;
         gen_seq *q = &p->want[i].gen->seq[p->want[i].seq];
         q->ahead++;
-        q->fed = i;
+        g->seats.seat[q->seat].left = g->seats.turn;
     }
     return g->ahead;
 }
@@ -337,18 +344,23 @@ void gen_run(void *generator, mx_stream *s, mx_job **jobs, int n)
     gen_pack *p = &g->pack, issued;
     mx_error err = {0};
 
+    g->seats.turn++;
     pack_turn(g, jobs, n);
     pack_pages(g);
     if (p->n_rows) issue(g, s);
     bool broken = s->error.code != MX_OK;
     p->left = p->issued && leave_out(g, p);
     if (g->flying.issued) {
-        if (p->issued) atomic_fetch_add(&g->turns_ahead, 1);
+        if (p->issued) {
+            atomic_fetch_add(&g->turns_ahead, 1);
+            mx_metric_inc(g->metric.turns_ahead, 1);
+        }
         land(g, s, &g->flying);
     }
     if (broken) {                        /* it could not be issued whole */
         mx_stream_sync(s, &err);
         fail_turn(p, &err);
+        gen_seats_forget(g);
     }
     issued = g->pack;
     g->pack = g->flying;

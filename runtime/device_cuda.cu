@@ -389,7 +389,7 @@ static mx_status fault_text(const mx_cuda_fault *f, mx_error *err)
         "logits_process: id %d of row %lld is outside the vocabulary", "cross_entropy: target %d of row %lld is outside the classes",
         "begin %d of span %lld is out of order", "id %d of edge %lld is outside the table",
         "action %d of row %lld is outside the actions", "priority_set: id %d of row %lld is outside the transitions",
-        "priority_sample: the tree is empty", "feed_ids: %d of row %lld is not one of those that were chosen",
+        "priority_sample: the tree is empty", "seat_rows: seat %d of row %lld is not there, or has no such place",
     };
     if (f->kind <= MX_CUDA_FINE || f->kind >= MX_CUDA_FAULTS) return mx_fail(err, MX_ERR_DEVICE, "fault record overwritten");
     char text[160];

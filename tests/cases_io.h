@@ -30,6 +30,7 @@ typedef struct case_io {
     mx_sample_row  *rows;           /* host ...                                */
     const mx_sample_row *placed_rows;   /* ... and where the op reads them          */
     mx_logit_lists  lists;
+    mx_seats        seats;          /* on the device; their four parts are tensors in a row */
     double     tolerance;           /* of max |difference| / rms             */
     double     norm_tolerance;      /* of the whole, when > 0: norm of the error over norm of what is wanted */
     int        calls;

@@ -31,41 +31,6 @@ static void ids(case_io *io, int64_t n, int64_t below)
     free(id);
 }
 
-/* ---- feed_ids: n ids, o chosen before; flag: nothing is given ------------------------- */
-
-static int32_t fed_id(const mx_case *c, int64_t i) { return (int32_t)(i % 4 == 3 ? -1 : 7 * i % (c->c + 1)); }
-
-static void feed_build(case_io *io)
-{
-    const mx_case *c = io->c;
-    int32_t *from = malloc((size_t)c->n * sizeof *from), *fed = malloc((size_t)c->o * sizeof *fed);
-    case_place(io, MX_I32, c->n, 1, FILL_SENTINEL, true);
-    ids(io, c->n, c->c);
-    io->broken |= !from || !fed;
-    for (int64_t i = 0; !io->broken && i < c->n; i++) from[i] = i % 3 ? (int32_t)case_below(io, c->o) : -1;
-    for (int64_t i = 0; !io->broken && i < c->o; i++) fed[i] = fed_id(c, i);
-    if (!io->broken) {
-        case_place_i32(io, c->n, 1, from);
-        case_place_i32(io, c->o, 1, fed);
-    }
-    free(from), free(fed);
-    io->tolerance = 0;
-}
-
-static void feed_call(case_io *io)
-{
-    io->env->kernels->feed_ids(&io->s, T(0), io->c->flag ? none : T(1), T(2), T(3));
-}
-
-static bool feed_check(case_io *io)
-{
-    double *want = io->t[0].want = DATA(1), *from = DATA(2);
-    for (int64_t i = 0; i < io->c->n; i++)
-        want[i] = from[i] < 0 ? (io->c->flag ? -1 : want[i]) : fmax(fed_id(io->c, (int64_t)from[i]), 0);
-    free(from);
-    return case_close(io, &io->t[0], "ids");
-}
-
 /* ---- embed ------------------------------------------------------------------------ */
 
 static void embed_build(case_io *io)
@@ -396,7 +361,6 @@ static void rope_work(const mx_case *c, double *flop, double *bytes)
 }
 
 const case_op mx_case_row_ops[] = {
-    {"feed_ids", feed_build, feed_call, feed_check, rows_work},
     {"embed", embed_build, embed_call, embed_check, rows_work},
     {"linear", linear_build, linear_call, linear_check, linear_work},
     {"norm", norm_build, norm_call, norm_check, rows_work},

@@ -1,5 +1,6 @@
 /* cases_span.c - the cache, attention, and the way from logits to tokens. */
 #include "tests/cases_io.h"
+#include "runtime/random.h"
 #include "tests/reference.h"
 
 #include <math.h>
@@ -329,76 +330,207 @@ static void attention_work(const mx_case *c, double *flop, double *bytes)
     *bytes = 2.0 * seqs * (double)c->context * c->groups * (double)c->c * (double)mx_dtype_size(c->type);
 }
 
+/* ---- seats ------------------------------------------------------------------------------- */
+
+#define PAGES 9             /* of a seat's list */
+
+/* Seats that stand somewhere in their page lists, with lists of seen ids below `v` of which one has room for no more. */
+static void place_seats(case_io *io, int64_t count, int32_t most, int64_t v)
+{
+    size_t n = (size_t)count, seen = n * (size_t)most;
+    mx_seat *seat = calloc(n, sizeof *seat);
+    int32_t *id = calloc(seen, sizeof *id), *times = calloc(seen, sizeof *times), *pages = calloc(n * PAGES, sizeof *pages);
+    io->broken |= !seat || !id || !times || !pages;
+    for (int64_t k = 0; k < count && !io->broken; k++) {
+        int32_t *order = shuffled(io, v), prompt = 1 + (int32_t)case_below(io, 3), all = most < v ? most : (int32_t)v;
+        if (!order) break;
+        seat[k] = (mx_seat){.rule = {.temperature = 0.5f * (float)(k % 3), .top_k = (int32_t)k, .top_p = 0.9f, .typical_p = 1, .repetition_penalty = 1.1f},
+                            .seed = (uint64_t)k * 0x123456789u, .prompt = prompt, .length = prompt + (int32_t)(k % 7), .last = k % 4 == 3 ? -1 : (int32_t)case_below(io, v),
+                            .n_seen = k % 5 == 4 ? -1 : k % 5 == 3 ? all : (int32_t)case_below(io, all)};
+        for (int32_t i = 0; i < all; i++) id[k * most + i] = order[i], times[k * most + i] = i % 3;
+        for (int64_t i = 0; i < PAGES; i++) pages[k * PAGES + i] = (int32_t)case_below(io, 1000);
+        free(order);
+    }
+    if (!io->broken) {
+        io->seats = (mx_seats){.seat = case_place_bytes(io, seat, n * sizeof *seat), .seen_id = case_place_bytes(io, id, seen * sizeof *id),
+                               .seen_count = case_place_bytes(io, times, seen * sizeof *times), .count = (int32_t)count, .seen_most = most};
+        io->seats.pages = mx_tensor_of(case_place_bytes(io, pages, n * PAGES * sizeof *pages), MX_I32, count, PAGES);
+        for (int i = 1; i <= 4; i++) io->t[io->count - i].output = true;
+    }
+    free(seat), free(id), free(times), free(pages);
+}
+
+static char *image(const case_io *io, int i, bool after)
+{
+    return (after ? io->t[i].after : io->t[i].before) + io->t[i].lead;
+}
+
+/* The host's copy of seats whose four parts are tensor i and the next ones. */
+static mx_seats host_seats(const case_io *io, int i, bool after)
+{
+    mx_seats t = io->seats;
+    t.seat = (mx_seat *)(void *)image(io, i, after);
+    t.seen_id = (int32_t *)(void *)image(io, i + 1, after);
+    t.seen_count = (int32_t *)(void *)image(io, i + 2, after);
+    t.pages.data = image(io, i + 3, after);
+    return t;
+}
+
+/* What they were before, changed by the check as it should be, is what they are. */
+static bool seats_close(case_io *io, int i)
+{
+    static const char *const parts[4] = {"seats", "seen ids", "counts", "page lists"};
+    bool ok = true;
+    for (int k = 0; k < 4; k++)
+        if (memcmp(image(io, i + k, false), image(io, i + k, true), (size_t)io->t[i + k].t.cols)) ok = case_fail(io, "%s are not what they should be", parts[k]);
+    return ok;
+}
+
+/* n rows of o seats, c choices */
+static void seat_rows_build(case_io *io)
+{
+    const mx_case *c = io->c;
+    int32_t *rows = calloc((size_t)c->n * 4, sizeof *rows), *picks = calloc((size_t)c->c * 4 + 1, sizeof *picks);
+    io->broken |= !rows || !picks;
+    for (int i = 0; i < 4; i++) case_place(io, MX_I32, c->n, i == 3 ? 2 : 1, FILL_SENTINEL, true);
+    place_seats(io, c->o, 5, 50);
+    for (int64_t r = 0; !io->broken && r < c->n; r++) {
+        int32_t *row = rows + 4 * r;
+        bool newest = r % 3 != 1;
+        row[0] = (int32_t)(r % c->o);
+        row[1] = newest ? -1 : (int32_t)case_below(io, 50);
+        row[2] = newest ? 0 : (int32_t)case_below(io, PAGES * c->page);
+        row[3] = c->n <= c->o && r % 2 ? (int32_t)case_below(io, 1000) : -1;
+    }
+    for (int64_t r = 0; !io->broken && r < c->c; r++) {
+        int32_t at = (int32_t)((r + 1) % (c->o + 1)) - 1;
+        memcpy(picks + 4 * r, (int32_t[4]){at, r % 3 ? at : -1, (int32_t)r, at < 0 ? 5 : 0}, 4 * sizeof *picks);
+    }
+    if (!io->broken) {
+        char *none = calloc((size_t)c->c + 1, sizeof(mx_sample_row));
+        case_place_i32(io, c->n, 4, rows);
+        case_place_i32(io, c->c, 4, picks);
+        io->broken |= !none;
+        if (none) io->placed_rows = case_place_bytes(io, none, (size_t)c->c * sizeof(mx_sample_row));
+        io->t[io->count - 1].output = true;
+        free(none);
+    }
+    free(rows), free(picks);
+    io->tolerance = 0;
+}
+
+static mx_tensor choices_of(const case_io *io)
+{
+    return mx_tensor_of((void *)(uintptr_t)io->placed_rows, MX_I32, io->c->c, sizeof(mx_sample_row) / sizeof(int32_t));
+}
+
+static void seat_rows_call(case_io *io)
+{
+    io->env->kernels->seat_rows(&io->s, T(0), T(1), T(2), T(3), T(8), io->c->page, &io->seats, choices_of(io), T(9));
+}
+
+static bool seat_rows_check(case_io *io)
+{
+    const mx_case *c = io->c;
+    mx_seats t = host_seats(io, 4, false);
+    double *rows = DATA(8), *picks = DATA(9);
+    bool ok = true;
+    for (int i = 0; i < 4; i++) io->t[i].want = DATA(i);
+    for (int64_t r = 0; r < c->n; r++) {
+        const mx_seat *q = &t.seat[(int)rows[4 * r]];
+        bool newest = rows[4 * r + 1] < 0;
+        int32_t position = newest ? q->length - 1 : (int32_t)rows[4 * r + 2], *page = (int32_t *)t.pages.data + (int)rows[4 * r] * PAGES + position / c->page;
+        if (rows[4 * r + 3] >= 0) *page = (int32_t)rows[4 * r + 3];
+        io->t[0].want[r] = newest ? fmax(q->last, 0) : rows[4 * r + 1];
+        io->t[1].want[r] = position;
+        io->t[2].want[r] = (double)*page * c->page + position % c->page;
+        io->t[3].want[2 * r] = rows[4 * r];
+        io->t[3].want[2 * r + 1] = position;
+    }
+    for (int64_t r = 0; r < c->c; r++) {
+        mx_sample_row o = {.top_p = 1, .typical_p = 1, .repetition_penalty = 1}, got;
+        int at = (int)picks[4 * r];
+        if (at >= 0) {
+            o = t.seat[at].rule;
+            o.uniform = mx_uniform(t.seat[at].seed, (uint32_t)(t.seat[at].length - t.seat[at].prompt), (uint32_t)picks[4 * r + 2], 0, 0);
+        }
+        o.seat = at, o.keep = (int32_t)picks[4 * r + 1], o.forced = (int64_t)picks[4 * r + 3];
+        memcpy(&got, image(io, 10, true) + (size_t)r * sizeof got, sizeof got);
+        if (memcmp(&got, &o, sizeof o)) ok = case_fail(io, "choice %lld is not that of seat %d: uniform %.17g, want %.17g", (long long)r, at, got.uniform, o.uniform);
+    }
+    free(rows), free(picks);
+    static const char *const names[4] = {"ids", "positions", "slots", "at"};
+    for (int i = 0; i < 4; i++) ok = case_close(io, &io->t[i], names[i]) && ok;
+    return seats_close(io, 4) && ok;
+}
+
+static void seat_rows_work(const mx_case *c, double *flop, double *bytes)
+{
+    *flop = 0;
+    *bytes = (double)c->n * (8 + sizeof(mx_seat)) * 4 + (double)c->c * sizeof(mx_sample_row);
+}
+
 /* ---- logits_process -------------------------------------------------------------------- */
 
 #define SEEN 5              /* entries of each list of a row */
 
+/* flag: nothing was seen */
 static void process_build(case_io *io)
 {
     const mx_case *c = io->c;
     size_t n = (size_t)c->n;
-    int32_t *begin = malloc((n + 1) * sizeof *begin), *id = malloc(n * SEEN * sizeof *id), *count = malloc(n * SEEN * sizeof *count);
-    int32_t *biased = malloc(n * SEEN * sizeof *biased), *last = malloc(n * sizeof *last);
+    int32_t *begin = malloc((n + 1) * sizeof *begin), *id = malloc(n * SEEN * sizeof *id), *biased = malloc(n * SEEN * sizeof *biased);
     float *bias = malloc(n * SEEN * sizeof *bias);
     io->rows = calloc(n, sizeof *io->rows);
-    io->broken |= !begin || !id || !count || !biased || !last || !bias || !io->rows;
+    io->broken |= !begin || !id || !biased || !bias || !io->rows;
     case_place(io, MX_F32, c->n, c->o, FILL_NOISE_LOGITS, true);
+    place_seats(io, c->n, 300, c->o);
     for (int64_t r = 0; r < c->n && !io->broken; r++) {
         int32_t *order = shuffled(io, c->o);
         if (!order) break;
         io->rows[r] = (mx_sample_row){.repetition_penalty = r % 3 ? 1.3f : 1.0f, .presence_penalty = r % 2 ? 0.5f : 0,
-                                      .frequency_penalty = 0.25f * (float)(r % 4)};
+                                      .frequency_penalty = 0.25f * (float)(r % 4), .seat = r % 5 == 3 ? -1 : (int32_t)(c->n - 1 - r)};
         for (int i = 0; i < SEEN; i++) {
             id[r * SEEN + i] = order[i];
-            count[r * SEEN + i] = i;
             bias[r * SEEN + i] = (float)case_uniform(io);
             biased[r * SEEN + i] = order[i % 3 + 1];              /* some of them twice */
         }
-        /* none, one that was seen, one that was not */
-        last[r] = r % 3 == 0 ? -1 : order[r % 3 == 1 ? r % SEEN : SEEN];
         free(order);
     }
     for (int64_t r = 0; r <= c->n && begin; r++) begin[r] = (int32_t)r * SEEN;
     if (!io->broken) {
-        const int32_t *b = case_place_bytes(io, begin, (n + 1) * sizeof *b);
-        const int32_t *d = case_place_bytes(io, id, n * SEEN * sizeof *d);
-        io->lists = (mx_logit_lists){.seen_begin = b, .seen_id = d, .seen_count = case_place_bytes(io, count, n * SEEN * sizeof *d),
-                                     .bias_begin = b, .bias = case_place_bytes(io, bias, n * SEEN * sizeof *bias),
-                                     .ban_begin = b, .ban_id = d};
-        /* the last row's bias list ends one early, the bans take two of a row's five */
-        begin[c->n]--;
-        io->lists.bias_begin = case_place_bytes(io, begin, (n + 1) * sizeof *b);
-        for (int64_t r = 0; r <= c->n; r++) begin[r] = (int32_t)r * 2;
-        io->lists.ban_begin = case_place_bytes(io, begin, (n + 1) * sizeof *b);
-        io->placed_rows = case_place_bytes(io, io->rows, n * sizeof *io->rows);
+        begin[c->n]--;       /* the last row's bias list ends one early, the bans take two of a row's five */
+        io->lists.bias_begin = case_place_bytes(io, begin, (n + 1) * sizeof *begin);
         io->lists.bias_id = case_place_bytes(io, biased, n * SEEN * sizeof *biased);
-        io->lists.last = c->flag ? case_place_bytes(io, last, n * sizeof *last) : NULL;
+        io->lists.bias = case_place_bytes(io, bias, n * SEEN * sizeof *bias);
+        for (int64_t r = 0; r <= c->n; r++) begin[r] = (int32_t)r * 2;
+        io->lists.ban_begin = case_place_bytes(io, begin, (n + 1) * sizeof *begin);
+        io->lists.ban_id = case_place_bytes(io, id, n * SEEN * sizeof *id);
+        io->placed_rows = case_place_bytes(io, io->rows, n * sizeof *io->rows);
     }
     io->tolerance = 1e-6;
-    free(begin), free(id), free(count), free(bias), free(biased), free(last);
+    free(begin), free(id), free(bias), free(biased);
 }
 
 static void process_call(case_io *io)
 {
-    io->env->kernels->logits_process(&io->s, T(0), io->placed_rows, &io->lists);
+    io->env->kernels->logits_process(&io->s, T(0), io->placed_rows, &io->lists, io->c->flag ? NULL : &io->seats);
 }
 
 /* The host's copy of a list that case_place_bytes() put into tensor i. */
 static const void *host_of(const case_io *io, int i)
 {
-    return io->t[i].before + io->t[i].lead;
+    return image(io, i, false);
 }
 
 static bool process_check(case_io *io)
 {
     const mx_case *c = io->c;
-    mx_logit_lists l = {.seen_begin = host_of(io, 1), .seen_id = host_of(io, 2), .seen_count = host_of(io, 3),
-                        .bias_begin = host_of(io, 5), .bias = host_of(io, 4), .ban_begin = host_of(io, 6), .bias_id = host_of(io, 8),
-                        .last = c->flag ? host_of(io, 9) : NULL};
-    l.ban_id = l.seen_id;
+    mx_logit_lists l = {.bias_begin = host_of(io, 5), .bias_id = host_of(io, 6), .bias = host_of(io, 7), .ban_begin = host_of(io, 8), .ban_id = host_of(io, 9)};
+    mx_seats t = host_seats(io, 1, false);
     io->t[0].want = DATA(0);
-    ref_logits_process(io->t[0].want, c->n, c->o, io->rows, &l);
-    return case_close(io, &io->t[0], "logits");
+    ref_logits_process(io->t[0].want, c->n, c->o, io->rows, &l, c->flag ? NULL : &t);
+    return seats_close(io, 1) && case_close(io, &io->t[0], "logits");
 }
 
 /* ---- sample ------------------------------------------------------------------------------- */
@@ -458,12 +590,15 @@ static void sample_build(case_io *io)
         if (!c->perf && r % 2) odd_row(io, &io->t[1], r);
         if (!c->perf && r % 4 == 2) odd_row(io, &io->t[1], r);
     }
+    if (c->flag) place_seats(io, c->n, 64, c->o);
+    for (int64_t r = 0; r < c->n && !io->broken; r++) io->rows[r].keep = r % 6 == 5 ? -1 : (int32_t)(c->n - 1 - r);
     if (!io->broken) io->placed_rows = case_place_bytes(io, io->rows, (size_t)c->n * sizeof *io->rows);
 }
 
+/* flag: seats move on */
 static void sample_call(case_io *io)
 {
-    io->env->kernels->sample(&io->s, T(0), T(1), io->placed_rows);
+    io->env->kernels->sample(&io->s, T(0), T(1), io->placed_rows, io->c->flag ? &io->seats : NULL);
 }
 
 /* A draw may fall the other way when a bound lies within f32 rounding of it:
@@ -489,13 +624,16 @@ static bool sample_check(case_io *io)
     double *x = DATA(1);
     bool ok = true;
     int64_t moved = 0;
+    mx_seats seats = c->flag ? host_seats(io, 2, false) : (mx_seats){0};
     for (int64_t r = 0; r < c->n; r++) {
+        if (c->flag && io->rows[r].keep >= 0 && !io->rows[r].forced) ref_keep(&seats, io->rows[r].keep, (int32_t)case_value(&io->t[0], io->t[0].after, r, 0));
         int32_t got = (int32_t)case_value(&io->t[0], io->t[0].after, r, 0), want = ref_sample(x + r * c->o, c->o, &io->rows[r]);
         if (got == want) continue;
         moved++;
         if (!near_choice(x + r * c->o, c->o, io->rows[r], got)) ok = case_fail(io, "row %lld: got %d, want %d", (long long)r, got, want);
     }
     free(x);
+    if (c->flag) ok = seats_close(io, 2) && ok;
     /* such bounds are rare: many of them would be a mistake of its own */
     if (moved > 1 + c->n / 10) ok = case_fail(io, "%lld of %lld draws differ", (long long)moved, (long long)c->n);
     return ok;
@@ -558,6 +696,7 @@ const case_op mx_case_span_ops[] = {
     {"rope_kv_write", rope_write_build, rope_write_call, rope_write_check, kv_work},
     {"kv_copy", kv_copy_build, kv_copy_call, kv_copy_check, kv_work},
     {"attention_paged", attention_build, attention_call, attention_check, attention_work},
+    {"seat_rows", seat_rows_build, seat_rows_call, seat_rows_check, seat_rows_work},
     {"logits_process", process_build, process_call, process_check, vocabulary_work},
     {"sample", sample_build, sample_call, sample_check, vocabulary_work},
     {"logprobs", logprobs_build, logprobs_call, logprobs_check, vocabulary_work},

@@ -36,9 +36,9 @@ const mx_case mx_cases[] = {
     {.op = "embed", .n = 17, .c = 64, .o = 5, .type = MX_F16, .add = true},
     {.op = "embed", .n = 7, .c = 129, .o = 11, .type = MX_BF16},
 
-    {.op = "feed_ids", .n = 13, .c = 67, .o = 31},
-    {.op = "feed_ids", .n = 1, .c = 7, .o = 1},
-    {.op = "feed_ids", .n = 257, .c = 5, .o = 11, .flag = true},
+    {.op = "seat_rows", .n = 13, .c = 29, .o = 31, .page = 4},
+    {.op = "seat_rows", .n = 1, .c = 0, .o = 1, .page = 1},
+    {.op = "seat_rows", .n = 257, .c = 5, .o = 11, .page = 16},
 
     LINEAR(1, 1, 1),
     LINEAR(1, 67, 131, .bias = true),
@@ -127,6 +127,8 @@ const mx_case mx_cases[] = {
     {.op = "logits_process", .n = 3, .o = 7, .flag = true},
     {.op = "logits_process", .n = 1, .o = 7},
     {.op = "sample", .n = 67, .o = 521},
+    {.op = "sample", .n = 67, .o = 521, .flag = true},
+    {.op = "sample", .n = 37, .o = 7, .flag = true},
     {.op = "sample", .n = 41, .o = 7},
     {.op = "sample", .n = 31, .o = 10007},
     {.op = "logprobs", .n = 5, .o = 131, .c = 7},

@@ -8,14 +8,18 @@
 #include <jansson.h>
 #include <unistd.h>
 
+#ifndef MX_TEST_DEVICE
+#define MX_TEST_DEVICE 0              /* tests/cudasim builds the tests for the simulated GPU */
+#endif
+
 static mx_device *devs;
 static int n_devs;
 
-static mx_device *cpu(void)
+static mx_device *device(void)
 {
     mx_error err = {0};
     if (!devs) CHECK_OK(mx_devices_open(&devs, &n_devs, &(mx_device_options){.cpu_threads = 2}, &err), err);
-    return devs;
+    return devs + MX_TEST_DEVICE;
 }
 
 static void temporary(char path[64])

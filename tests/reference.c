@@ -120,23 +120,36 @@ void ref_attention(double *y, const double *q, const double *k, const double *v,
     }
 }
 
-void ref_logits_process(double *x, int64_t n, int64_t v, const mx_sample_row *rows, const mx_logit_lists *l)
+void ref_logits_process(double *x, int64_t n, int64_t v, const mx_sample_row *rows, const mx_logit_lists *l, const mx_seats *seats)
 {
     for (int64_t r = 0; r < n; r++, x += v) {
         for (int32_t i = l->bias_begin ? l->bias_begin[r] : 0, e = l->bias_begin ? l->bias_begin[r + 1] : 0; i < e; i++)
             x[l->bias_id[i]] += (double)l->bias[i];
-        int32_t begin = l->seen_begin ? l->seen_begin[r] : 0, end = l->seen_begin ? l->seen_begin[r + 1] : 0, more = l->last ? l->last[r] : -1;
-        for (int32_t i = begin; i < end; i++)
-            if (l->seen_id[i] == more) more = -1;
-        for (int32_t i = begin; i < end + (more >= 0); i++) {
-            int32_t id = i < end ? l->seen_id[i] : more, count = i < end ? l->seen_count[i] + (l->last && id == l->last[r]) : 1;
-            double *p = &x[id], penalty = rows[r].repetition_penalty;
+        int64_t seat = seats ? rows[r].seat : -1;
+        for (int64_t i = 0; seat >= 0 && i < seats->seat[seat].n_seen; i++) {
+            int32_t count = seats->seen_count[seat * seats->seen_most + i];
+            double *p = &x[seats->seen_id[seat * seats->seen_most + i]], penalty = rows[r].repetition_penalty;
             *p = *p < 0 ? *p * penalty : *p / penalty;
             if (count > 0) *p -= (double)rows[r].presence_penalty + (double)rows[r].frequency_penalty * count;
         }
         for (int32_t i = l->ban_begin ? l->ban_begin[r] : 0, e = l->ban_begin ? l->ban_begin[r + 1] : 0; i < e; i++)
             x[l->ban_id[i]] = -INFINITY;
     }
+}
+
+void ref_keep(const mx_seats *t, int32_t seat, int32_t id)
+{
+    mx_seat *q = &t->seat[seat];
+    bool known = false;
+    q->last = id;
+    q->length++;
+    for (int32_t i = 0; i < q->n_seen; i++) {
+        known |= t->seen_id[seat * t->seen_most + i] == id;
+        t->seen_count[seat * t->seen_most + i] += t->seen_id[seat * t->seen_most + i] == id;
+    }
+    if (known || id < 0 || q->n_seen < 0 || q->n_seen == t->seen_most) return;
+    t->seen_id[seat * t->seen_most + q->n_seen] = id;
+    t->seen_count[seat * t->seen_most + q->n_seen++] = 1;
 }
 
 /* ---- sampling: sort everything, filter one after the other, as transformers does ---- */

@@ -25,7 +25,8 @@ void ref_aggregate(double *y, const double *x, const int32_t *ids, const int32_t
 void ref_attention(double *y, const double *q, const double *k, const double *v, int64_t length, int heads, int groups,
                    int64_t d, double scale, int64_t window);
 
-void ref_logits_process(double *x, int64_t n, int64_t v, const mx_sample_row *rows, const mx_logit_lists *lists);
+void ref_logits_process(double *x, int64_t n, int64_t v, const mx_sample_row *rows, const mx_logit_lists *lists, const mx_seats *seats);
+void ref_keep(const mx_seats *seats, int32_t seat, int32_t id);
 int32_t ref_sample(const double *x, int64_t v, const mx_sample_row *row);
 /* All log-probabilities of one row, and the order of its tokens. */
 void ref_logprobs(double *lp, int32_t *order, const double *x, int64_t v);

@@ -20,7 +20,7 @@ static void as_pytorch(void)
     o.tau = 1;
     o.target_every = 1000;
     o.net = (mx_qnet_config){.layers = 2, .hidden = {8, 8}, .activation = MX_ACT_RELU, .atoms = 1, .dueling = true};
-    CHECK_OK(mx_dqn_open(&d, cpu(), "acrobot", NULL, &o, &err), err);
+    CHECK_OK(mx_dqn_open(&d, device(), "acrobot", NULL, &o, &err), err);
     if (!d || !j) return;
     mx_params *p = mx_qnet_params(d->online), *q = mx_qnet_params(d->target);
     json_array_foreach(json_object_get(j, "names"), t, one) {
@@ -74,8 +74,8 @@ static void transitions_span_n_steps(void)
         mx_error err = {0};
         mx_replay_image image = {0};
         mx_replay_shape shape = {.capacity = 8, .rows = 1, .observation = 1, .actions = 2, .n_step = 3, .gamma = 0.5f};
-        CHECK_OK(mx_replay_open(&r, cpu(), &shape, &err), err);
-        CHECK_OK(mx_stream_open(&s, cpu(), 1 << 16, &err), err);
+        CHECK_OK(mx_replay_open(&r, device(), &shape, &err), err);
+        CHECK_OK(mx_stream_open(&s, device(), 1 << 16, &err), err);
         float earned = 1;
         for (int t = 0; t < STEPS; t++, earned *= 10) {
             float now = (float)t, next = (float)t + 1;
@@ -113,8 +113,8 @@ static void what_was_wrong_comes_more_often(void)
     static float uniform[B];
     int drawn[N] = {0};
     mx_replay_shape shape = {.capacity = N, .rows = 1, .observation = 1, .actions = 1, .n_step = 1, .gamma = 1, .prioritized = true};
-    CHECK_OK(mx_replay_open(&r, cpu(), &shape, &err), err);
-    CHECK_OK(mx_stream_open(&s, cpu(), 1 << 20, &err), err);
+    CHECK_OK(mx_replay_open(&r, device(), &shape, &err), err);
+    CHECK_OK(mx_stream_open(&s, device(), 1 << 20, &err), err);
     for (int t = 0; t < N + 7; t++) {                          /* the ring goes round */
         float now = (float)t, next = now + 1;
         uint8_t mask = 1;
@@ -166,8 +166,15 @@ static mx_dqn_options small(void)
 static uint64_t digest(mx_dqn *d)
 {
     const mx_params *p = mx_qnet_params(d->online);
+    size_t n = p->count * sizeof(float);
+    uint8_t *bytes = malloc(n);
     uint64_t h = 0xcbf29ce484222325u;
-    for (size_t i = 0; i < p->count * sizeof(float); i++) h = (h ^ ((const uint8_t *)p->value.base)[i]) * 0x100000001b3u;
+    mx_error err = {0};
+    CHECK(bytes);
+    d->dev->ops->download(&d->stream, bytes, p->value.base, n);
+    CHECK_OK(mx_stream_sync(&d->stream, &err), err);
+    for (size_t i = 0; i < n; i++) h = (h ^ bytes[i]) * 0x100000001b3u;
+    free(bytes);
     return h;
 }
 
@@ -178,7 +185,7 @@ static uint64_t trained(const char *env, const char *run, const mx_dqn_options *
     mx_error err = {0};
     bool done = false;
     const char *folder;
-    CHECK_OK(mx_dqn_open(&d, cpu(), env, run, o, &err), err);
+    CHECK_OK(mx_dqn_open(&d, device(), env, run, o, &err), err);
     if (!d) return 0;
     if (from) *from = mx_dqn_resumed_from(d, &folder);
     for (int64_t at = 0; !done && at < until;) {
@@ -217,7 +224,7 @@ static void every_option_goes_on_to_the_bit(void)
         o.gamma = 0.5f;
         mx_dqn *d;
         mx_error err = {0};
-        CHECK(mx_dqn_open(&d, cpu(), env, run, &o, &err) == MX_ERR_STATE && strstr(err.text, "gamma"));
+        CHECK(mx_dqn_open(&d, device(), env, run, &o, &err) == MX_ERR_STATE && strstr(err.text, "gamma"));
         remove_all(run);
     }
 }
@@ -233,7 +240,7 @@ static void a_checkpoint_is_a_network(void)
     temporary(run);
     trained("cartpole", run, &o, 1 << 30, NULL);
     snprintf(folder, sizeof folder, "%s/checkpoint-00000600", run);
-    CHECK_OK(mx_qnet_open(&q, cpu(), folder, false, &err), err);
+    CHECK_OK(mx_qnet_open(&q, device(), folder, false, &err), err);
     if (q) {
         CHECK_STR(mx_qnet_config_of(q)->env, "cartpole");
         CHECK_OK(mx_dqn_evaluate(q, "cartpole", 7, 1, NULL, &s, NULL, NULL, &err), err);
@@ -254,7 +261,7 @@ static void cartpole_is_learned(void)
     bool done = false;
     o.steps = 8000;
     o.eval_every = 1000;
-    CHECK_OK(mx_dqn_open(&d, cpu(), "cartpole", NULL, &o, &err), err);
+    CHECK_OK(mx_dqn_open(&d, device(), "cartpole", NULL, &o, &err), err);
     while (d && !done && r.best_return < 100) {
         mx_status st = mx_dqn_turn(d, &r, &done, &err);
         CHECK_OK(st, err);
@@ -272,7 +279,7 @@ static void a_value_that_is_no_number_ends_the_run(void)
     mx_error err = {0};
     bool done = false;
     mx_status st = MX_OK;
-    CHECK_OK(mx_dqn_open(&d, cpu(), "cartpole", NULL, &o, &err), err);
+    CHECK_OK(mx_dqn_open(&d, device(), "cartpole", NULL, &o, &err), err);
     for (int t = 0; d && !done && !st; t++) {
         if (t == 40) *(float *)mx_qnet_params(d->online)->value.base = NAN;
         st = mx_dqn_turn(d, &r, &done, &err);
@@ -293,7 +300,7 @@ static void wrong_options_are_named(void)
         mx_dqn *d;
         mx_error err = {0};
         memcpy((char *)&o + wrong[i].at, &wrong[i].value, sizeof wrong[i].value);
-        CHECK(mx_dqn_open(&d, cpu(), "cartpole", NULL, &o, &err) == MX_ERR_ARG);
+        CHECK(mx_dqn_open(&d, device(), "cartpole", NULL, &o, &err) == MX_ERR_ARG);
         CHECK_MSG(strstr(err.text, wrong[i].name), "%s", err.text);
     }
 }
@@ -315,9 +322,9 @@ static void as_stable_baselines(void)
         TEST_SKIP("no policy of Stable-Baselines3 (MX_SB3_CARTPOLE)");
         return;
     }
-    CHECK_OK(mx_qnet_open(&q, cpu(), path, false, &err), err);
+    CHECK_OK(mx_qnet_open(&q, device(), path, false, &err), err);
     if (!q) return;
-    CHECK_OK(mx_stream_open(&s, cpu(), mx_qnet_scratch(q, 2, false) + 4096, &err), err);
+    CHECK_OK(mx_stream_open(&s, device(), mx_qnet_scratch(q, 2, false) + 4096, &err), err);
     mx_tensor v = mx_qnet_values(q, &s, mx_tensor_of(x, MX_F32, 2, 4));
     for (int i = 0; i < 4; i++) CHECK_MSG(fabs((double)((const float *)v.data)[i] - want[i]) < 1e-4, "Q %d: %.8f, not %.8f", i, (double)((const float *)v.data)[i], want[i]);
     CHECK_OK(mx_stream_sync(&s, &err), err);
@@ -339,14 +346,14 @@ static void broken_files_are_refused(void)
                                                                   {"no zip at all, but long enough to be one", 40}};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         CHECK_OK(mx_write_file(path, bad[i].bytes, bad[i].n, &err), err);
-        CHECK(mx_qnet_open(&q, cpu(), path, false, &err) == MX_ERR_FORMAT && strstr(err.text, "p.zip"));
+        CHECK(mx_qnet_open(&q, device(), path, false, &err) == MX_ERR_FORMAT && strstr(err.text, "p.zip"));
     }
     snprintf(path, sizeof path, "%s/config.json", folder);
     CHECK_OK(mx_write_file(path, "{\"model_type\": \"gpt2\"}", 22, &err), err);
-    CHECK(mx_qnet_open(&q, cpu(), folder, false, &err) == MX_ERR_FORMAT && strstr(err.text, "model_type"));
+    CHECK(mx_qnet_open(&q, device(), folder, false, &err) == MX_ERR_FORMAT && strstr(err.text, "model_type"));
     static const char wide[] = "{\"model_type\": \"merx_qnet\", \"observation\": 4, \"actions\": 2, \"hidden\": [0]}";
     CHECK_OK(mx_write_file(path, wide, sizeof wide - 1, &err), err);
-    CHECK(mx_qnet_open(&q, cpu(), folder, false, &err) == MX_ERR_FORMAT && strstr(err.text, "hidden[0] is 0"));
+    CHECK(mx_qnet_open(&q, device(), folder, false, &err) == MX_ERR_FORMAT && strstr(err.text, "hidden[0] is 0"));
     remove_all(folder);
 }
 

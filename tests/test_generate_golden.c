@@ -122,7 +122,9 @@ static void one_distribution(mx_stream *s, const float *row, const line *l, int 
     CHECK(n > 0);
     if (!n) return;
     int k = probes(want, n, u, token);
-    int32_t seen_begin[2] = {0, n_seen}, bias_begin[2] = {0, n_bias};
+    int32_t bias_begin[2] = {0, n_bias};
+    mx_seat seat = {.n_seen = n_seen};
+    mx_seats seats = {.seat = &seat, .seen_id = seen, .seen_count = count, .count = 1, .seen_most = V};
     mx_sample_row r = {.temperature = (float)number(l, "temperature", 1),
                        .top_k = (int32_t)number(l, "top_k", 0),
                        .top_p = (float)number(l, "top_p", 1),
@@ -131,15 +133,12 @@ static void one_distribution(mx_stream *s, const float *row, const line *l, int 
                        .repetition_penalty = (float)number(l, "repetition_penalty", 1),
                        .presence_penalty = (float)number(l, "presence_penalty", 0),
                        .frequency_penalty = (float)number(l, "frequency_penalty", 0)};
-    mx_logit_lists lists = {.seen_begin = seen_begin,
-                            .seen_id = seen,
-                            .seen_count = count,
-                            .bias_begin = bias_begin,
+    mx_logit_lists lists = {.bias_begin = bias_begin,
                             .bias_id = bias_id,
                             .bias = bias};
     memcpy(logits[0], row, sizeof *logits);
     mx_tensor first = {.data = logits, .dtype = MX_F32, .rows = 1, .cols = V, .stride = V};
-    mx_logits_process(s, first, &r, &lists);
+    mx_logits_process(s, first, &r, &lists, &seats);
     for (int i = 0; i < k; i++) {
         rows[i] = r;
         rows[i].uniform = u[i];
@@ -147,7 +146,7 @@ static void one_distribution(mx_stream *s, const float *row, const line *l, int 
     }
     mx_tensor all = {.data = logits, .dtype = MX_F32, .rows = k, .cols = V, .stride = V};
     mx_tensor out = {.data = drawn, .dtype = MX_I32, .rows = k, .cols = 1, .stride = 1};
-    mx_sample(s, out, all, rows);
+    mx_sample(s, out, all, rows, NULL);
     CHECK_OK(mx_stream_sync(s, &err), err);
     for (int i = 0; i < k; i++)
         CHECK_MSG(drawn[i] == id[token[i]], "case %d: u %.17g draws %d, not %d (place %d of %d, p %g)", at, u[i],

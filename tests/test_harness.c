@@ -77,9 +77,10 @@ static void wrong_rope_kv_write(mx_stream *s, mx_tensor qkv, mx_tensor positions
     REAL.kv_write(s, kv, mx_tensor_cols(qkv, q, g), mx_tensor_cols(qkv, q + g, g), slots);
 }
 
-static void wrong_feed_ids(mx_stream *s, mx_tensor ids, mx_tensor given, mx_tensor from, mx_tensor fed)
+static void wrong_seat_rows(mx_stream *s, mx_tensor ids, mx_tensor positions, mx_tensor slots, mx_tensor at, mx_tensor rows, int page_tokens,
+                            const mx_seats *seats, mx_tensor choices, mx_tensor picks)
 {
-    REAL.feed_ids(s, ids, given, from, fed);
+    REAL.seat_rows(s, ids, positions, slots, at, rows, page_tokens, seats, choices, picks);
     ++*(int32_t *)ids.data;
 }
 
@@ -105,16 +106,16 @@ static void wrong_attention_paged(mx_stream *s, mx_tensor y, mx_tensor q, const 
     REAL.attention_paged(s, y, q, kv, pages, at, heads, scale, window);
 }
 
-static void wrong_logits_process(mx_stream *s, mx_tensor logits, const mx_sample_row *rows, const mx_logit_lists *lists)
+static void wrong_logits_process(mx_stream *s, mx_tensor logits, const mx_sample_row *rows, const mx_logit_lists *lists, const mx_seats *seats)
 {
     mx_logit_lists l = *lists;
     l.ban_begin = NULL;
-    REAL.logits_process(s, logits, rows, &l);
+    REAL.logits_process(s, logits, rows, &l, seats);
 }
 
-static void wrong_sample(mx_stream *s, mx_tensor id, mx_tensor logits, const mx_sample_row *rows)
+static void wrong_sample(mx_stream *s, mx_tensor id, mx_tensor logits, const mx_sample_row *rows, const mx_seats *seats)
 {
-    REAL.sample(s, id, logits, rows);
+    REAL.sample(s, id, logits, rows, seats);
     ((int32_t *)id.data)[0] ^= 1;
 }
 

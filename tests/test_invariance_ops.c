@@ -252,12 +252,12 @@ static void a_draw_does_not_depend_on_the_batch(void)
         rig g;
         mx_tensor none = {0};
         if (!rig_open(&g, threads)) break;
-        mx_sample(&g.s, mx_tensor_of(batch, MX_I32, N, 1), mx_tensor_of(logits, MX_F32, N, V), rows);
+        mx_sample(&g.s, mx_tensor_of(batch, MX_I32, N, 1), mx_tensor_of(logits, MX_F32, N, V), rows, NULL);
         mx_logprobs(&g.s, mx_tensor_of(lp, MX_F32, N, 1), mx_tensor_of(batch, MX_I32, N, 1), none, none,
                     mx_tensor_of(logits, MX_F32, N, V));
         for (int r = 0; r < N; r++) {
             float *row = logits + r * V;
-            mx_sample(&g.s, mx_tensor_of(&one, MX_I32, 1, 1), mx_tensor_of(row, MX_F32, 1, V), &rows[r]);
+            mx_sample(&g.s, mx_tensor_of(&one, MX_I32, 1, 1), mx_tensor_of(row, MX_F32, 1, V), &rows[r], NULL);
             mx_logprobs(&g.s, mx_tensor_of(&lp1, MX_F32, 1, 1), mx_tensor_of(&one, MX_I32, 1, 1), none, none,
                         mx_tensor_of(row, MX_F32, 1, V));
             if (threads == 1) alone[r] = one;

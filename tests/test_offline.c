@@ -34,7 +34,7 @@ static void as_pytorch(void)
     o.tau = 1;
     o.target_every = 1000;
     o.net = (mx_qnet_config){.layers = 2, .hidden = {8, 8}, .activation = MX_ACT_RELU, .atoms = 1};
-    CHECK_OK(mx_dqn_open(&d, cpu(), "", NULL, &o, &err), err);
+    CHECK_OK(mx_dqn_open(&d, device(), "", NULL, &o, &err), err);
     if (!d) return;
     mx_params *p = mx_qnet_params(d->online);
     const json_t *names = json_object_get(j, "names");
@@ -95,7 +95,7 @@ static void dueling_is_pulled_too(void)
     mx_dqn_options o = mx_dqn_offline_defaults("");
     o.data = path, o.batch = B, o.cql_alpha = 0.7f, o.gamma = 0.9f;
     o.net = (mx_qnet_config){.layers = 2, .hidden = {8, 8}, .activation = MX_ACT_TANH, .atoms = 1, .dueling = true};
-    CHECK_OK(mx_dqn_open(&d, cpu(), "", NULL, &o, &err), err);
+    CHECK_OK(mx_dqn_open(&d, device(), "", NULL, &o, &err), err);
     remove_all(folder);
     mx_params *p = d ? mx_qnet_params(d->online) : NULL;
     double largest = 0, worst = 0;
@@ -163,7 +163,7 @@ static uint64_t trained(const char *env, const char *run, const mx_dqn_options *
     mx_dqn *d = NULL;
     mx_error err = {0};
     bool done = false;
-    mx_status st = mx_dqn_open(&d, cpu(), env, run, o, &err);
+    mx_status st = mx_dqn_open(&d, device(), env, run, o, &err);
     CHECK_OK(st, err);
     if (st) return 0;
     for (int64_t at = 0; !st && !done && at < until; at = r->step) {
@@ -224,14 +224,14 @@ static void goes_on_to_the_bit(void)
         trained("", run, &o, 180, &r);
         CHECK_MSG(trained("", run, &o, 1 << 30, &r) == want, "options %d: other weights", k);
         o.cql_alpha = 0.5f;
-        CHECK(mx_dqn_open(&d, cpu(), "", run, &o, &err) == MX_ERR_STATE && strstr(err.text, "cql-alpha"));
+        CHECK(mx_dqn_open(&d, device(), "", run, &o, &err) == MX_ERR_STATE && strstr(err.text, "cql-alpha"));
     }
     mx_dqn_options o = mx_dqn_offline_defaults("cartpole");
     snprintf(run, sizeof run, "%s/run0", folder);
     log_of_a_hand(path, 13, 0.5);
     o.data = path;
     o.steps = 300, o.batch = 16, o.clone_steps = 100;
-    CHECK(mx_dqn_open(&d, cpu(), "", run, &o, &err) == MX_ERR_STATE);
+    CHECK(mx_dqn_open(&d, device(), "", run, &o, &err) == MX_ERR_STATE);
     remove_all(folder);
 }
 
@@ -278,11 +278,11 @@ static void bad_files_are_refused(void)
     mx_dqn *d;
     mx_dqn_options o = mx_dqn_offline_defaults("");
     o.data = path;
-    CHECK(mx_dqn_open(&d, cpu(), "cartpole", NULL, &o, &err) == MX_ERR_ARG && strstr(err.text, "state has 2 numbers"));
+    CHECK(mx_dqn_open(&d, device(), "cartpole", NULL, &o, &err) == MX_ERR_ARG && strstr(err.text, "state has 2 numbers"));
     o.net.atoms = 51;
-    CHECK(mx_dqn_open(&d, cpu(), "", NULL, &o, &err) == MX_ERR_ARG && strstr(err.text, "atoms"));
+    CHECK(mx_dqn_open(&d, device(), "", NULL, &o, &err) == MX_ERR_ARG && strstr(err.text, "atoms"));
     o.data = NULL, o.net.atoms = 1;
-    CHECK(mx_dqn_open(&d, cpu(), "cartpole", NULL, &o, &err) == MX_ERR_ARG && strstr(err.text, "cql-alpha"));
+    CHECK(mx_dqn_open(&d, device(), "cartpole", NULL, &o, &err) == MX_ERR_ARG && strstr(err.text, "cql-alpha"));
     remove_all(folder);
 }
 

@@ -362,7 +362,7 @@ static void engine(void)
 
 static void app(void)
 {
-    play("app", scene_app, 26);           /* the same, and the twelve metrics of the model: it serves without them */
+    play("app", scene_app, 32);           /* the same, and the fifteen metrics of the model: it serves without them */
 }
 
 static void swap(void)

@@ -69,18 +69,3 @@ void mx_cpu_embed_back(mx_stream *s, mx_tensor dtable, mx_tensor dy, mx_tensor i
     embed_job j = {dy, dtable, ids, true};
     mx_pool_run(s->dev->pool, (dy.cols + BACK_COLUMNS - 1) / BACK_COLUMNS, embed_back_part, &j);
 }
-
-/* ---- tokens that the device chose itself ------------------------------------------ */
-
-void mx_cpu_feed_ids(mx_stream *s, mx_tensor ids, mx_tensor given, mx_tensor from, mx_tensor fed)
-{
-    for (int64_t r = 0; r < ids.rows; r++) {
-        int32_t at = *mx_row_i32(from, r), id = at >= 0 || !given.data ? -1 : *mx_row_i32(given, r);
-        if (at >= fed.rows) {
-            mx_stream_fail(s, MX_ERR_ARG, "feed_ids: %d of row %lld is not one of the %lld that were chosen", at, (long long)r, (long long)fed.rows);
-            return;
-        }
-        if (at >= 0) id = *mx_row_i32(fed, at) > 0 ? *mx_row_i32(fed, at) : 0;
-        *mx_row_i32(ids, r) = id;
-    }
-}

@@ -20,6 +20,7 @@ typedef struct process_job {
     mx_tensor logits;
     const mx_sample_row *rows;
     const mx_logit_lists *lists;
+    const mx_seats *seats;
     _Atomic int64_t outside;       /* a row with an id outside the vocabulary, or -1 */
 } process_job;
 
@@ -37,16 +38,10 @@ static void penalise_id(process_job *j, float *x, int64_t r, int32_t id, int32_t
 static void penalise(process_job *j, float *x, int64_t r)
 {
     const mx_sample_row *o = &j->rows[r];
-    const mx_logit_lists *l = j->lists;
-    if (o->repetition_penalty == 1 && o->presence_penalty == 0 && o->frequency_penalty == 0) return;
-    int32_t last = l->last ? l->last[r] : -1;
-    bool fresh = last >= 0;
-    for (int32_t i = l->seen_begin[r]; i < l->seen_begin[r + 1]; i++) {
-        bool again = l->seen_id[i] == last;
-        fresh &= !again;
-        penalise_id(j, x, r, l->seen_id[i], l->seen_count[i] + again);
-    }
-    if (fresh) penalise_id(j, x, r, last, 1);
+    const mx_seats *t = j->seats;
+    if (o->seat < 0 || (o->repetition_penalty == 1 && o->presence_penalty == 0 && o->frequency_penalty == 0)) return;
+    size_t first = (size_t)o->seat * (size_t)t->seen_most;
+    for (int32_t i = 0; i < t->seat[o->seat].n_seen; i++) penalise_id(j, x, r, t->seen_id[first + (size_t)i], t->seen_count[first + (size_t)i]);
 }
 
 static void process_part(void *ctx, int64_t r, int thread)
@@ -61,7 +56,7 @@ static void process_part(void *ctx, int64_t r, int thread)
             if (l->bias_id[i] >= 0 && l->bias_id[i] < v) x[l->bias_id[i]] += l->bias[i];
             else atomic_store(&j->outside, r);
         }
-    if (l->seen_begin) penalise(j, x, r);
+    if (j->seats) penalise(j, x, r);
     if (l->ban_begin)
         for (int32_t i = l->ban_begin[r]; i < l->ban_begin[r + 1]; i++) {
             if (l->ban_id[i] >= 0 && l->ban_id[i] < v) x[l->ban_id[i]] = -INFINITY;
@@ -69,9 +64,9 @@ static void process_part(void *ctx, int64_t r, int thread)
         }
 }
 
-void mx_cpu_logits_process(mx_stream *s, mx_tensor logits, const mx_sample_row *rows, const mx_logit_lists *lists)
+void mx_cpu_logits_process(mx_stream *s, mx_tensor logits, const mx_sample_row *rows, const mx_logit_lists *lists, const mx_seats *seats)
 {
-    process_job j = {.logits = logits, .rows = rows, .lists = lists, .outside = -1};
+    process_job j = {.logits = logits, .rows = rows, .lists = lists, .seats = seats, .outside = -1};
     mx_pool_run(s->dev->pool, logits.rows, process_part, &j);
     int64_t bad = atomic_load(&j.outside);
     if (bad >= 0) mx_stream_fail(s, MX_ERR_ARG, "logits_process: row %lld names an id outside the vocabulary", (long long)bad);
@@ -216,6 +211,7 @@ static int64_t best(candidate *a, const float *key, int64_t n, int64_t k, bool t
 typedef struct sample_job {
     mx_tensor id, logits;
     const mx_sample_row *rows;
+    const mx_seats *seats;
     candidate *candidates, *distances;     /* per thread: V + 1; distances only for typical-p */
     float     *keys;                       /* per thread: V                                   */
 } sample_job;
@@ -342,15 +338,37 @@ static int32_t draw(const sample_job *j, int64_t r, int thread)
     return q.a[kept - 1].id;        /* the two sums differ in their last bit */
 }
 
+/* The seat's newest id is this one. */
+static void keep(const mx_seats *t, int32_t seat, int32_t id)
+{
+    mx_seat *q = &t->seat[seat];
+    size_t first = (size_t)seat * (size_t)t->seen_most;
+    int32_t i = 0;
+    q->last = id;
+    q->length++;
+    if (q->n_seen < 0 || id < 0) return;
+    while (i < q->n_seen && t->seen_id[first + (size_t)i] != id) i++;
+    if (i == t->seen_most) return;
+    if (i == q->n_seen) {
+        t->seen_id[first + (size_t)i] = id;
+        t->seen_count[first + (size_t)i] = 0;
+        q->n_seen++;
+    }
+    t->seen_count[first + (size_t)i]++;
+}
+
 static void sample_part(void *ctx, int64_t r, int thread)
 {
     const sample_job *j = ctx;
-    *mx_row_i32(j->id, r) = j->rows[r].forced > 0 ? (int32_t)(j->rows[r].forced - 1) : draw(j, r, thread);
+    const mx_sample_row *o = &j->rows[r];
+    int32_t id = o->forced > 0 ? (int32_t)(o->forced - 1) : draw(j, r, thread);
+    *mx_row_i32(j->id, r) = id;
+    if (j->seats && o->keep >= 0 && o->forced <= 0) keep(j->seats, o->keep, id);
 }
 
-void mx_cpu_sample(mx_stream *s, mx_tensor id, mx_tensor logits, const mx_sample_row *rows)
+void mx_cpu_sample(mx_stream *s, mx_tensor id, mx_tensor logits, const mx_sample_row *rows, const mx_seats *seats)
 {
-    sample_job j = {.id = id, .logits = logits, .rows = rows};
+    sample_job j = {.id = id, .logits = logits, .rows = rows, .seats = seats};
     size_t threads = (size_t)mx_pool_threads(s->dev->pool), v = (size_t)logits.cols;
     bool drawn = false, by_distance = false;
     for (int64_t r = 0; r < logits.rows; r++) {

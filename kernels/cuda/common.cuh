@@ -293,6 +293,13 @@ static __device__ __forceinline__ uint4 mx_philox(uint4 c, uint64_t key)
     return c;
 }
 
+/* Uniform on [0,1) with 53 bits, of the counter (a, b, c, d). */
+static __device__ __forceinline__ double mx_uniform(uint64_t key, unsigned a, unsigned b, unsigned c, unsigned d)
+{
+    uint4 w = mx_philox(make_uint4(a, b, c, d), key);
+    return (double)(((uint64_t)w.x << 32 | w.y) >> 11) * 0x1p-53;
+}
+
 /* ---- faults ------------------------------------------------------------------------------------------ */
 
 static __device__ __forceinline__ void mx_raise(mx_cuda_fault *f, mx_cuda_fault_kind kind, int64_t row, int value)

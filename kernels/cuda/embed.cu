@@ -75,20 +75,3 @@ extern "C" void mx_cuda_embed_back(mx_stream *s, mx_tensor dtable, mx_tensor dy,
 {
     MX_LAUNCH(s, "embed_back", embed_back_kernel, (unsigned)dy.rows, BACK_THREADS, 0, dtable, dy, ids, mx_cuda_faults(s));
 }
-
-/* ---- tokens that the device chose itself ---------------------------------------------- */
-
-static __global__ void feed_ids_kernel(mx_tensor ids, mx_tensor given, mx_tensor from, mx_tensor fed, mx_cuda_fault *fault)
-{
-    int64_t r = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
-    if (r >= ids.rows) return;
-    int32_t at = *mx_row_i32(from, r), id = at >= 0 || !given.data ? -1 : *mx_row_i32(given, r);
-    if (at >= fed.rows) mx_raise(fault, MX_CUDA_FED, r, at);
-    else if (at >= 0) id = *mx_row_i32(fed, at) > 0 ? *mx_row_i32(fed, at) : 0;
-    *mx_row_i32(ids, r) = id;
-}
-
-extern "C" void mx_cuda_feed_ids(mx_stream *s, mx_tensor ids, mx_tensor given, mx_tensor from, mx_tensor fed)
-{
-    MX_LAUNCH(s, "feed_ids", feed_ids_kernel, (unsigned)((ids.rows + 127) / 128), 128, 0, ids, given, from, fed, mx_cuda_faults(s));
-}

@@ -39,14 +39,12 @@ static __device__ void add_biases(float *x, int64_t v, const mx_logit_lists &l, 
 }
 
 /* All threads of the block. */
-static __device__ void penalise(float *x, int64_t v, const mx_sample_row &o, const mx_logit_lists &l, int64_t r, mx_cuda_fault *fault)
+static __device__ void penalise(float *x, int64_t v, const mx_sample_row &o, const mx_seats &t, int64_t r, mx_cuda_fault *fault)
 {
-    int32_t first = l.seen_begin[r], n = l.seen_begin[r + 1] - first, last = l.last ? l.last[r] : -1;
-    bool again = false;
-    for (int32_t i = (int32_t)threadIdx.x; i < n; i += (int32_t)blockDim.x) again |= l.seen_id[first + i] == last;
-    bool fresh = !__syncthreads_or(again) && last >= 0;         /* one more, after the list's own */
-    for (int32_t i = (int32_t)threadIdx.x; i < n + fresh; i += (int32_t)blockDim.x) {
-        int32_t id = i < n ? l.seen_id[first + i] : last, count = i < n ? l.seen_count[first + i] + (id == last) : 1;
+    int64_t first = (int64_t)o.seat * t.seen_most;
+    int32_t n = t.seat[o.seat].n_seen;
+    for (int32_t i = (int32_t)threadIdx.x; i < n; i += (int32_t)blockDim.x) {
+        int32_t id = t.seen_id[first + i], count = t.seen_count[first + i];
         if (!in_vocabulary(id, v, r, fault)) continue;
         float z = x[id];
         if (o.repetition_penalty != 1) z = z < 0 ? z * o.repetition_penalty : z / o.repetition_penalty;
@@ -55,14 +53,14 @@ static __device__ void penalise(float *x, int64_t v, const mx_sample_row &o, con
     }
 }
 
-static __global__ void process_kernel(mx_tensor logits, const mx_sample_row *rows, mx_logit_lists l, mx_cuda_fault *fault)
+static __global__ void process_kernel(mx_tensor logits, const mx_sample_row *rows, mx_logit_lists l, mx_seats t, mx_cuda_fault *fault)
 {
     int64_t r = blockIdx.x, v = logits.cols;
     float *x = mx_row(logits, r);
     const mx_sample_row &o = rows[r];
     if (l.bias_begin) add_biases(x, v, l, r, fault);
     __syncthreads();
-    if (l.seen_begin && (o.repetition_penalty != 1 || o.presence_penalty != 0 || o.frequency_penalty != 0)) penalise(x, v, o, l, r, fault);
+    if (t.seat && o.seat >= 0 && (o.repetition_penalty != 1 || o.presence_penalty != 0 || o.frequency_penalty != 0)) penalise(x, v, o, t, r, fault);
     __syncthreads();
     if (l.ban_begin) {
         int32_t end = l.ban_begin[r + 1];
@@ -82,9 +80,16 @@ static unsigned threads_for(int64_t v)
     return (unsigned)(t < THREADS ? t : THREADS);
 }
 
-extern "C" void mx_cuda_logits_process(mx_stream *s, mx_tensor logits, const mx_sample_row *rows, const mx_logit_lists *lists)
+/* A kernel takes them by value. */
+static mx_seats seats_of(const mx_seats *seats)
 {
-    MX_LAUNCH(s, "logits_process", process_kernel, (unsigned)logits.rows, 256, 0, logits, rows, *lists, mx_cuda_faults(s));
+    mx_seats none = {NULL, NULL, NULL, 0, 0, {NULL, 0, 0, 0, MX_I32}};
+    return seats ? *seats : none;
+}
+
+extern "C" void mx_cuda_logits_process(mx_stream *s, mx_tensor logits, const mx_sample_row *rows, const mx_logit_lists *lists, const mx_seats *seats)
+{
+    MX_LAUNCH(s, "logits_process", process_kernel, (unsigned)logits.rows, 256, 0, logits, rows, *lists, seats_of(seats), mx_cuda_faults(s));
 }
 
 /* ---- a row's order -------------------------------------------------------------------------------- */
@@ -364,11 +369,33 @@ static __device__ int32_t draw(const row_view &w, const mx_sample_row &o, histog
     return h->found ? nth_equal(w, m, c.order, c.ties) : -1;
 }
 
-static __global__ void __launch_bounds__(THREADS) sample_kernel(mx_tensor id, mx_tensor logits, const mx_sample_row *rows)
+/* The seat's newest id is this one: all threads of the block look for it in the list. */
+static __device__ void keep(const mx_seats &t, int32_t seat, int32_t id)
+{
+    mx_seat *q = &t.seat[seat];
+    int32_t n = q->n_seen, *ids = t.seen_id + (int64_t)seat * t.seen_most, *counts = t.seen_count + (int64_t)seat * t.seen_most;
+    bool again = false;
+    for (int32_t i = (int32_t)threadIdx.x; i < n; i += (int32_t)blockDim.x) {
+        if (ids[i] != id) continue;
+        counts[i]++;
+        again = true;
+    }
+    bool fresh = !__syncthreads_or(again) && id >= 0 && n >= 0 && n < t.seen_most;
+    if (threadIdx.x) return;
+    if (fresh) {
+        ids[n] = id;
+        counts[n] = 1;
+        q->n_seen = n + 1;
+    }
+    q->last = id;
+    q->length++;
+}
+
+static __global__ void __launch_bounds__(THREADS) sample_kernel(mx_tensor id, mx_tensor logits, const mx_sample_row *rows, mx_seats t)
 {
     __shared__ histogram h;
     __shared__ unsigned long long total;
-    mx_sample_row o = rows[blockIdx.x];
+    const mx_sample_row &o = rows[blockIdx.x];
     if (o.forced > 0) {
         if (threadIdx.x == 0) *mx_row_i32(id, blockIdx.x) = (int32_t)(o.forced - 1);
         return;
@@ -377,11 +404,12 @@ static __global__ void __launch_bounds__(THREADS) sample_kernel(mx_tensor id, mx
     w.max = row_max(w);
     int32_t chosen = o.temperature <= 0 || w.max == -INFINITY ? greedy(w) : draw(w, o, &h, &total);
     if (threadIdx.x == 0) *mx_row_i32(id, blockIdx.x) = chosen;
+    if (t.seat && o.keep >= 0) keep(t, o.keep, chosen);
 }
 
-extern "C" void mx_cuda_sample(mx_stream *s, mx_tensor id, mx_tensor logits, const mx_sample_row *rows)
+extern "C" void mx_cuda_sample(mx_stream *s, mx_tensor id, mx_tensor logits, const mx_sample_row *rows, const mx_seats *seats)
 {
-    MX_LAUNCH(s, "sample", sample_kernel, (unsigned)logits.rows, threads_for(logits.cols), 0, id, logits, rows);
+    MX_LAUNCH(s, "sample", sample_kernel, (unsigned)logits.rows, threads_for(logits.cols), 0, id, logits, rows, seats_of(seats));
 }
 
 /* ---- log-probabilities -------------------------------------------------------------------------------------- */

@@ -9,13 +9,6 @@ typedef struct world_args {
     int       limit;
 } world_args;
 
-/* mx_uniform of runtime/random.h */
-static __device__ __forceinline__ double uniform(uint64_t key, unsigned a, unsigned b, unsigned c, unsigned d)
-{
-    uint4 w = mx_philox(make_uint4(a, b, c, d), key);
-    return (double)(((uint64_t)w.x << 32 | w.y) >> 11) * 0x1p-53;
-}
-
 static __global__ void world_step_kernel(world_args a, mx_cuda_fault *fault)
 {
     int64_t r = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
@@ -35,7 +28,7 @@ static __global__ void world_step_kernel(world_args a, mx_cuda_fault *fault)
     if (ended) {
         episode++;
         step = 0;
-        for (unsigned k = 0; k < 4; k++) u[k] = uniform(a.seed, (unsigned)at[0], (unsigned)episode, 0, k);
+        for (unsigned k = 0; k < 4; k++) u[k] = mx_uniform(a.seed, (unsigned)at[0], (unsigned)episode, 0, k);
         mx_world_begin(a.w, s, u);
     }
     mx_world_see(a.w, mx_row(a.seen, r), s);

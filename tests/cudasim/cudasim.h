@@ -40,8 +40,8 @@ int  cudasim_is_checker(void);
 int  cudasim_is_asan(void);
 
 typedef struct cudasim_stats {
-    unsigned long launches, blocks, threads, switches, barriers, warp_calls, checked, matmuls, graphs, replays, waits;
-    size_t        live, peak;                       /* bytes of device memory */
+    unsigned long launches, blocks, threads, switches, barriers, warp_calls, checked, matmuls, graphs, replays, waits, uploads;
+    size_t        live, peak, uploaded;             /* bytes of device memory; and what uploads brought */
 } cudasim_stats_t;
 extern cudasim_stats_t cudasim_stats;
 

@@ -354,6 +354,7 @@ static cudaError_t transfer_now(cudaStream_t s, transfer t, int wait)
     sim_lock();
     cudaError_t e = sim_sticky(cudaSuccess);
     if (e == cudaSuccess && sim_injected()) e = sim_sticky(cudaErrorIllegalAddress);
+    if (t.kind == cudaMemcpyHostToDevice) cudasim_stats.uploads++, cudasim_stats.uploaded += t.width * t.height;
     if (e == cudaSuccess) {
         transfer *p = malloc(sizeof *p);
         if (!p) abort();

@@ -146,7 +146,7 @@ static void section_of_two(mx_stream *s, int key, mx_tensor x, mx_tensor y, mx_t
 {
     if (mx_stream_section(s, &key, sizeof key)) return;
     mx_add(s, y, x, x);
-    mx_sample(s, id, y, row);
+    mx_sample(s, id, y, row, NULL);
     mx_stream_section_end(s);
 }
 
@@ -245,7 +245,7 @@ static bool story(long fail_at)
     for (int turn = 0; turn < 3; turn++) {
         if (mx_stream_section(&s, "turn", 4)) continue;
         for (int i = 0; i < 3; i++) mx_linear(&s, ty, tx, &w[i], none, MX_ACT_GELU_TANH, false);
-        mx_sample(&s, chosen, ty, placed);
+        mx_sample(&s, chosen, ty, placed, NULL);
         mx_stream_section_end(&s);
     }
     mine[1].ops->download(&s, y, ty.data, sizeof y);

@@ -362,7 +362,7 @@ static void a_draw_does_not_depend_on_the_batch(void)
     for (int r = -1; r < N; r++) {
         int64_t n = r < 0 ? N : 1;
         mx_tensor x = put(&s, logits + (r < 0 ? 0 : r) * V, n, V, r >= 0), id = mx_stream_tensor(&s, MX_I32, n, 1), p = mx_stream_tensor(&s, MX_F32, n, 1);
-        mx_sample(&s, id, x, mx_sample_rows(&s, &rows[r < 0 ? 0 : r], n));
+        mx_sample(&s, id, x, mx_sample_rows(&s, &rows[r < 0 ? 0 : r], n), NULL);
         mx_logprobs(&s, p, id, (mx_tensor){0}, (mx_tensor){0}, x);
         s.dev->ops->download(&s, r < 0 ? batch : &one, id.data, (size_t)n * 4);
         s.dev->ops->download(&s, r < 0 ? lp : &one_lp, p.data, (size_t)n * 4);
