@@ -514,6 +514,27 @@ static void *thread_main(void *ctx)
     return NULL;
 }
 
+void mx_pricing_op_init(mx_pricing_op *op, mx_pricing_run *run, void (*done)(mx_pricing_op *op), const ProtobufCMessage *request)
+{
+    op->run = run;
+    op->done = done;
+    op->request = request;
+    op->answer = NULL;
+    op->size = 0;
+    op->st = MX_OK;
+    op->commits = NULL;
+    op->err.code = MX_OK;
+    op->err.retry_ms = 0;
+    op->err.text[0] = 0;
+}
+
+void mx_pricing_ahead(const mx_pricing *p)
+{
+    __builtin_prefetch(&p->lock, 1);
+    __builtin_prefetch(&p->busy, 1);
+    __builtin_prefetch(&p->first);
+}
+
 void mx_pricing_submit(mx_pricing *p, mx_pricing_op *op)
 {
     op->next = NULL;

@@ -24,6 +24,13 @@ mx_status profile_answer(mx_profiles_op *op, const ProtobufCMessage *m)
     return MX_OK;
 }
 
+void profile_done(mx_profiles_op *op, uint64_t began_ns)
+{
+    op->began_ns = began_ns;
+    op->ended_ns = mx_now_ns(&mx_clock_monotonic);
+    op->done(op);
+}
+
 /* ---- subjects ---------------------------------------------------------------------------- */
 
 static subject **slot_of(mx_profiles *p, int32_t node)
@@ -325,6 +332,7 @@ static void put_all(mx_profiles *p, mx_profiles_op *first, mx_profiles_op *end)
     mx_error err = {0};
     uint64_t watermark = 0;
     int64_t now = mx_wall_ms();
+    uint64_t began = mx_now_ns(&mx_clock_monotonic);
     size_t n = 0;
     for (mx_profiles_op *op = first; op != end; op = op->next) {
         op->st = mx_profiles_put(p, op);
@@ -345,7 +353,7 @@ static void put_all(mx_profiles *p, mx_profiles_op *first, mx_profiles_op *end)
         size_t here = op->st ? 0 : ((const Merx__V1__PutEventsRequest *)op->request)->n_events;
         if (!op->st) answer_put(op, &b, at, watermark);
         at += (int32_t)here;
-        op->done(op);
+        profile_done(op, began);
     }
     free(b.event), free(b.result), free(b.reason), free(b.field);
 }
@@ -469,10 +477,11 @@ static void carry_out(mx_profiles *p, mx_profiles_op *op)
             op = next;
             continue;
         }
+        uint64_t began = mx_now_ns(&mx_clock_monotonic);
         mx_status st = run_stored(p, op, &err);
         if (st) mx_log(MX_LOG_ERROR, "profiles", "%s", err.text);
         if (st && !op->st) op->st = mx_fail(&op->err, st, "%s", err.text);
-        op->done(op);
+        profile_done(op, began);
         op = next;
     }
 }

@@ -77,6 +77,7 @@ struct mx_profiles_op {
     size_t    size;
     mx_status st;
     mx_error  err;
+    uint64_t  began_ns, ended_ns;     /* when it was carried out, its commit included     */
     float    *earlier;                /* mx_profiles_backfill's: vectors of the network as of each user's half, by node */
     int32_t   n_earlier;
 };

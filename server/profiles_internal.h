@@ -112,6 +112,7 @@ struct mx_profiles {
 
 /* profiles.c */
 mx_status profile_answer(mx_profiles_op *op, const ProtobufCMessage *m);
+void      profile_done(mx_profiles_op *op, uint64_t began_ns);      /* its end: op may be gone */
 subject  *profile_subject(mx_profiles *p, int32_t node);            /* NULL: none yet */
 mx_status profile_touch(mx_profiles *p, int32_t node, mx_error *err);      /* to be computed anew */
 mx_status profile_refresh(mx_profiles *p, mx_error *err);           /* all that were touched */
