@@ -126,7 +126,7 @@ static void words_done(mx_explain_job *job)
 static bool put_words(mx_arena *a, const mx_explain_job *job, Merx__V1__Tag *tag, size_t of)
 {
     mx_word *word;
-    int32_t n = mx_attribution_words(&job->out, a, &word);
+    int32_t n = mx_attribution_words(job, a, &word);
     Merx__V1__Evidence *e = n < 0 ? NULL : mx_arena_array(a, (size_t)n + 1, sizeof *e);
     Merx__V1__Evidence *whole = mx_arena_array(a, 1, sizeof *whole);
     if (!e || !whole) return false;

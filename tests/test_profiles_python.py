@@ -137,8 +137,8 @@ def test_sentiment(s):
     many = list(s.bidi("StreamSentiment", iter([q, pb.AnalyzeSentimentRequest(texts=["w5 w6 w7"]), q]), pb.AnalyzeSentimentResponse))
     check(len(many) == 3 and many[0] == one and many[2] == one, "streams say the same")
     check(many[1].results[0].probabilities == one.results[0].probabilities and not many[1].results[0].tokens)
-    for r, words in zip(one.results, (["w5", "w6", "w7"], ["w90"], [])):
-        check([t.text for t in r.tokens] == words, r)
+    for r, text, words in zip(one.results, q.texts, (["w5", "w6", "w7"], ["w90"], [])):
+        check([t.text for t in r.tokens] == words and [text.encode()[t.begin:t.end].decode() for t in r.tokens] == words, r)
         check(abs(r.base_score + sum(t.weight for t in r.tokens) - r.score) <= 1e-3 and abs(r.residual) <= 1e-3, r)
         check(abs(sum(r.probabilities) - 1) < 1e-5, r)
     code, text = code_of(lambda: s.unary("AnalyzeSentiment", pb.AnalyzeSentimentRequest(texts=["a"], model="none"), pb.AnalyzeSentimentResponse))

@@ -4,8 +4,8 @@ FOLDER is bench/sentiment.sh's; its checkpoint with the best accuracy on held.js
 row of test.jsonl is asked for in batches of 256 (four calls under way) and in one stream.  Told: accuracy, reviews/s, whether
 each answer's class is what the offline evaluation says (merx embed --classify), whether batch and stream agree bit for
 bit; and of --explain reviews, evenly spread, how far the words' weights are from adding up to the score (1e-3 is
-promised; more ends with 1), and how much of the text they cover.  Needs grpcio."""
-import argparse, concurrent.futures, glob, json, math, os, subprocess, sys, tempfile, time, unicodedata
+promised; more ends with 1), and whether they are the text's own words, all of them.  Needs grpcio."""
+import argparse, concurrent.futures, glob, json, math, os, subprocess, sys, tempfile, time
 
 a = argparse.ArgumentParser()
 a.add_argument("folder")
@@ -37,25 +37,20 @@ def messages(texts, size, **more):
 
 
 def results(answers):
+    answers = list(answers)
     bad = [r.status.message for m in answers for r in m.results if r.HasField("status")]
     if bad: sys.exit(f"{len(bad)} reviews failed: {bad[0]}")
     return [r for m in answers for r in m.results]
 
 
-def plain(text):
-    """As WordPiece without case and accents sees it, without spaces."""
-    return "".join(c for c in unicodedata.normalize("NFD", text.lower()) if not c.isspace() and unicodedata.category(c) not in ("Mn", "Cc", "Cf"))
-
-
-def covered(text, words):
-    """Characters that the words stand for, in order; characters up to the last of them; words that are [UNK]."""
-    text, at, n, unknown = plain(text), 0, 0, 0
+def gaps(text, words):
+    """Characters between the words that are not space; characters up to the last word; whether all of the text was read."""
+    data, at, lost = text.encode(), 0, 0
     for w in words:
-        w = plain(w)
-        found = text.find(w, at) if w and w != "[unk]" else -1
-        if w == "[unk]": unknown += 1
-        if found >= 0: at, n = found + len(w), n + len(w)
-    return n, at, len(text), unknown
+        if data[w.begin:w.end].decode() != w.text: sys.exit(f"{w.text!r} is not what stands at {w.begin} of {text!r}")
+        lost += sum(not c.isspace() for c in data[at:w.begin].decode())
+        at = w.end
+    return lost, sum(not c.isspace() for c in data[:at].decode()), not data[at:].decode().strip()
 
 
 def score_checkpoints():
@@ -76,13 +71,11 @@ def explain(method, texts):
     worst = max(abs(r.score - r.base_score - math.fsum(t.weight for t in r.tokens)) for r in got)
     over = sum(abs(r.score - r.base_score - math.fsum(t.weight for t in r.tokens)) > LIMIT for r in got)
     apart = max(abs(1 / (1 + math.exp(-r.score)) - r.probability) for r in got) if len(got[0].probabilities) == 2 else float("nan")
-    parts = [covered(t, [w.text for w in r.tokens]) for t, r in zip(sample, got)]
-    whole = sum(n == size for n, _, size, _ in parts)
-    cut = sum(at < size - 8 for _, at, size, _ in parts)
     print(f"explained          {len(got)} reviews, {len(got) / took:.1f} a second, {sum(len(r.tokens) for r in got) / len(got):.0f} words each")
-    print(f"completeness       worst {worst:.2e}, {over} over {LIMIT:g}; probability by the explained score is apart from the served one by at most {apart:.2e}")
-    print(f"cover              {sum(p[0] for p in parts) / max(1, sum(p[1] for p in parts)):.4f} of the characters that were read; {whole} reviews whole, {cut} cut at the model's length, "
-          f"{sum(p[3] > 0 for p in parts)} with characters that its vocabulary lacks ({sum(p[3] for p in parts)} such words)")
+    print(f"completeness       worst {worst:.2e}, {over} over {LIMIT:g}; the probability by the explained score is apart from the served one by at most {apart:.1e}")
+    parts = [gaps(t, r.tokens) for t, r in zip(sample, got)]
+    print(f"cover              {sum(p[0] for p in parts)} of {sum(p[1] for p in parts)} characters that were read are in no word; {sum(p[2] for p in parts)} reviews were read to their ends, "
+          f"{sum(not p[2] for p in parts)} to the model's length")
     return over
 
 
