@@ -241,9 +241,9 @@ def test_swap(s, job, network, runs):
 def test_network(folder, runs):
     """A job of the server learns from its events; what it learned speaks, follows events, and survives kill -9 bit for bit."""
     s = Server(folder, "--training-folder", runs)
-    more = [event(3000 + i, f"u{i % 40}", "buy", price_minor=500 + i + 5000 * (i % 2)) for i in range(400)]
+    more = [event(3000 + i, f"u{i % 41}", "buy", price_minor=500 + i + 5000 * (i % 2)) for i in range(410)]
     for i, e in enumerate(more):
-        e.object, e.promo, e.category = f"i{(i * i + i // 40) % 23}", i % 2 == 0, "shoes"
+        e.object, e.promo, e.category = f"i{(i * i + i // 41) % 23}", i % 2 == 0, "shoes"
     list(s.bidi("PutEvents", iter([pb.PutEventsRequest(events=more)]), pb.EventsAck))
     settings = {"profiles": "served", "epochs": "20", "hidden-size": "16", "outputs": "8", "id-cols": "4", "eval-every": "10"}
     q = pb.SubmitTrainingRequest(kind="gnn", name="users", settings=[pb.TrainingSetting(name=k, value=v) for k, v in settings.items()])
