@@ -230,7 +230,7 @@ static void print_profile(const Merx__V1__Profile *p)
     if (p->network) {
         printf("  the network ");
         print(p->network->name, tty);
-        printf(" (%s) speaks of the events up to number %llu", p->network->kind, (unsigned long long)p->network->watermark);
+        printf(" (%s, version %d) speaks of the events up to number %llu", p->network->kind, p->network->version, (unsigned long long)p->network->watermark);
         if (p->network->watermark < p->watermark) printf("; this profile is of %llu", (unsigned long long)p->watermark);
         putchar('\n');
     }

@@ -27,9 +27,9 @@ mx_status mx_explainer_open(mx_explainer **out, mx_device *dev, mx_error *err);
 void      mx_explainer_close(mx_explainer *x);        /* what waits is done first */
 void      mx_explainer_submit(mx_explainer *x, mx_explain_job *job);
 
-/* Tokens as words: those that do not begin with a space are joined to what they go on from; special
- * tokens are left out.  Returns how many, -1: the arena is full. */
-typedef struct mx_word { char *text; double weight; } mx_word;
-int32_t   mx_attribution_words(const mx_attribution *t, mx_arena *a, mx_word **out);
+/* Tokens as words of the job's text, as they stand in it; where the tokenizer cannot tell those that do not begin with a space are
+ * joined to what they go on from.  [CLS] and [SEP] are left out.  Returns how many, -1: the arena is full. */
+typedef struct mx_word { char *text; double weight; size_t begin, end; } mx_word;      /* begin, end: bytes of the text; 0, 0: not known */
+int32_t   mx_attribution_words(const mx_explain_job *job, mx_arena *a, mx_word **out);
 
 #endif
