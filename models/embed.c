@@ -218,7 +218,7 @@ mx_status mx_embedder_open(mx_embedder **out, const char *name, const char *path
     MX_TRY_GOTO(st, open_memory(e, err), fail);
     mx_lane_config lane = {.name = e->lane, .device = device, .priority = 1, .max_jobs = MOST_TEXTS, .max_rows = (uint32_t)e->max_rows,
                            .queue_limit = (uint32_t)e->opt.max_queued, .run = run, .model = e, .scratch_bytes = e->scratch_bytes,
-                           .express = e->dev->kind == MX_CPU};
+                           .express = true};
     MX_TRY_GOTO(st, mx_scheduler_lane(sched, &lane, err), fail);
     e->load_seconds = (double)(mx_now_ns(&mx_clock_monotonic) - began) * 1e-9;
     *out = e;

@@ -197,6 +197,7 @@ void mx_device_enter(mx_device *d)
 mx_status mx_device_twin(mx_device *twin, mx_device *d, mx_error *err)
 {
     *twin = *d;
+    twin->prompt = true;
     if (!d->pool) return MX_OK;
     mx_pool_config c = {.threads = mx_pool_threads(d->pool), .cpus = mx_pool_cpus(d->pool), .spin_us = mx_pool_spin_us(d->pool), .prompt = true};
     return mx_pool_open(&twin->pool, &c, err);

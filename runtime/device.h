@@ -62,6 +62,7 @@ struct mx_device {
     size_t   held;            /* of open buffers; mx_device_held() reads it     */
     mx_pool *pool;            /* the CPU device's threads; NULL on CUDA         */
     bool     serves;          /* the plan puts models here                      */
+    bool     prompt;          /* a twin: what its streams do goes before        */
     int      node;            /* NUMA node of its host memory; -1: wherever     */
     int      n_cpus, *cpus;   /* processors of a GPU's worker; 0: not bound     */
     void    *impl;
@@ -109,8 +110,8 @@ static inline bool mx_device_shares(const mx_device *a, const mx_device *b)
 /* A worker thread begins to serve d: binds it to the device's processors. */
 void      mx_device_enter(mx_device *d);
 /* The same device for a second worker, whose short turns do not wait for the first one's:
- * a CPU gets threads of its own on the same processors, which are prompt and not nice; a
- * GPU nothing but another stream.  d must outlive it.  Errors: MX_ERR_NO_MEMORY. */
+ * a CPU gets threads of its own on the same processors, which are prompt and not nice; on a
+ * GPU its streams have the higher priority: their blocks are the next to start.  d must outlive it.  Errors: MX_ERR_NO_MEMORY. */
 mx_status mx_device_twin(mx_device *twin, mx_device *d, mx_error *err);
 void      mx_device_twin_close(mx_device *twin);
 

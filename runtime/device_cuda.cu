@@ -220,8 +220,10 @@ static mx_status cuda_stream_open(mx_device *d, mx_stream *s, mx_error *err)
         cuda_stream_close(s);
         return mx_fail(err, MX_ERR_NO_MEMORY, "%s: a stream", d->name);
     }
+    int least = 0, greatest = 0;
     cudaError_t e = cudaSetDevice(device_of(d)->ordinal);
-    if (e == cudaSuccess) e = cudaStreamCreateWithFlags(&t->q, cudaStreamNonBlocking);
+    if (e == cudaSuccess) e = cudaDeviceGetStreamPriorityRange(&least, &greatest);
+    if (e == cudaSuccess) e = cudaStreamCreateWithPriority(&t->q, cudaStreamNonBlocking, d->prompt ? greatest : least);
     if (e == cudaSuccess) e = cudaHostAlloc((void **)&t->ring, SEGMENTS * SEGMENT, cudaHostAllocDefault);
     if (e == cudaSuccess) e = cudaHostAlloc((void **)&t->back, BATCHES * BACK, cudaHostAllocDefault);
     if (e == cudaSuccess) e = cudaHostAlloc((void **)&t->fault, sizeof *t->fault, cudaHostAllocMapped);

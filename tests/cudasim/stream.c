@@ -23,6 +23,7 @@ struct CUstream_st {
     op *head, *tail;
     struct CUgraph_st  *capture;
     struct CUstream_st *next;
+    int                 priority;
 };
 struct CUevent_st {
     unsigned long issued, done;
@@ -115,12 +116,33 @@ void sim_enqueue_always(cudaStream_t s, void (*fn)(void *), void *arg)
 
 /* ---- streams and events ----------------------------------------------------------------------- */
 
+enum { GREATEST_PRIORITY = -5 };         /* as on a card; the least is 0 */
+
+cudaError_t cudaDeviceGetStreamPriorityRange(int *least, int *greatest)
+{
+    *least = 0;
+    *greatest = GREATEST_PRIORITY;
+    return sim_result(cudaSuccess);
+}
+
+cudaError_t cudaStreamGetPriority(cudaStream_t s, int *priority)
+{
+    *priority = stream_of(s)->priority;
+    return sim_result(cudaSuccess);
+}
+
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, unsigned flags)
+{
+    return cudaStreamCreateWithPriority(s, flags, 0);
+}
+
+cudaError_t cudaStreamCreateWithPriority(cudaStream_t *s, unsigned flags, int priority)
 {
     (void)flags;
     sim_lock();
     *s = sim_injected() ? NULL : calloc(1, sizeof **s);
     if (*s) {
+        (*s)->priority = priority > 0 ? 0 : priority < GREATEST_PRIORITY ? GREATEST_PRIORITY : priority;
         (*s)->next = streams->next;
         streams->next = *s;
     }

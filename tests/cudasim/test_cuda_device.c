@@ -2,7 +2,12 @@
  * staging, order, errors that stick, failures at every call, no driver. */
 #include "cudasim.h"
 #include "kernels/ops.h"
+#include "runtime/device_cuda.h"
+#include "runtime/scheduler.h"
 #include "tests/test.h"
+
+#include <cuda_runtime.h>
+#include <sched.h>
 
 static mx_device *devs;
 static int n_devs;
@@ -213,6 +218,53 @@ static void sections_are_recorded_and_replayed(void)
     CHECK_MSG(!cudasim_errors(text, sizeof text), "%s", text);
 }
 
+/* A lane that doubles a number; what its stream's priority is. */
+typedef struct doubler {
+    int        priority, turns;
+    float      x;
+    atomic_int done;
+} doubler;
+
+static void double_it(void *model, mx_stream *s, mx_job **jobs, int n)
+{
+    doubler *d = model;
+    CHECK(cudaStreamGetPriority((cudaStream_t)mx_cuda_queue(s), &d->priority) == cudaSuccess);
+    mx_tensor x = mx_stream_upload(s, MX_F32, 1, 1, &d->x);
+    mx_add(s, x, x, x);
+    s->dev->ops->download(s, &d->x, x.data, sizeof d->x);
+    mx_error err = {0};
+    CHECK_OK(mx_stream_sync(s, &err), err);
+    d->turns++;
+    for (int i = 0; i < n; i++) jobs[i]->verdict = d->turns < 20 ? MX_AGAIN : MX_DONE;
+}
+
+typedef struct doubling { mx_job job; doubler *d; } doubling;
+
+static void doubled(mx_job *job) { atomic_store(&((doubling *)job)->d->done, 1); }
+
+/* The turns of an express lane are issued by a worker of its own, on a stream of the highest priority. */
+static void express_lanes_go_before(void)
+{
+    mx_scheduler *s = NULL;
+    mx_error err = {0};
+    doubler slow = {.x = 1}, quick = {.x = 3};
+    gpu();
+    CHECK_OK(mx_scheduler_open(&s, devs, n_devs, NULL, &err), err);
+    mx_lane_config c = {.name = "slow", .device = 1, .max_jobs = 1, .max_rows = 1, .run = double_it, .model = &slow, .scratch_bytes = 1024, .queue_limit = 1};
+    CHECK_OK(mx_scheduler_lane(s, &c, &err), err);
+    c.name = "quick", c.model = &quick, c.express = true;
+    CHECK_OK(mx_scheduler_lane(s, &c, &err), err);
+    doubling a = {.job = {.rows = 1, .done = doubled}, .d = &slow}, b = {.job = {.rows = 1, .done = doubled}, .d = &quick};
+    CHECK_OK(mx_scheduler_submit(s, "slow", &a.job, &err), err);
+    CHECK_OK(mx_scheduler_submit(s, "quick", &b.job, &err), err);
+    while (!atomic_load(&slow.done) || !atomic_load(&quick.done)) sched_yield();
+    int least = 9, greatest = 9;
+    CHECK(cudaDeviceGetStreamPriorityRange(&least, &greatest) == cudaSuccess && greatest < least);
+    CHECK_MSG(slow.priority == least && quick.priority == greatest, "priorities %d and %d", slow.priority, quick.priority);
+    CHECK(slow.turns == 20 && quick.turns == 20 && slow.x == 0x1p20f && quick.x == 3 * 0x1p20f);
+    mx_scheduler_close(s, 1000);
+}
+
 static void ones(const void *ctx, int64_t first, int64_t n, float *dst)
 {
     (void)first;
@@ -288,7 +340,7 @@ static void closing(void)
 int main(int argc, char **argv)
 {
     static const test_entry tests[] = {
-        TEST(table), TEST(what_goes_up_comes_down), TEST(faults_are_told_once), TEST(sections_are_recorded_and_replayed), TEST(closing), TEST(any_call_may_fail),
+        TEST(table), TEST(what_goes_up_comes_down), TEST(faults_are_told_once), TEST(sections_are_recorded_and_replayed), TEST(express_lanes_go_before), TEST(closing), TEST(any_call_may_fail),
     };
     cudasim_set_abort(0);
     return test_main(tests, sizeof tests / sizeof *tests, argc, argv);
