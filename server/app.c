@@ -10,6 +10,7 @@
 #include "server/training.h"
 
 #include "runtime/log.h"
+#include "runtime/slab.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -50,13 +51,13 @@ static mx_status open_devices(mx_app *app, const mx_config *config, bool serving
     return MX_OK;
 }
 
-/* What models may take: the memory of their device; of the host's, what calls may come to hold is left out. */
+/* What models may take: the memory of their device; of the host's, what calls may come to hold, and leave in slabs, is left out. */
 static size_t budget_of(const mx_app *app, const mx_config *config, bool serving)
 {
     const mx_device *d = &app->devices[app->device];
     size_t all = d->kind == MX_CPU ? mx_topology_memory(app->topology) : d->memory, calls = 0;
     if (serving && d->kind == MX_CPU && config) 
-        calls = (size_t)mx_server_defaults().max_calls * MX_CALL_BYTES + MX_MESSAGES * (size_t)mx_config_int(config, "max-message-bytes");
+        calls = (size_t)mx_server_defaults().max_calls * MX_CALL_BYTES + MX_MESSAGES * (size_t)mx_config_int(config, "max-message-bytes") + mx_slab_most();
     return all > calls ? all - calls : 1;
 }
 

@@ -172,6 +172,13 @@ static mx_status open_profiles(mx_app *app, const mx_config *c, mx_error *err)
     return mx_app_list_network(app, o.network, err);
 }
 
+/* What is no model is of the same memory; where models lie on a GPU, profiles are of the host's and are not. */
+static mx_status share_memory(mx_app *app, const mx_config *c, mx_error *err)
+{
+    mx_explainer_limit(app->explainer, app->registry, (size_t)mx_config_int(c, "explain-bytes"));
+    return app->profiles && app->devices[app->device].kind == MX_CPU ? mx_profiles_limit(app->profiles, app->registry, err) : MX_OK;
+}
+
 int mx_cli_serve(mx_config *c, int n, char **rest)
 {
     mx_error err = {0};
@@ -185,7 +192,7 @@ int mx_cli_serve(mx_config *c, int n, char **rest)
     pthread_sigmask(SIG_BLOCK, &stop, NULL);
     signal(SIGPIPE, SIG_IGN);
     if (cli_open_app(&app, c, true, &err)) return cli_failed(&err);
-    if (open_training(&app, c, &err) || open_experiments(&app, c, &err) || open_pricing(&app, c, &err) || open_profiles(&app, c, &err)) {
+    if (open_training(&app, c, &err) || open_experiments(&app, c, &err) || open_pricing(&app, c, &err) || open_profiles(&app, c, &err) || share_memory(&app, c, &err)) {
         mx_app_close(&app, 0);
         return cli_failed(&err);
     }

@@ -127,6 +127,11 @@ struct mx_profiles {
     uint32_t      *popular;           /* [popular_room] events about each item            */
     int32_t        popular_room;
     int32_t       *storing, n_storing, storing_room;      /* whose labels the open transaction holds */
+    mx_registry   *registry;          /* where memory is taken; NULL: nobody is asked     */
+    atomic_size_t  taken;
+    size_t         published;         /* bytes of snapshots                               */
+    int32_t        n_subjects;
+    mx_error       full;              /* why events are refused; code MX_OK: they are not */
 };
 
 /* profiles.c */

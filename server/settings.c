@@ -88,6 +88,8 @@ const mx_setting mx_settings[] = {
      "The --model that tells the mood of users' words: a classifier whose last class is the best."},
     {"profiles-network", 0, MX_SET_STRING, NULL, 0, 0, NULL, MX_CMD_SERVE | MX_GROUP_SERVER, "[NAME=]FOLDER",
      "A graph network (a checkpoint of merx train gnn --profiles) that speaks in profiles, similar users and recommendations; merx models load NAME brings the next."},
+    {"explain-bytes", 0, MX_SET_INT, "1g", 1 << 20, 1e15, NULL, MX_CMD_SERVE | MX_GROUP_SERVER, "N",
+     "Memory of explanations: f32 weights and work of the encoders that were asked why. The one asked longest ago makes room."},
     {"training-data", 0, MX_SET_LIST, NULL, 0, 0, NULL, MX_CMD_SERVE | MX_GROUP_SERVER, "FOLDER",
      "Where training runs may read models and data, and Models.Load models; the training folder always counts."},
     {"models-folder", 0, MX_SET_LIST, NULL, 0, 0, NULL, MX_CMD_SERVE | MX_GROUP_SERVER, "FOLDER",
