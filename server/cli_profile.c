@@ -315,7 +315,9 @@ int mx_cli_profile(mx_config *c, int n, char **rest)
     bool quiet = mx_config_bool(c, "quiet"), heads = mx_config_bool(c, "learn");
     if (n > 1 || (!n && !input && !heads)) return cli_usage("profile takes one user; %d given", n);
     if (folder && (input || heads)) return cli_usage("with --profiles a folder is read only; events and --learn go to a server");
-    mx_status st = folder ? show_folder(folder, rest[0], &err) : mx_client_open(&s.client, mx_config_string(c, "server"), &(mx_client_options){.wait_for_ready = true}, &err);
+    mx_client_options o = cli_client_options(c);
+    o.wait_for_ready = true;
+    mx_status st = folder ? show_folder(folder, rest[0], &err) : mx_client_open(&s.client, mx_config_string(c, "server"), &o, &err);
     if (!st && input) st = put_file(&s, input, quiet, &err);
     if (!st && heads) st = learn(&s, quiet, &err);
     if (!st && n && !folder) st = show(&s, rest[0], &err);
@@ -324,5 +326,7 @@ int mx_cli_profile(mx_config *c, int n, char **rest)
         fprintf(stderr, "merx: %s\n", err.text);
         return CLI_INTERRUPTED;
     }
-    return st ? cli_failed(&err) : CLI_OK;
+    if (!st || !s.over.code) return st ? cli_failed(&err) : CLI_OK;
+    fprintf(stderr, "merx: %s\n", err.text);                  /* as the server said it */
+    return CLI_FAILED;
 }

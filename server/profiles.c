@@ -232,6 +232,7 @@ static const char *refuse(mx_profiles *p, const Merx__V1__Event *m, mx_event *e,
     if (m->price_minor) e->price_minor = m->price_minor;
     if (m->quantity) e->quantity = m->quantity;
     e->currency = m->currency, e->category = m->category, e->channel = m->channel, e->session = m->session, e->text = m->text;
+    if (!*m->event_id || !*m->user) return *field = *m->user ? "event_id: is empty" : "user: is empty", "MALFORMED";
     if (e->type < 0) return *field = "type: there is none of this name", "MALFORMED";
     if (about_consent && !m->_consent_case) return *field = "consent: an event of type consent must say it", "MALFORMED";
     if (m->price_minor < 0) return *field = "price_minor: must not be negative", "MALFORMED";
