@@ -127,7 +127,7 @@ static void find_alike(mx_profiles *p, mx_profiles_op *const *op, int32_t n)
 bool profile_finds(const mx_profiles *p, const mx_profiles_op *op)
 {
     bool learns = op->run == mx_profiles_backfill && p->space->net && op->earlier_of != p->space->serial;      /* it needs the network's word first */
-    return p->finder && (learns || op->run == mx_profiles_similar || op->run == mx_profiles_look_alike || op->run == mx_profiles_recommend);
+    return (learns || op->run == mx_profiles_similar || op->run == mx_profiles_look_alike || op->run == mx_profiles_recommend) && p->finder;
 }
 
 static bool compares(const mx_profiles_op *op) { return op->run == mx_profiles_similar || op->run == mx_profiles_look_alike; }

@@ -164,24 +164,36 @@ mx_status profile_make_space(mx_profiles *p, const char *name, int32_t version, 
     return MX_OK;
 }
 
-mx_status profile_open_space(space *s, const char *folder, mx_profile_net **net, mx_error *err)
+mx_status profile_open_parts(mx_profiles *p, const char *folder, space_parts *out, mx_error *err)
 {
-    mx_profiles *p = s->p;
-    *net = NULL;
+    int32_t dim = MX_FEATURES + p->dim;
+    *out = (space_parts){0};
     if (folder) {
         if (!p->device) return mx_fail(err, MX_ERR_ARG, "network: there is no device to run it on");
-        MX_TRY(mx_profile_net_open(net, folder, p->device, p->graph, p->texts, err));
-        mx_profile_net_info about = mx_profile_net_about(*net);
-        s->dim = about.dim;
-        snprintf(s->print, sizeof s->print, "%016llx", (unsigned long long)about.print);
+        MX_TRY(mx_profile_net_open(&out->net, folder, p->device, p->graph, p->texts, err));
+        dim += mx_profile_net_about(out->net).dim;
     }
-    return p->device ? mx_vectors_open(&s->fused, MX_FEATURES + p->dim + s->dim, err) : MX_OK;
+    mx_status st = p->device ? mx_vectors_open(&out->fused, dim, err) : MX_OK;
+    if (st) profile_close_parts(out);
+    return st;
 }
 
-mx_status profile_start_space(space *s, mx_profile_net *net, mx_error *err)
+void profile_close_parts(space_parts *t)
 {
-    s->net = net;
+    mx_profile_net_close(t->net);
+    mx_vectors_close(t->fused);
+    *t = (space_parts){0};
+}
+
+mx_status profile_start_space(space *s, space_parts *parts, mx_error *err)
+{
+    mx_profile_net *net = s->net = parts->net;
+    s->fused = parts->fused;
+    *parts = (space_parts){0};
     if (!net) return MX_OK;
+    mx_profile_net_info about = mx_profile_net_about(net);
+    s->dim = about.dim;
+    snprintf(s->print, sizeof s->print, "%016llx", (unsigned long long)about.print);
     s->upto = mx_profile_net_watermark(net);
     int64_t rows = 0;
     for (int32_t i = 0; i < s->n_gone; i++) MX_TRY(mx_profile_net_erase(net, s->gone[i], &rows, err));
@@ -198,9 +210,9 @@ void profile_take_space(mx_profiles *p, space *s, float *z)
     pthread_mutex_lock(&s->lock);
     s->current = true;
     pthread_mutex_unlock(&s->lock);
-    for (int i = 0; i < SHARDS; i++) pthread_mutex_lock(&p->shard[i]);
+    for (int i = 0; i < DOORS; i++) pthread_mutex_lock(&p->door[i]);
     p->space = s;
-    for (int i = SHARDS; i-- > 0;) pthread_mutex_unlock(&p->shard[i]);
+    for (int i = DOORS; i-- > 0;) pthread_mutex_unlock(&p->door[i]);
 }
 
 void profile_stop_space(space *s)
@@ -228,7 +240,7 @@ void profile_close_space(space *s)
     free(s);
 }
 
-/* With a shard's lock held. */
+/* Behind a door. */
 static space *hold(space *s)
 {
     pthread_mutex_lock(&s->lock);
@@ -239,9 +251,9 @@ static space *hold(space *s)
 
 space *profile_hold_space(mx_profiles *p)
 {
-    pthread_mutex_lock(&p->shard[0]);
+    pthread_mutex_lock(&p->door[0]);
     space *s = hold(p->space);
-    pthread_mutex_unlock(&p->shard[0]);
+    pthread_mutex_unlock(&p->door[0]);
     return s;
 }
 
@@ -335,11 +347,11 @@ bool mx_profiles_now(mx_profiles *p, const mx_profile_view *v, bool embedding, m
 {
     int32_t node = ((const snapshot *)(const void *)v)->node;
     merx__v1__profile__init(out);
-    pthread_mutex_lock(&p->shard[node % SHARDS]);
+    pthread_mutex_lock(&p->door[node % DOORS]);
     space *s = p->space;
     bool ok = !s->net || (out->network = profile_network_state(s, a));
     if (embedding) hold(s);
-    pthread_mutex_unlock(&p->shard[node % SHARDS]);
+    pthread_mutex_unlock(&p->door[node % DOORS]);
     if (!embedding) return ok;
     ok = ok && write_embedding(p, s, node, a, out);
     profile_release_space(s);

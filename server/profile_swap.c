@@ -17,7 +17,7 @@ typedef struct swap {
     mx_profiles_op  op;
     mx_profiles    *p;
     space          *fresh, *old;
-    mx_profile_net *net;              /* until it starts                                  */
+    space_parts     parts;            /* until it starts                                  */
     int32_t         at, n_tags;
     bool            learns, more;     /* more: of a walk in parts                         */
     float          *earlier, *z;
@@ -48,9 +48,7 @@ static mx_status leave(mx_profiles *p, mx_profiles_op *op)
 static mx_status follow(mx_profiles *p, mx_profiles_op *op)
 {
     swap *w = (swap *)op;
-    mx_profile_net *net = w->net;
-    w->net = NULL;                                           /* the space's from here on */
-    MX_TRY(profile_start_space(w->fresh, net, &op->err));
+    MX_TRY(profile_start_space(w->fresh, &w->parts, &op->err));
     profile_hand_over(p, atomic_load(&p->visible));
     return MX_OK;
 }
@@ -190,7 +188,7 @@ static mx_status carry_out(swap *w, mx_profiles_run *run, mx_error *err)
 
 static mx_status bring(swap *w, const char *folder, mx_error *err)
 {
-    MX_TRY(profile_open_space(w->fresh, folder, &w->net, err));
+    MX_TRY(profile_open_parts(w->p, folder, &w->parts, err));
     MX_TRY(carry_out(w, follow, err));
     profile_wait_idle(w->fresh, atomic_load(&w->p->visible));
     w->at = 0;
@@ -213,7 +211,7 @@ mx_status mx_profiles_swap(mx_profiles *p, const char *name, int32_t version, co
         st = bring(&w, folder, err);
         if (st) carry_out(&w, leave, &none);
     }
-    mx_profile_net_close(w.net);
+    profile_close_parts(&w.parts);
     profile_close_space(st ? w.fresh : w.old);
     for (int32_t k = 0; k < TAGS; k++)
         if (w.head[k]) merx__v1__tag_definition__free_unpacked(w.head[k], NULL);

@@ -12,6 +12,7 @@
 typedef Merx__V1__TagDefinition definition;
 
 enum { LEAST_EVENTS = 6, LEAST_USERS = 40, MOST_USERS = 20000 };
+#define LEAST_DEVIATION 0.1           /* of features, which lie in 0..1: what all users have alike is not blown up to tell them apart */
 #define NET_FEATURES 4.0
 #define TEXT_SCALE 0.3                /* of vectors of texts while a head is learned: an eleven times larger ridge on theirs */
 
@@ -297,7 +298,7 @@ static void standardize(lesson *l, double *means, double *deviations)
             square += *v * *v;
         }
         deviations[f] = sqrt(square / l->n);
-        if (deviations[f] < 1e-6) deviations[f] = 1;
+        if (deviations[f] < LEAST_DEVIATION) deviations[f] = LEAST_DEVIATION;
         for (int32_t i = 0; i < l->n; i++) l->x[(size_t)i * (size_t)l->d + f] /= deviations[f];
     }
 }

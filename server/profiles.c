@@ -283,6 +283,7 @@ static const char *refuse(mx_profiles *p, const Merx__V1__Event *m, mx_event *e,
     if (m->price_minor) e->price_minor = m->price_minor;
     if (m->quantity) e->quantity = m->quantity;
     e->currency = m->currency, e->category = m->category, e->channel = m->channel, e->session = m->session, e->text = m->text;
+    if (!*m->event_id || !*m->user) return *field = *m->user ? "event_id: is empty" : "user: is empty", "MALFORMED";
     if (e->type < 0) return *field = "type: there is none of this name", "MALFORMED";
     if (about_consent && !m->_consent_case) return *field = "consent: an event of type consent must say it", "MALFORMED";
     if (m->price_minor < 0) return *field = "price_minor: must not be negative", "MALFORMED";
@@ -599,7 +600,7 @@ static mx_status open_graph(mx_profiles *p, const char *folder, mx_error *err)
 /* The network hears of everybody's words before profiles are made with what it says. */
 static mx_status first_profiles(mx_profiles *p, const char *network, const char *name, mx_error *err)
 {
-    mx_profile_net *net;
+    space_parts parts;
     MX_TRY(profile_make_space(p, name, 1, network, &p->space, err));
     MX_TRY(profile_touch_all(p, err));
     for (int32_t i = 0; i < p->n_dirty; i++) {
@@ -608,8 +609,8 @@ static mx_status first_profiles(mx_profiles *p, const char *network, const char 
         MX_TRY(profile_load_labels(p, p->dirty[i], profile_subject(p, p->dirty[i]), err));
         if (network) MX_TRY(profile_texts(p, p->dirty[i], profile_subject(p, p->dirty[i]), err));
     }
-    MX_TRY(profile_open_space(p->space, network, &net, err));
-    MX_TRY(profile_start_space(p->space, net, err));
+    MX_TRY(profile_open_parts(p, network, &parts, err));
+    MX_TRY(profile_start_space(p->space, &parts, err));
     float *z = calloc((size_t)p->space->dim + 1, sizeof *z);
     if (!z) return mx_fail(err, MX_ERR_NO_MEMORY, "a network's vector");
     profile_take_space(p, p->space, z);
@@ -637,6 +638,7 @@ mx_status mx_profiles_open(mx_profiles **out, const char *folder, const mx_profi
     mx_profiles *p = calloc(1, sizeof *p);
     if (!p) return mx_fail(err, MX_ERR_NO_MEMORY, "profiles");
     for (int i = 0; i < SHARDS; i++) pthread_mutex_init(&p->shard[i], NULL);
+    for (int i = 0; i < DOORS; i++) pthread_mutex_init(&p->door[i], NULL);
     pthread_mutex_init(&p->lock, NULL), pthread_mutex_init(&p->watching, NULL), pthread_mutex_init(&p->embed_lock, NULL);
     pthread_cond_init(&p->more, NULL), pthread_cond_init(&p->embed_done, NULL);
     p->last = &p->first;
@@ -671,6 +673,7 @@ static void free_memory(mx_profiles *p)
     free(p->story ? p->story->z : NULL), free(p->story), free(p->dirty), free(p->storing), free(p->popular);
     pthread_mutex_destroy(&p->popular_lock);
     for (int i = 0; i < SHARDS; i++) pthread_mutex_destroy(&p->shard[i]);
+    for (int i = 0; i < DOORS; i++) pthread_mutex_destroy(&p->door[i]);
     pthread_mutex_destroy(&p->lock), pthread_mutex_destroy(&p->watching), pthread_mutex_destroy(&p->embed_lock);
     pthread_cond_destroy(&p->more), pthread_cond_destroy(&p->embed_done);
     free(p);

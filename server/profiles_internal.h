@@ -11,7 +11,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
-enum { SHARDS = 256, CHUNK = 65536, CHUNKS = 4096, EVENTS = MX_PROFILE_EVENTS, FRIENDS = 64, TEXTS = MX_PROFILE_TEXTS, TAGS = 16, SHOWN = 6, HISTORY = 16, BINS = 512,
+enum { SHARDS = 256, DOORS = 16, CHUNK = 65536, CHUNKS = 4096, EVENTS = MX_PROFILE_EVENTS, FRIENDS = 64, TEXTS = MX_PROFILE_TEXTS, TAGS = 16, SHOWN = 6, HISTORY = 16, BINS = 512,
        RANKS = 320, CATEGORIES = 4096, PUT_MOST = 4096 };
 #define DAY_MS 86400000LL
 #define TEXT_STRENGTH MX_TEXT_STRENGTH
@@ -69,7 +69,7 @@ typedef struct story {
 } story;
 
 /* A graph network with its thread, and the index of all users that goes with it; without a network the index alone.  One is
- * current: the profiles' thread changes which, with all shards' locks held, and reads that without any; others look under a shard's lock
+ * current: the profiles' thread changes which, with all doors locked, and reads that without any; others look behind any door
  * and hold it while they use it.  Another may be arriving (profile_swap.c): it follows events and users beside the current one. */
 typedef struct space {
     mx_profiles    *p;
@@ -96,6 +96,7 @@ struct mx_profiles {
     mx_embedder   *encoder, *sentiment;
     mx_text_store *texts;
     space         *space, *arriving;  /* arriving: NULL mostly; the thread's own          */
+    pthread_mutex_t door[DOORS];      /* many, so that readers do not wait for each other */
     mx_device     *device;
     int32_t        dim;               /* of the encoder's vectors; 0: none                */
     int32_t        user, follow, consent;     /* types                                    */
@@ -165,8 +166,11 @@ bool      profile_rule_holds(const Merx__V1__TagRule *r, double value, double pe
 
 /* profile_network.c */
 mx_status profile_make_space(mx_profiles *p, const char *name, int32_t version, const char *folder, space **out, mx_error *err);      /* nothing is read yet; name NULL: the folder's */
-mx_status profile_open_space(space *s, const char *folder, mx_profile_net **net, mx_error *err);      /* network and index, in any thread; folder NULL: none; *net is the caller's until it starts */
-mx_status profile_start_space(space *s, mx_profile_net *net, mx_error *err);      /* it follows events from now on */
+/* Its network and index, in any thread; folder NULL: an index alone. */
+typedef struct space_parts { mx_profile_net *net; mx_vectors *fused; } space_parts;
+mx_status profile_open_parts(mx_profiles *p, const char *folder, space_parts *out, mx_error *err);
+void      profile_close_parts(space_parts *t);             /* that no space has taken */
+mx_status profile_start_space(space *s, space_parts *parts, mx_error *err);      /* takes them; it follows events from now on */
 void      profile_take_space(mx_profiles *p, space *s, float *z);                 /* as the current one; z[dim + 1] becomes the story's */
 void      profile_stop_space(space *s);                    /* its thread */
 void      profile_close_space(space *s);                   /* waits until nobody holds it; NULL is fine */

@@ -169,10 +169,12 @@ def test_kill(folder):
         for i in range(100000):
             yield pb.PutEventsRequest(events=[event(i, "storm")])
 
-    threading.Timer(0.7, lambda: s.process.send_signal(signal.SIGKILL)).start()
+    kill = threading.Timer(0.3, lambda: s.process.send_signal(signal.SIGKILL))
     try:
         for a in s.bidi("PutEvents", events(), pb.EventsAck):
             acked += a.accepted
+            if acked == 5:
+                kill.start()
     except grpc.RpcError:
         pass
     s.process.wait()

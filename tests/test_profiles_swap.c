@@ -254,7 +254,7 @@ static void same_as_from_the_start(void)
 
 /* ---- who is forgotten while a network arrives is not in it ----------------------------------------------- */
 
-typedef struct step { mx_profiles_op op; space *s; mx_profile_net *net; atomic_bool over; } step;
+typedef struct step { mx_profiles_op op; space *s; space_parts parts; atomic_bool over; } step;
 
 static void step_done(mx_profiles_op *op) { atomic_store(&((step *)op)->over, true); }
 
@@ -263,7 +263,7 @@ static mx_status leave(mx_profiles *p, mx_profiles_op *op) { return (void)op, p-
 static mx_status follow(mx_profiles *p, mx_profiles_op *op)
 {
     step *t = (step *)op;
-    MX_TRY(profile_start_space(t->s, t->net, &op->err));
+    MX_TRY(profile_start_space(t->s, &t->parts, &op->err));
     profile_hand_over(p, mx_profiles_visible(p));
     return MX_OK;
 }
@@ -301,13 +301,13 @@ static void forgotten_on_the_way(void)
     take(p, &t, arrive);
     mx_loaded l;
     CHECK(load(&f, name_of(first_net), second_net, &l, &err) == MX_ERR_STATE && strstr(err.text, "on its way"));
-    CHECK_OK(profile_open_space(t.s, second_net, &t.net, &err), err);
-    CHECK(mx_profile_net_get(t.net, early, z));
+    CHECK_OK(profile_open_parts(p, second_net, &t.parts, &err), err);
+    CHECK(t.parts.net && mx_profile_net_get(t.parts.net, early, z));
     forget(&f, "u7");
     take(p, &t, follow);
     forget(&f, "u9");
     profile_wait_idle(t.s, UINT64_MAX);
-    CHECK(!mx_profile_net_get(t.net, early, z) && !mx_profile_net_get(t.net, late, z) && mx_profile_net_get(t.net, stays, z));
+    CHECK(!mx_profile_net_get(t.s->net, early, z) && !mx_profile_net_get(t.s->net, late, z) && mx_profile_net_get(t.s->net, stays, z));
     CHECK(!mx_vectors_get(t.s->fused, early, x) && !t.s->err.code);
     take(p, &t, leave);
     profile_close_space(t.s);
