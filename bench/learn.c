@@ -1,6 +1,6 @@
 /* learn.c - what a training step and an encoder's batch cost, with random weights.
  *
- *     learn train  [--device NAME] [--dtype bf16|f32] [--rows N] [--length T] [--layers L] [--width C]
+ *     learn train  [--device NAME] [--dtype bf16|f32] [--rows N] [--length T] [--layers L] [--width C] [--cudnn off|on]
  *     learn encode [the same]
  *
  * train: GPT-2's shape (12 layers, 768 channels, 50,257 tokens) over packed sequences
@@ -132,8 +132,8 @@ static mx_status train(const bench *b, mx_error *err)
     MX_TRY_GOTO(st, median(train_step, &t, &seconds, err), done);
     double weights = (double)t.learner.params->elements - 1024.0 * b->width;
     double flop = b->rows * (6 * weights + 6.0 * b->layers * b->width * b->length);
-    printf("train  rows %6d  length %5d  compute %-4s  %10.1f us a step  %12.0f tokens/s  %6.2f TFLOP/s  %5.1f %% of peak\n", b->rows, b->length,
-           mx_dtype_name(b->dtype), seconds * 1e6, b->rows / seconds, flop / seconds * 1e-12, flop / seconds / PEAK * 100);
+    printf("train  rows %6d  length %5d  compute %-4s  cudnn %-3s  %10.1f us a step  %12.0f tokens/s  %6.2f TFLOP/s  %5.1f %% of peak\n", b->rows, b->length,
+           mx_dtype_name(b->dtype), b->dev->cudnn ? "on" : "off", seconds * 1e6, b->rows / seconds, flop / seconds * 1e-12, flop / seconds / PEAK * 100);
 done:
     mx_buffer_close(&t.v);
     mx_buffer_close(&t.m);
@@ -234,7 +234,7 @@ int main(int argc, char **argv)
     const char *device = "auto", *mode = argc > 1 ? argv[1] : "";
     int count = 0, at = 0;
     bool learning = !strcmp(mode, "train");
-    if (!learning && strcmp(mode, "encode") != 0) return fputs("usage: learn train|encode [--device NAME] [--dtype bf16|f32] [--rows N] [--length T] [--layers L] [--width C]\n", stderr), 2;
+    if (!learning && strcmp(mode, "encode") != 0) return fputs("usage: learn train|encode [--device NAME] [--dtype bf16|f32] [--rows N] [--length T] [--layers L] [--width C] [--cudnn off|on]\n", stderr), 2;
     for (int i = 2; i < argc; i += 2) {
         const char *value = i + 1 < argc ? argv[i + 1] : "";
         if (!strcmp(argv[i], "--device")) device = value;
@@ -242,6 +242,7 @@ int main(int argc, char **argv)
         else if (!strcmp(argv[i], "--length")) b.length = atoi(value);
         else if (!strcmp(argv[i], "--layers")) b.layers = atoi(value);
         else if (!strcmp(argv[i], "--width")) b.width = atoi(value);
+        else if (!strcmp(argv[i], "--cudnn")) opt.cudnn = !strcmp(value, "on") ? MX_CUDNN_ON : MX_CUDNN_OFF;
         else if (strcmp(argv[i], "--dtype") != 0 || !mx_dtype_parse(value, &b.dtype)) return fprintf(stderr, "learn: what is %s %s?\n", argv[i], value), 2;
     }
     if (!b.length) b.length = learning ? 1024 : 128;

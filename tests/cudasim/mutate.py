@@ -87,6 +87,22 @@ MUTANTS = [
     ("sample", 0, "l.seen_count[first + i] + (id == last) : 1;", "l.seen_count[first + i] : 1;", "the unread token not counted", "logits_process"),
     ("product", 0, "        __syncthreads();\n        for (int k = 0; k < 16; k++)", "        for (int k = 0; k < 16; k++)", "no barrier after tiles are brought", "product"),
     ("product", 0, "j0 + jb < out.cols && k0 + kb < k_all ?", "k0 + kb < k_all ?", "missing bound on columns", "product"),
+    ("cudnn_plan", 0, "strides[4] = {n * row, wide, row, 1};\n    int64_t dims_t", "strides[4] = {n * row, row, wide, 1};\n    int64_t dims_t", "strides of heads and rows swapped", "attention,attention_back"),
+    ("cudnn_plan", 0, "strides_t[4] = {n * row, wide, 1, row};", "strides_t[4] = {n * row, wide, row, 1};", "keys not turned", "attention,attention_back"),
+    ("cudnn_plan", 0, "strides[4] = {g->s->longest * h, 1, h, 1};", "strides[4] = {g->s->longest * h, h, 1, 1};", "sums of rows by heads", "attention,attention_back"),
+    ("cudnn_plan", 0, "link_to(g, op, DN_A_OP_MATMUL_K, k);", "link_to(g, op, DN_A_OP_MATMUL_K, k ? NULL : k);", "rows that a sequence has not multiplied", "attention,attention_back"),
+    ("cudnn_plan", 0, "value(g, DN_LOWEST_PAD), both, scores", "value(g, DN_LOWEST_PAD), both ? a : b, scores", "keys that a sequence has not seen", "attention,attention_back"),
+    ("cudnn_plan", 0, "DN_GE, DN_BOOLEAN, -1, row, key,", "DN_GE, DN_BOOLEAN, -1, key, row,", "the future seen instead of the past", "attention,attention_back"),
+    ("cudnn_plan", 0, "    ds = with(g, DN_MUL, ds, scale, scores(g, DN_FLOAT));\n", "", "gradients of scores not scaled", "attention,attention_back"),
+    ("cudnn_plan", 0, "with(g, DN_SUB, dp, delta, scores(g, DN_FLOAT))", "with(g, DN_ADD, dp, delta, scores(g, DN_FLOAT))", "delta not subtracted", "attention,attention_back"),
+    ("cudnn_plan", 0, "product(g, ds, k, heads(g, DN_DQ, a->heads, o.at_q, false), o.rows, NULL, o.keys);", "product(g, ds, k, heads(g, DN_DQ, a->heads, o.at_k, false), o.rows, NULL, o.keys);", "dq where keys begin", "attention,attention_back"),
+    ("cudnn_plan", 0, "link_to(g, d, DN_A_TENSOR_RAGGED, ragged);", "link_to(g, d, DN_A_TENSOR_RAGGED, ragged ? NULL : ragged);", "sequences at equal distances", "attention,attention_back"),
+    ("cudnn_attention", 0, "p.at_k[i] = from * k", "p.at_k[i] = from * max(q, k)", "beginnings of keys counted in heads of queries", "attention,attention_back"),
+    ("cudnn_attention", 0, "p.length[i] = to - from;", "p.length[i] = to - from + 1;", "a row of the next sequence", "attention,attention_back"),
+    ("cudnn_attention", 0, "from + (r * heads + h) * wide", "from + (r * heads + h) * d", "rows narrower than they are", "attention,attention_back"),
+    ("cudnn_attention", 0, "p->space = piece(base, &used, (size_t)c->plan.workspace);", "p->space = p->lse;", "workspace over what is read", "attention,attention_back"),
+    ("cudnn_attention", 0, "at[DN_DK] = p.dk, at[DN_DV] = p.dv", "at[DN_DK] = p.dv, at[DN_DV] = p.dk", "dk and dv exchanged", "attention,attention_back"),
+    ("cudnn_attention", 0, "c->uses = theirs < ours;", "c->uses = theirs > ours;", "the slower way kept", "attention,attention_back"),
     ("optim", 0, "last = min(first + RUN, x.cols);", "last = first + RUN;", "part past the end of a row", "sum"),
     ("loss", 0, "    __syncthreads();                    /* x[t] is read */", "", "no barrier before logits become gradients", "cross_entropy"),
     ("loss", 0, "if (t >= i && t < i + 4) e[t - i] -= scale;", "if (t > i && t < i + 4) e[t - i] -= scale;", "target in the first of four forgotten", "cross_entropy"),
@@ -149,6 +165,8 @@ def run_build(build_dir, root, build, mutant, work):
     link = re.sub(r"-o tests/cudasim/test_cuda_ops_\w+", f"-o {work}/test", link)
     subprocess.run(link, shell=True, cwd=build_dir, check=True, capture_output=True)
     tests = ["cases_hold", "products_hold", "nothing_past"]
+    if name.startswith("cudnn"):
+        tests = ["attention_holds_through_cudnn"]
     if "INVARIANT" in ops:
         tests.append("attention_does")
     if ops == "FAULTS":
