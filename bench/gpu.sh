@@ -9,7 +9,7 @@
 # In order: every op case on the device against the reference; the PTX wrappers (their vectors are
 # written for tests/golden/ptx.txt); the models end to end (logits, vectors and greedy texts against
 # transformers, generation in any company, training against PyTorch); compute-sanitizer where there
-# is one; op GB/s and TFLOP/s, attention through cuDNN too where it is installed (it is not packed), beside cuBLAS and attention of PyTorch where it is installed; decode
+# is one; op GB/s and TFLOP/s, beside cuBLAS and attention of PyTorch where it is installed; decode
 # tokens/s at batch 1, 8, 32, 64, 256 and 1024; training tokens/s and MFU; encoder texts/s; graph
 # networks, Q-learning and decisions/s.  A step that fails is told and the rest goes on; the exit status says whether any did.
 # Writes bench/results/gpu-NAME-DATE.txt and .json (to $OUT when it is set).
@@ -27,7 +27,7 @@ case "${1:-}" in
         (cd "$build" && python3 -m tarfile -e merx-gpu.tar.xz) || exit 1
     ;;
 "") ;;
-*) sed -n '2,15p' "$0"; exit 2 ;;
+*) sed -n '2,19p' "$0"; exit 2 ;;
 esac
 
 if [ $mode != use ]; then
@@ -43,7 +43,7 @@ if [ $mode = pack ]; then
         ldd "$build/$f" | awk '$3 ~ /^\// { print $3 }' | grep -vE '/(libc|libm|libpthread|libdl|librt|libstdc\+\+|libgcc_s)\.so' |
             while read -r l; do cp -Lu "$l" "$pack/lib/"; done
     done
-    cp -r "$here/tests/golden" "$pack/tests/" && cp "$here/bench/peers/gpu.py" "$pack/bench/peers/" && cp "$here/bench/gpu.sh" "$pack/bench/" || exit 1
+    cp -r "$here/tests/golden" "$pack/tests/" && cp "$here/bench/peers/gpu.py" "$here/bench/peers/cudnn.sh" "$pack/bench/peers/" && cp "$here/bench/gpu.sh" "$pack/bench/" || exit 1
     # it must start where there is no driver, and then use the CPU
     (cd "$pack" && LD_LIBRARY_PATH=$PWD/lib ./ops_cases test norm --device auto >/dev/null 2>&1) ||
         { echo "gpu.sh: what was packed does not run here" >&2; exit 1; }
@@ -84,27 +84,10 @@ step() { # title, limit in seconds, command...
     failed="$failed, $title"
 }
 
-# Where cuDNN lies, and how it is asked: a step in which our own kernels ran after all has failed.
-cudnn=$(python3 -c '
-import ctypes, glob, os
-try:
-    ctypes.CDLL("libcudnn.so.9"); print("/usr/lib")
-except OSError:
-    import nvidia; print(":".join(glob.glob(os.path.join(list(nvidia.__path__)[0], "*", "lib"))))' 2>/dev/null)
-through='LD_LIBRARY_PATH=$1:${LD_LIBRARY_PATH:-} && export LD_LIBRARY_PATH && shift
-out=$("$@" 2>&1)
-status=$?
-printf "%s\n" "$out" | sed "s/^attention/cudnn-attention/"
-case $out in *"our own kernels"*) exit 1 ;; esac
-exit $status'
-
 say "Merx on $name, $(date -u +%Y-%m-%dT%H:%MZ), $(git -C "$here" rev-parse --short HEAD 2>/dev/null || echo packed)"
 nvidia-smi --query-gpu=driver_version,memory.total,clocks.max.sm,clocks.max.memory --format=csv 2>/dev/null | tee -a "$log"
 step "every op against the reference" 120 "$build/ops_cases" test --device cuda
 MX_TEST_SEED=20260212 step "the same, other numbers" 120 "$build/ops_cases" test --device cuda
-if [ -n "$cudnn" ]; then
-    step "attention through cuDNN against the reference" 90 sh -c "$through" sh "$cudnn" "$build/ops_cases" test attention --device cuda --cudnn
-fi
 step "PTX wrappers" 30 "$build/gpu_ptx" "$results/ptx.txt"
 step "decoders against transformers" 90 "$build/gpu_decoder"
 step "encoders against transformers" 60 "$build/gpu_encoder" numbers
@@ -119,12 +102,6 @@ if command -v compute-sanitizer >/dev/null; then
     step "racecheck" 120 compute-sanitizer --tool racecheck --error-exitcode 9 "$build/ops_cases" test norm --device cuda
 fi
 step "ops" 120 "$build/ops_cases" perf --device cuda
-if [ -n "$cudnn" ]; then
-    step "attention through cuDNN" 60 sh -c "$through" sh "$cudnn" "$build/ops_cases" perf attention --device cuda --cudnn
-    step "train, bf16, through cuDNN" 60 sh -c "$through" sh "$cudnn" "$build/learn" train --device cuda --rows 16384 --cudnn on
-else
-    say "" "== attention through cuDNN" "skipped: no libcudnn.so.9 here"
-fi
 step "decode, bf16, context 128" 60 "$build/decode" --device cuda --context 128 1 8 32 64 256 1024
 step "decode, bf16, context 512" 60 "$build/decode" --device cuda --context 512 1 8 32 64 256 1024
 step "decode, f32, context 512" 40 "$build/decode" --device cuda --dtype f32 --kv f32 --context 512 1 64
@@ -135,6 +112,7 @@ step "train, f32" 60 "$build/learn" train --device cuda --rows 8192 --dtype f32
 step "encode, bf16" 60 "$build/learn" encode --device cuda --rows 65536
 step "encode, bf16, 32 texts" 60 "$build/learn" encode --device cuda --rows 4096
 step "graph networks, quotes, Q-learning" 60 "$build/networks" --device cuda
+step "attention of training through cuDNN" 150 bench/peers/cudnn.sh "$build"
 if python3 -c 'import torch; torch.zeros(1).cuda()' >/dev/null 2>&1; then
     step "PyTorch beside it" 150 python3 bench/peers/gpu.py
 else
@@ -151,8 +129,8 @@ awk -v name="$name" -v date="$(date +%F)" -v failed="${failed#, }" '
         printf "%s\n  {\"case\": \"%s\", \"us\": %s, \"tflops\": %.3f, \"gbs\": %s}", sep, $1, before("us"), before("GFLOP/s") / 1000, before("GB/s"); sep = "," }
     /^decode / { d[++n] = sprintf("\n  {\"batch\": %s, \"context\": %s, \"weights\": \"%s\", \"cache\": \"%s\", \"us\": %s, \"tokens_per_s\": %s}",
         after("batch"), after("context"), after("weights"), after("cache"), before("us"), before("tokens/s")) }
-    /^train / { t[++m] = sprintf("\n  {\"rows\": %s, \"length\": %s, \"compute\": \"%s\", \"cudnn\": \"%s\", \"us\": %s, \"tokens_per_s\": %s, \"tflops\": %s, \"mfu\": %.3f}",
-        after("rows"), after("length"), after("compute"), after("cudnn"), before("us"), before("tokens/s"), before("TFLOP/s"), before("%") / 100) }
+    /^train / { t[++m] = sprintf("\n  {\"rows\": %s, \"length\": %s, \"compute\": \"%s\", \"us\": %s, \"tokens_per_s\": %s, \"tflops\": %s, \"mfu\": %.3f}",
+        after("rows"), after("length"), after("compute"), before("us"), before("tokens/s"), before("TFLOP/s"), before("%") / 100) }
     /^encode / { e[++k] = sprintf("\n  {\"texts\": %s, \"length\": %s, \"weights\": \"%s\", \"us\": %s, \"texts_per_s\": %s}",
         after("texts"), after("length"), after("weights"), before("us"), before("texts/s")) }
     /^(gnn|q|dqn|cartpole|acrobot) / { x[++y] = sprintf("\n  {\"what\": \"%s\", \"rate\": %s, \"unit\": \"%s\"}", $1, $(NF - 1), $NF) }

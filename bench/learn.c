@@ -132,8 +132,8 @@ static mx_status train(const bench *b, mx_error *err)
     MX_TRY_GOTO(st, median(train_step, &t, &seconds, err), done);
     double weights = (double)t.learner.params->elements - 1024.0 * b->width;
     double flop = b->rows * (6 * weights + 6.0 * b->layers * b->width * b->length);
-    printf("train  rows %6d  length %5d  compute %-4s  cudnn %-3s  %10.1f us a step  %12.0f tokens/s  %6.2f TFLOP/s  %5.1f %% of peak\n", b->rows, b->length,
-           mx_dtype_name(b->dtype), b->dev->cudnn ? "on" : "off", seconds * 1e6, b->rows / seconds, flop / seconds * 1e-12, flop / seconds / PEAK * 100);
+    printf("train  rows %6d  length %5d  compute %-4s  %10.1f us a step  %12.0f tokens/s  %6.2f TFLOP/s  %5.1f %% of peak\n", b->rows, b->length,
+           mx_dtype_name(b->dtype), seconds * 1e6, b->rows / seconds, flop / seconds * 1e-12, flop / seconds / PEAK * 100);
 done:
     mx_buffer_close(&t.v);
     mx_buffer_close(&t.m);

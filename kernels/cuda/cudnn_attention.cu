@@ -60,16 +60,17 @@ static cudnn_device *device_open(const mx_device *of)
     return NULL;
 }
 
-static cudnn_device *device_of(mx_device *d)
+static cudnn_device *device_of(mx_stream *s)
 {
-    mx_cuda_library *slot = mx_cuda_library_of(d, MX_CUDA_ATTENTION);
+    mx_cuda_library *slot = mx_cuda_library_of(s->dev, MX_CUDA_ATTENTION);
     if (slot->close) return (cudnn_device *)slot->impl;         /* it was looked for already */
-    if (!mx_cuda_loader(d, NULL)) return NULL;
+    if (!mx_cuda_loader(s->dev, NULL)) return NULL;
+    mx_cuda_queue(s);                   /* the handle is of the thread's device */
     if (!slot->close) {
-        slot->impl = device_open(d);
+        slot->impl = device_open(s->dev);
         slot->close = device_close;
     }
-    mx_cuda_loader_done(d);
+    mx_cuda_loader_done(s->dev);
     return (cudnn_device *)slot->impl;
 }
 
@@ -274,7 +275,7 @@ static bool taken(mx_stream *s, const learn_args *given, bool back)
     a.wide = mma_width(a.d);
     if (s->error.code || s->dev->cudnn == MX_CUDNN_OFF || !a.a.learns || a.a.as != MX_BF16 || a.a.window > 0 || !a.wide) return false;
     if (a.begin.rows < 2 || a.q.rows * a.a.heads * a.wide > INT32_MAX) return false;       /* beginnings are whole numbers of 32 bits */
-    cudnn_device *d = device_of(s->dev);
+    cudnn_device *d = device_of(s);
     if (!d) return false;
     dn_shape shape = {};
     shape.spans = power_of_two(a.begin.rows - 1, 1);

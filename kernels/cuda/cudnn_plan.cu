@@ -38,7 +38,7 @@ bool dn_open(dn_library *l, const char *file, char *why, size_t size)
     memset(l, 0, sizeof *l);
     bool have = !file && symbols(l, RTLD_DEFAULT);
     if (!have) {
-        l->file = dlopen(file ? file : "libcudnn.so.9", RTLD_NOW | RTLD_LOCAL);
+        l->file = dlopen(file ? file : "libcudnn.so.9", RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);     /* it has threads and handlers of its own */
         if (!l->file) return says(why, size, "%s", dlerror());
         have = symbols(l, l->file);
     }
