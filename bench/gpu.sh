@@ -37,13 +37,14 @@ fi
 if [ $mode = pack ]; then
     out=$pack pack=$(mktemp -d) && mkdir -p "$out" || exit 1
     mkdir -p "$pack/lib" "$pack/tests" "$pack/bench/peers" || exit 1
+    cp "$here/bench/peers/cudnn.sh" "$pack/bench/peers/" || exit 1
     for f in $binaries; do
         strip -g -o "$pack/$f" "$build/$f" || exit 1
         # everything but the C library and the compiler's own, which every machine has
         ldd "$build/$f" | awk '$3 ~ /^\// { print $3 }' | grep -vE '/(libc|libm|libpthread|libdl|librt|libstdc\+\+|libgcc_s)\.so' |
             while read -r l; do cp -Lu "$l" "$pack/lib/"; done
     done
-    cp -r "$here/tests/golden" "$pack/tests/" && cp "$here/bench/peers/gpu.py" "$here/bench/peers/cudnn.sh" "$pack/bench/peers/" && cp "$here/bench/gpu.sh" "$pack/bench/" || exit 1
+    cp -r "$here/tests/golden" "$pack/tests/" && cp "$here/bench/peers/gpu.py" "$pack/bench/peers/" && cp "$here/bench/gpu.sh" "$pack/bench/" || exit 1
     # it must start where there is no driver, and then use the CPU
     (cd "$pack" && LD_LIBRARY_PATH=$PWD/lib ./ops_cases test norm --device auto >/dev/null 2>&1) ||
         { echo "gpu.sh: what was packed does not run here" >&2; exit 1; }
@@ -110,9 +111,9 @@ step "decode, fp8, context 512" 40 "$build/decode" --device cuda --dtype fp8 --k
 step "train, bf16" 60 "$build/learn" train --device cuda --rows 16384
 step "train, f32" 60 "$build/learn" train --device cuda --rows 8192 --dtype f32
 step "encode, bf16" 60 "$build/learn" encode --device cuda --rows 65536
+step "attention of training through cuDNN" 120 bench/peers/cudnn.sh "$build"
 step "encode, bf16, 32 texts" 60 "$build/learn" encode --device cuda --rows 4096
 step "graph networks, quotes, Q-learning" 60 "$build/networks" --device cuda
-step "attention of training through cuDNN" 150 bench/peers/cudnn.sh "$build"
 if python3 -c 'import torch; torch.zeros(1).cuda()' >/dev/null 2>&1; then
     step "PyTorch beside it" 150 python3 bench/peers/gpu.py
 else

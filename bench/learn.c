@@ -1,11 +1,11 @@
 /* learn.c - what a training step and an encoder's batch cost, with random weights.
  *
- *     learn train  [--device NAME] [--dtype bf16|f32] [--rows N] [--length T] [--layers L] [--width C] [--cudnn off|on]
+ *     learn train  [--device NAME] [--dtype bf16|f32] [--rows N] [--length T] [--layers L] [--width C]
  *     learn encode [the same]
  *
  * train: GPT-2's shape (12 layers, 768 channels, 50,257 tokens) over packed sequences
  * of T tokens, N rows a micro-batch: forward, backward, the norm of the gradients,
- * AdamW.  encode: BERT-base's shape, pooled vectors of texts of T tokens.  Each figure
+ * AdamW; --cudnn on: attention goes through cuDNN.  encode: BERT-base's shape, pooled vectors of texts of T tokens.  Each figure
  * is the median of the calls' times.  MFU counts 6 FLOP a weight that multiplies and
  * 6 L C T for causal attention, of 989 TFLOP/s. */
 #include "models/bert.h"
@@ -234,15 +234,15 @@ int main(int argc, char **argv)
     const char *device = "auto", *mode = argc > 1 ? argv[1] : "";
     int count = 0, at = 0;
     bool learning = !strcmp(mode, "train");
-    if (!learning && strcmp(mode, "encode") != 0) return fputs("usage: learn train|encode [--device NAME] [--dtype bf16|f32] [--rows N] [--length T] [--layers L] [--width C] [--cudnn off|on]\n", stderr), 2;
+    if (!learning && strcmp(mode, "encode") != 0) return fputs("usage: learn train|encode [--device NAME] [--dtype bf16|f32] [--rows N] [--length T] [--layers L] [--width C]\n", stderr), 2;
     for (int i = 2; i < argc; i += 2) {
         const char *value = i + 1 < argc ? argv[i + 1] : "";
         if (!strcmp(argv[i], "--device")) device = value;
         else if (!strcmp(argv[i], "--rows")) b.rows = atoi(value);
+        else if (!strcmp(argv[i], "--cudnn")) opt.cudnn = !strcmp(value, "on") ? MX_CUDNN_ON : MX_CUDNN_OFF;
         else if (!strcmp(argv[i], "--length")) b.length = atoi(value);
         else if (!strcmp(argv[i], "--layers")) b.layers = atoi(value);
         else if (!strcmp(argv[i], "--width")) b.width = atoi(value);
-        else if (!strcmp(argv[i], "--cudnn")) opt.cudnn = !strcmp(value, "on") ? MX_CUDNN_ON : MX_CUDNN_OFF;
         else if (strcmp(argv[i], "--dtype") != 0 || !mx_dtype_parse(value, &b.dtype)) return fprintf(stderr, "learn: what is %s %s?\n", argv[i], value), 2;
     }
     if (!b.length) b.length = learning ? 1024 : 128;
