@@ -37,6 +37,7 @@ fi
 if [ $mode = pack ]; then
     out=$pack pack=$(mktemp -d) && mkdir -p "$out" || exit 1
     mkdir -p "$pack/lib" "$pack/tests" "$pack/bench/peers" || exit 1
+    cp "$here/bench/peers/cudnn.sh" "$pack/bench/peers/" || exit 1
     for f in $binaries; do
         strip -g -o "$pack/$f" "$build/$f" || exit 1
         # everything but the C library and the compiler's own, which every machine has
@@ -110,6 +111,7 @@ step "decode, fp8, context 512" 40 "$build/decode" --device cuda --dtype fp8 --k
 step "train, bf16" 60 "$build/learn" train --device cuda --rows 16384
 step "train, f32" 60 "$build/learn" train --device cuda --rows 8192 --dtype f32
 step "encode, bf16" 60 "$build/learn" encode --device cuda --rows 65536
+step "attention of training through cuDNN" 120 bench/peers/cudnn.sh "$build"
 step "encode, bf16, 32 texts" 60 "$build/learn" encode --device cuda --rows 4096
 step "graph networks, quotes, Q-learning" 60 "$build/networks" --device cuda
 if python3 -c 'import torch; torch.zeros(1).cuda()' >/dev/null 2>&1; then

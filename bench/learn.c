@@ -5,7 +5,7 @@
  *
  * train: GPT-2's shape (12 layers, 768 channels, 50,257 tokens) over packed sequences
  * of T tokens, N rows a micro-batch: forward, backward, the norm of the gradients,
- * AdamW.  encode: BERT-base's shape, pooled vectors of texts of T tokens.  Each figure
+ * AdamW; --cudnn on: attention goes through cuDNN.  encode: BERT-base's shape, pooled vectors of texts of T tokens.  Each figure
  * is the median of the calls' times.  MFU counts 6 FLOP a weight that multiplies and
  * 6 L C T for causal attention, of 989 TFLOP/s. */
 #include "models/bert.h"
@@ -239,6 +239,7 @@ int main(int argc, char **argv)
         const char *value = i + 1 < argc ? argv[i + 1] : "";
         if (!strcmp(argv[i], "--device")) device = value;
         else if (!strcmp(argv[i], "--rows")) b.rows = atoi(value);
+        else if (!strcmp(argv[i], "--cudnn")) opt.cudnn = !strcmp(value, "on") ? MX_CUDNN_ON : MX_CUDNN_OFF;
         else if (!strcmp(argv[i], "--length")) b.length = atoi(value);
         else if (!strcmp(argv[i], "--layers")) b.layers = atoi(value);
         else if (!strcmp(argv[i], "--width")) b.width = atoi(value);

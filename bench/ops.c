@@ -1,8 +1,9 @@
 /* ops.c - the op table from the command line.
  *
- *     ops_cases test|grad|perf|list [FILTER] [--threads N] [--device auto|cpu|cuda:N]
+ *     ops_cases test|grad|perf|list [FILTER] [--threads N] [--device auto|cpu|cuda:N] [--cudnn]
  *
- * FILTER is a part of a case's printed name.  MX_TEST_SEED sets the seed. */
+ * FILTER is a part of a case's printed name.  MX_TEST_SEED sets the seed.  --cudnn: attention
+ * of training goes through cuDNN. */
 #include "tests/cases.h"
 
 #include <stdlib.h>
@@ -10,7 +11,7 @@
 
 static int usage(void)
 {
-    fputs("usage: ops_cases test|grad|perf|list [FILTER] [--threads N] [--device NAME]\n", stderr);
+    fputs("usage: ops_cases test|grad|perf|list [FILTER] [--threads N] [--device NAME] [--cudnn]\n", stderr);
     return 2;
 }
 
@@ -21,6 +22,7 @@ int main(int argc, char **argv)
     for (int i = 1; i < argc; i++) {
         if (strcmp(argv[i], "--threads") == 0 && i + 1 < argc) opt.cpu_threads = atoi(argv[++i]);
         else if (strcmp(argv[i], "--device") == 0 && i + 1 < argc) device = argv[++i];
+        else if (strcmp(argv[i], "--cudnn") == 0) opt.cudnn = MX_CUDNN_ON;
         else if (!mode) mode = argv[i];
         else if (!filter) filter = argv[i];
         else return usage();

@@ -290,6 +290,9 @@ typedef struct mx_attention_shape {
     int     window;               /* 0: none */
     mx_dtype as;                  /* MX_F32, or MX_BF16: a device with matrix units for it may round all
                                      factors (q, k, v, dy and the weights); sums are f32 */
+    int     longest;              /* rows of the longest sequence; 0: not known */
+    bool    learns;               /* a pass of training: a library may do it whose rows are not known to be the
+                                     same in every batch, where the device was opened so (mx_device_options.cudnn) */
 } mx_attention_shape;
 void mx_attention(mx_stream *s, mx_tensor y, mx_tensor lse, mx_tensor q, mx_tensor k, mx_tensor v, mx_tensor begin,
                   mx_attention_shape a);

@@ -66,6 +66,7 @@ typedef struct bert_pass {
     float          dropout;           /* 0 when nothing is learned                       */
     bool           learn;
     int32_t        layer;
+    int32_t        longest;           /* rows of a sequence, of a batch that trains; 0: what is served */
 } bert_pass;
 
 typedef struct bert_part {

@@ -205,9 +205,11 @@ static mx_tensor undrop(const bert_pass *p, mx_tensor d, int place)
 
 /* ---- layers ----------------------------------------------------------------------------------- */
 
-static mx_attention_shape attention_of(const mx_encoder_config *c, mx_dtype as)
+static mx_attention_shape attention_of(const bert_pass *p)
 {
-    return (mx_attention_shape){.heads = c->heads, .kv_heads = c->heads, .scale = (float)(1 / sqrt((double)c->head_dim)), .as = as};
+    const mx_encoder_config *c = &p->m->config;
+    return (mx_attention_shape){.heads = c->heads, .kv_heads = c->heads, .scale = (float)(1 / sqrt((double)c->head_dim)), .as = p->m->opt.compute,
+                                .longest = p->longest, .learns = p->longest > 0};
 }
 
 /* out.data NULL: only what the backward pass reads is computed. */
@@ -217,7 +219,7 @@ static void block(const bert_pass *p, const bert_layer *w, const bert_kept *k, m
     int64_t C = c->d_model;
     product(p, k->qkv, k->in, &w->qkv);
     mx_attention(p->s, k->y, k->lse, mx_tensor_cols(k->qkv, 0, C), mx_tensor_cols(k->qkv, C, C), mx_tensor_cols(k->qkv, 2 * C, C),
-                 p->w.begin, attention_of(c, p->m->opt.compute));
+                 p->w.begin, attention_of(p));
     add_branch(p, k->mid, k->sum1, k->in, k->y, &w->out, &w->norm1, DROP_ATTENTION);
     product(p, k->up, k->mid, &w->up);
     mx_activate(p->s, k->act, k->up, c->act);
@@ -238,7 +240,7 @@ static void block_back(const bert_pass *p, const bert_layer *w, const bert_kept 
     product_back(p, b->dy, undrop(p, b->dx, DROP_ATTENTION), k->y, &w->out, false);
     mx_attention_back(p->s, mx_tensor_cols(b->dqkv, 0, C), mx_tensor_cols(b->dqkv, C, C), mx_tensor_cols(b->dqkv, 2 * C, C), b->dy,
                       mx_tensor_cols(k->qkv, 0, C), mx_tensor_cols(k->qkv, C, C), mx_tensor_cols(k->qkv, 2 * C, C), k->y, k->lse, b->begin,
-                      attention_of(c, p->m->opt.compute));
+                      attention_of(p));
     product_back(p, b->dx, b->dqkv, k->in, &w->qkv, true);
 }
 
@@ -384,7 +386,7 @@ mx_status bert_run(void *network, mx_stream *s, mx_pass *q, mx_error *err)
     mx_status st = MX_OK;
     question ask;
     double loss = 0;
-    bert_pass p = {.m = m, .s = s, .seed = q->seed, .learn = q->learn, .dropout = q->learn ? m->opt.dropout : 0};
+    bert_pass p = {.m = m, .s = s, .seed = q->seed, .learn = q->learn, .dropout = q->learn ? m->opt.dropout : 0, .longest = q->batch->longest};
     q->loss = q->extra = 0;
     q->counted = 0;
     if (b->longest > m->config.max_positions)

@@ -99,7 +99,7 @@ typedef struct pass {
     work         w;
     uint64_t     seed;
     bool         learn;
-    int32_t      layer;
+    int32_t      layer, longest;     /* longest: rows of a sequence */
 } pass;
 
 /* Where randomness is drawn in a layer, so that recomputing draws the same. */
@@ -204,9 +204,10 @@ static void branch_back(const pass *p, mx_tensor dh, mx_tensor dout, mx_tensor h
 
 /* ---- layers ----------------------------------------------------------------------------------- */
 
-static mx_attention_shape attention_of(const mx_decoder_config *c, mx_dtype as)
+static mx_attention_shape attention_of(const pass *p)
 {
-    return (mx_attention_shape){c->heads, c->kv_heads, c->attention_scale, true, c->window, as};
+    const mx_decoder_config *c = &p->m->config;
+    return (mx_attention_shape){c->heads, c->kv_heads, c->attention_scale, true, c->window, p->m->opt.compute, p->longest, true};
 }
 
 /* From k->h1, the norm of the input.  out.data NULL: only what the backward pass reads is computed.  next: the layer
@@ -219,7 +220,7 @@ static void block(const pass *p, const lm_layer *w, const kept *k, mx_tensor out
     if (!c->learned_positions)
         mx_rope(p->s, mx_tensor_cols(k->qkv, 0, q + g), p->w.positions, p->m->rope_freq, c->rope_magnitude, c->heads + c->kv_heads, false);
     mx_attention(p->s, k->y, k->lse, mx_tensor_cols(k->qkv, 0, q), mx_tensor_cols(k->qkv, q, g), mx_tensor_cols(k->qkv, q + g, g),
-                 p->w.begin, attention_of(c, p->m->opt.compute));
+                 p->w.begin, attention_of(p));
     branch(p, k->mid, k->y, &w->out, k->lora, DROP_ATTENTION);
     add_norm(p, k->h2, k->mid, k->in, &w->norm2);
     product(p, k->up, k->h2, &w->up, k->lora, false);
@@ -248,7 +249,7 @@ static void block_back(const pass *p, const lm_layer *w, const kept *k)
 
     branch_back(p, b->dy, b->dx, k->y, &w->out, k->lora, DROP_ATTENTION);
     mx_attention_back(p->s, dq, dk, dv, b->dy, mx_tensor_cols(k->qkv, 0, q), mx_tensor_cols(k->qkv, q, g),
-                      mx_tensor_cols(k->qkv, q + g, g), k->y, k->lse, b->begin, attention_of(c, p->m->opt.compute));
+                      mx_tensor_cols(k->qkv, q + g, g), k->y, k->lse, b->begin, attention_of(p));
     if (!c->learned_positions)
         mx_rope_back(p->s, mx_tensor_cols(b->dqkv, 0, q + g), b->positions, p->m->rope_freq, c->rope_magnitude, c->heads + c->kv_heads, false);
     product_back(p, b->dh, b->dqkv, k->h1, &w->qkv, k->lora);
@@ -371,7 +372,7 @@ mx_status lm_run(void *network, mx_stream *s, mx_pass *q, mx_error *err)
     const mx_batch *b = q->batch;
     mx_status st = MX_OK;
     double loss = 0;
-    pass p = {.m = m, .s = s, .seed = q->seed, .learn = q->learn};
+    pass p = {.m = m, .s = s, .seed = q->seed, .learn = q->learn, .longest = b->longest};
     int32_t *list = counted_rows(b);
     p.w.layer = calloc((size_t)m->config.layers, sizeof *p.w.layer);
     if (!list || !p.w.layer) {

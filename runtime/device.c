@@ -84,6 +84,7 @@ static mx_status open_planned(mx_device *d, const mx_plan_device *at, const mx_d
     leave(&v);
     if (st) return at->gpu ? MX_OK : st;     /* a GPU that cannot be opened is left out: the machine serves with the rest */
     d->serves = at->serves;
+    d->cudnn = opt->cudnn;
     d->node = mx_topology_numa_nodes(t) > 1 && opt->bind ? at->node : -1;
     if (!at->gpu) d->memory = memory;
     if (at->gpu && opt->bind && (d->cpus = copy_cpus(at))) d->n_cpus = at->n_cpus;

@@ -22,6 +22,10 @@ extern "C" {
 
 typedef enum mx_device_kind { MX_CPU, MX_CUDA, MX_DEVICE_KIND_COUNT } mx_device_kind;
 
+/* Attention of training in bf16 on a GPU: our own kernels; cuDNN's where it is there and has an engine;
+ * whichever a first call of each class of shapes finds quicker. */
+typedef enum mx_cudnn { MX_CUDNN_OFF, MX_CUDNN_ON, MX_CUDNN_AUTO } mx_cudnn;
+
 typedef struct mx_device mx_device;
 typedef struct mx_stream mx_stream;
 
@@ -70,6 +74,7 @@ struct mx_device {
     mx_pool *pool;            /* the CPU device's threads; NULL on CUDA         */
     bool     serves;          /* the plan puts models here                      */
     bool     prompt;          /* a twin: what its streams do goes before        */
+    mx_cudnn cudnn;           /* who computes attention that learns             */
     int      node;            /* NUMA node of its host memory; -1: wherever     */
     int      n_cpus, *cpus;   /* processors of a GPU's worker; 0: not bound     */
     const mx_device_account *account;     /* NULL: nobody is asked                */
@@ -92,6 +97,7 @@ typedef struct mx_device_options {
                                  express lanes go before                        */
     const mx_plan *plan;      /* where; NULL: one CPU device of cpu_threads, and all GPUs */
     uint32_t spin_us;         /* mx_pool_config                                 */
+    mx_cudnn cudnn;           /* of GPUs: attention of training                 */
 } mx_device_options;
 
 /* The GPUs that can be asked for, for mx_plan_make(); their number. */

@@ -18,7 +18,7 @@ typedef struct cuda_device {
     cudaStream_t    memory;             /* allocations, in order with one another */
     pthread_mutex_t loading;
     mx_stream       loader;
-    mx_cuda_library library;
+    mx_cuda_library library[MX_CUDA_SLOTS];
     unsigned long   lost;               /* (atomic) an error that stays: its context is gone */
     unsigned long   released;           /* times that memory was given back: graphs may hold its address (atomic) */
 } cuda_device;
@@ -253,7 +253,7 @@ void *mx_cuda_queue(mx_stream *s)
 
 mx_cuda_fault *mx_cuda_faults(mx_stream *s) { return stream_of(s)->fault; }
 int mx_cuda_processors(const mx_device *d) { return device_of(d)->processors; }
-mx_cuda_library *mx_cuda_library_of(mx_device *d) { return &device_of(d)->library; }
+mx_cuda_library *mx_cuda_library_of(mx_device *d, mx_cuda_slot slot) { return &device_of(d)->library[slot]; }
 
 void *mx_cuda_work(mx_stream *s, size_t size)
 {
@@ -496,7 +496,8 @@ static void cuda_close(mx_device *d)
     cuda_device *c = device_of(d);
     if (!c) return;
     cudaSetDevice(c->ordinal);
-    if (c->library.close) c->library.close(c->library.impl);
+    for (int i = 0; i < MX_CUDA_SLOTS; i++)
+        if (c->library[i].close) c->library[i].close(c->library[i].impl);
     mx_stream_close(&c->loader);
     if (c->memory) {
         cudaStreamSynchronize(c->memory);

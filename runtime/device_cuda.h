@@ -54,12 +54,13 @@ int            mx_cuda_processors(const mx_device *d);
 mx_stream     *mx_cuda_loader(mx_device *d, mx_error *err);
 void           mx_cuda_loader_done(mx_device *d);
 
-/* One slot of the device for the library of matrix products: closed with it. */
+/* Slots of the device for libraries: matrix products, attention.  Closed with it. */
+typedef enum mx_cuda_slot { MX_CUDA_PRODUCTS, MX_CUDA_ATTENTION, MX_CUDA_SLOTS } mx_cuda_slot;
 typedef struct mx_cuda_library {
     void *impl;
     void (*close)(void *impl);
 } mx_cuda_library;
-mx_cuda_library *mx_cuda_library_of(mx_device *d);      /* touch it with the loader held */
+mx_cuda_library *mx_cuda_library_of(mx_device *d, mx_cuda_slot slot);      /* touch it with the loader held */
 
 #ifdef __cplusplus
 }

@@ -8,6 +8,10 @@
 
 #include <stdbool.h>
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 typedef enum mx_log_level { MX_LOG_DEBUG, MX_LOG_INFO, MX_LOG_WARN, MX_LOG_ERROR, MX_LOG_OFF } mx_log_level;
 
 void mx_log_configure(mx_log_level least, bool json);     /* any time */
@@ -29,4 +33,7 @@ void mx_log_with(mx_log_level level, const char *room, const mx_log_field *field
 #endif
     ;
 
+#ifdef __cplusplus
+}
+#endif
 #endif

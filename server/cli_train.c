@@ -64,11 +64,18 @@ static int share_devices(const run *r, int device)
     return 1 + mx_comm_local_rank(r->comm) % gpus;
 }
 
+static mx_cudnn cudnn_of(const mx_config *c)
+{
+    const char *how = mx_config_string(c, "cudnn");
+    return !strcmp(how, "on") ? MX_CUDNN_ON : !strcmp(how, "auto") ? MX_CUDNN_AUTO : MX_CUDNN_OFF;
+}
+
 /* All but the trainer; learning: its data too. */
 static mx_status open_parts(run *r, bool learning, mx_error *err)
 {
     mx_config *c = r->t.config;
-    mx_device_options devices = {.cpu_threads = (int)mx_config_int(c, "threads"), .bind = mx_config_bool(c, "bind"), .spin_us = 50};
+    mx_device_options devices = {.cpu_threads = (int)mx_config_int(c, "threads"), .bind = mx_config_bool(c, "bind"), .spin_us = 50,
+                                 .cudnn = cudnn_of(c)};
     int device;
     MX_TRY(mx_comm_open(&r->comm, err));
     r->t.comm = r->comm;

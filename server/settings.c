@@ -288,6 +288,8 @@ const mx_setting mx_settings[] = {
      "Share of embeddings and of what layers add that is dropped."},
     {"compute", 0, MX_SET_CHOICE, "f32", 0, 0, "f32|bf16", MX_CMD_TRAIN | MX_GROUP_LEARN, NULL,
      "How factors of products are rounded; weights, sums and moments are f32."},
+    {"cudnn", 0, MX_SET_CHOICE, "off", 0, 0, "off|on|auto", MX_CMD_TRAIN | MX_GROUP_LEARN, NULL,
+     "Attention with --compute bf16 on a GPU: our own kernels; cuDNN 9.19 or later where it has an engine; or the quicker of both, timed at first use. auto may choose otherwise when a run goes on, and its bits then differ."},
     {"recompute", 0, MX_SET_BOOL, "false", 0, 0, NULL, MX_CMD_TRAIN | MX_GROUP_LEARN, NULL,
      "Compute activations again in the backward pass: a third more work, a fraction of the memory."},
 

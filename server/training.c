@@ -188,7 +188,7 @@ static bool is_path_setting(const char *name)
 /* What the server decides itself. */
 static bool is_servers(const char *name)
 {
-    static const char *const own[] = {"run", "restart", "device", "threads", "bind", "config", "log-level", "log-json", "quiet", "json", "eval-only"};
+    static const char *const own[] = {"run", "restart", "device", "threads", "bind", "cudnn", "config", "log-level", "log-json", "quiet", "json", "eval-only"};
     for (size_t i = 0; i < sizeof own / sizeof *own; i++)
         if (!strcmp(name, own[i])) return true;
     return false;

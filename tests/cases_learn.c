@@ -429,7 +429,8 @@ static void dropout_backward(case_io *io, learn *l)
 static mx_attention_shape shape_of(const mx_case *c)
 {
     /* sharper than 1/sqrt(d): a flat softmax hides mistakes */
-    return (mx_attention_shape){c->heads, c->groups, 3.0f / sqrtf((float)c->c), c->flag, (int)c->window, c->type};
+    return (mx_attention_shape){c->heads, c->groups, 3.0f / sqrtf((float)c->c), c->flag, (int)c->window, c->type,
+                                .longest = c->flag ? (int)c->context : 0, .learns = true};
 }
 
 /* The longest sequence, one without rows, then any lengths; perf: equal ones. */

@@ -21,6 +21,7 @@ report '<grpc/...> outside server/rpc*.c' "$(grep_in '#include <grpc/' runtime k
 report '<hwloc.h> outside runtime/topology.c' "$(grep_in '#include <hwloc' runtime kernels models server bench tests | grep -v '^runtime/topology\.c:')"
 report 'oneDNN outside kernels/cpu/linear.c' "$(grep_in '#include [<"](oneapi|dnnl)' runtime kernels models server bench tests | grep -v '^kernels/cpu/linear\.c:')"
 report 'CUDA headers outside *.cu' "$(grep_in '#include [<"](cuda|cublas|cudnn)' runtime kernels models server bench | grep -vE '^[^:]*\.cuh?:')"
+report 'cuDNN outside kernels/cuda/cudnn*' "$(grep_in '#include [<"][a-z/]*cudnn' runtime kernels models server bench | grep -v '^kernels/cuda/cudnn')"
 report 'NCCL or MPI outside runtime/comm*' "$(grep_in '#include <(nccl|mpi)\.h' runtime kernels models server bench | grep -v '^runtime/comm')"
 report 'jansson outside models/ and server/' "$(grep_in '#include <jansson' runtime kernels)"
 report 'SQLite outside server/store_sqlite.c' "$(grep_in '#include <sqlite3' runtime kernels models server bench | grep -v '^server/store_sqlite\.c:')"

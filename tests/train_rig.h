@@ -21,6 +21,7 @@ typedef struct setup {
     int         threads;              /* 0: 2                                               */
     int32_t     micro_rows;           /* 0: a step at once                                  */
     int64_t     steps, save_every;
+    mx_cudnn    cudnn;
     mx_lm_options   lm;               /* one of the two, as rig_network() wants it          */
     mx_bert_options bert;
 } setup;
@@ -77,7 +78,7 @@ static bool rig_open(rig *r, const setup *s, const char *run)
     char data[512];
     const char *paths[] = {data};
     mx_error err = {0};
-    mx_device_options opt = {.cpu_threads = s->threads ? s->threads : 2};
+    mx_device_options opt = {.cpu_threads = s->threads ? s->threads : 2, .cudnn = s->cudnn};
     mx_text_to_ids ids = {0};
     mx_dataset_options dopt = {0};
     *r = (rig){0};
@@ -116,6 +117,19 @@ static double max_error(const float *got, const float *want, size_t n)
     return worst / most;
 }
 
+/* A buffer's memory, wherever it is; malloc'ed. */
+static float *fetched(const mx_buffer *b)
+{
+    mx_error err = {0};
+    mx_stream s;
+    float *host = calloc(1, b->size + 1);
+    CHECK_OK(mx_stream_open(&s, b->dev, 0, &err), err);
+    s.dev->ops->download(&s, host, b->base, b->size);
+    CHECK_OK(mx_stream_sync(&s, &err), err);
+    mx_stream_close(&s);
+    return host;
+}
+
 /* Every tensor of a golden file against the buffer of that layout, error over
  * the tensor's largest value.  A bias of keys shifts all scores of a query
  * alike: its gradient is 0 but for rounding, which AdamW then blows up. */
@@ -126,6 +140,7 @@ static void compare(const mx_params *p, const mx_buffer *b, const char *model, c
     mx_checkpoint *c = NULL;
     snprintf(path, sizeof path, MX_SOURCE_DIR "/tests/golden/train/%s/%s", model, file);
     CHECK_OK(mx_checkpoint_open(&c, path, &err), err);
+    float *got = fetched(b);
     for (int i = 0; c && i < p->n; i++) {
         const mx_param *q = &p->param[i];
         const mx_blob *want = mx_checkpoint_find(c, q->name);
@@ -135,12 +150,13 @@ static void compare(const mx_params *p, const mx_buffer *b, const char *model, c
         float *w = malloc(n * sizeof *w), *g = malloc(n * sizeof *g);
         if (q->flags & MX_PARAM_CONV1D) mx_blob_read_transposed(want, 0, q->rows, w);
         else mx_blob_read(want, 0, q->rows, w);
-        for (size_t k = 0; k < n; k++) g[k] = ((const float *)b->base)[q->offset + k] * scale;
+        for (size_t k = 0; k < n; k++) g[k] = got[q->offset + k] * scale;
         double e = max_error(g, w, n);
         CHECK_MSG(e <= limit, "%s %s: %s is off by %.2g", model, file, q->name, e);
         free(g);
         free(w);
     }
+    free(got);
     mx_checkpoint_close(c);
 }
 
@@ -153,7 +169,7 @@ static void check_gradients(rig *r, const setup *s)
     for (int i = 0; i < 3; i++) CHECK_OK(mx_batches_take(&r->batches, i, &b, &err), err);
     CHECK_OK(mx_stream_open(&stream, &r->devs[MX_TEST_DEVICE], l.scratch(l.network, b.rows, b.spans, b.longest, true), &err), err);
     mx_pass p = {.batch = &b, .learn = true, .seed = 1};
-    memset(l.params->grad.base, 0, l.params->grad.size);
+    stream.dev->ops->clear(&stream, l.params->grad.base, l.params->grad.size);
     CHECK_OK(l.run(l.network, &stream, &p, &err), err);
     compare(l.params, &l.params->grad, s->model, "grad.safetensors", 1.0f / (float)p.counted, 1e-5);
     mx_stream_close(&stream);
@@ -208,8 +224,7 @@ static float *run_all(const setup *s, const char *folder, int stop_at, size_t *n
         }
         const mx_params *p = r.learner.params;
         *n = p->count;
-        copy = malloc(p->count * sizeof *copy);
-        memcpy(copy, p->value.base, p->count * sizeof *copy);
+        copy = fetched(&p->value);
     }
     rig_close(&r, folder != NULL);
     return copy;

@@ -9,7 +9,7 @@
  * in the batch it stands.
  *
  * This is the way of f32, and of heads wider than 128 channels; the other one is
- * attention_mma.cu. */
+ * attention_mma.cu, and training may go through cuDNN's (cudnn_attention.cu). */
 #include "kernels/cuda/attention_learn.cuh"
 
 #define TILE     32
@@ -310,19 +310,34 @@ template <int CH> static void backward(mx_stream *s, learn_args a)
     LAUNCH_WIDE(s, "attention_back", (dkv_kernel<CH>), dim3(tiles, (unsigned)a.a.kv_heads), two, a);
 }
 
+void mx_own_attention(mx_stream *s, const learn_args *given)
+{
+    learn_args a = *given;
+    if (!prepare(s, "attention", &a)) return;
+    if (a.wide) mx_mma_attention(s, &a);
+    else if (a.d <= 64) forward<8>(s, a);
+    else if (a.d <= 128) forward<16>(s, a);
+    else forward<32>(s, a);
+}
+
+void mx_own_attention_back(mx_stream *s, const learn_args *given)
+{
+    learn_args a = *given;
+    if (!prepare(s, "attention_back", &a)) return;
+    int64_t pairs = a.q.rows * a.a.heads;
+    MX_LAUNCH(s, "attention_back", delta_kernel, (unsigned)((pairs + 3) / 4), 128, 0, a);
+    if (a.wide) mx_mma_attention_back(s, &a);
+    else if (a.d <= 64) backward<8>(s, a);
+    else if (a.d <= 128) backward<16>(s, a);
+    else backward<32>(s, a);
+}
+
 extern "C" void mx_cuda_attention(mx_stream *s, mx_tensor y, mx_tensor lse, mx_tensor q, mx_tensor k, mx_tensor v, mx_tensor begin,
                                   mx_attention_shape shape)
 {
     learn_args a = {};
     a.y = y, a.lse = lse, a.q = q, a.k = k, a.v = v, a.begin = begin, a.a = shape;
-    if (!prepare(s, "attention", &a)) return;
-    if (a.wide) {
-        mx_mma_attention(s, &a);
-        return;
-    }
-    if (a.d <= 64) forward<8>(s, a);
-    else if (a.d <= 128) forward<16>(s, a);
-    else forward<32>(s, a);
+    if (!mx_cudnn_attention(s, &a)) mx_own_attention(s, &a);
 }
 
 extern "C" void mx_cuda_attention_back(mx_stream *s, mx_tensor dq, mx_tensor dk, mx_tensor dv, mx_tensor dy, mx_tensor q, mx_tensor k,
@@ -330,14 +345,5 @@ extern "C" void mx_cuda_attention_back(mx_stream *s, mx_tensor dq, mx_tensor dk,
 {
     learn_args a = {};
     a.y = y, a.lse = lse, a.q = q, a.k = k, a.v = v, a.begin = begin, a.dy = dy, a.dq = dq, a.dk = dk, a.dv = dv, a.a = shape;
-    if (!prepare(s, "attention_back", &a)) return;
-    int64_t pairs = q.rows * shape.heads;
-    MX_LAUNCH(s, "attention_back", delta_kernel, (unsigned)((pairs + 3) / 4), 128, 0, a);
-    if (a.wide) {
-        mx_mma_attention_back(s, &a);
-        return;
-    }
-    if (a.d <= 64) backward<8>(s, a);
-    else if (a.d <= 128) backward<16>(s, a);
-    else backward<32>(s, a);
+    if (!mx_cudnn_attention_back(s, &a)) mx_own_attention_back(s, &a);
 }

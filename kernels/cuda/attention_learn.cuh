@@ -31,5 +31,14 @@ static inline int mma_width(int d)
 }
 void mx_mma_attention(mx_stream *s, const learn_args *a);
 void mx_mma_attention_back(mx_stream *s, const learn_args *a);      /* delta is there */
+/* to[N][heads][wide] = x[N,heads*d] in bf16, 0 from channel d on */
+void mx_mma_round(mx_stream *s, const char *op, mx_bf16 *to, int wide, mx_tensor x, int heads, int d);
+
+/* Our own pass, whichever of the two. */
+void mx_own_attention(mx_stream *s, const learn_args *a);
+void mx_own_attention_back(mx_stream *s, const learn_args *a);
+/* cuDNN's.  False: it was not asked for, is not there, or was slower; the pass is still to be made.  (cudnn_attention.cu) */
+bool mx_cudnn_attention(mx_stream *s, const learn_args *a);
+bool mx_cudnn_attention_back(mx_stream *s, const learn_args *a);
 
 #endif

@@ -32,7 +32,7 @@ static __global__ void round_kernel(mx_bf16 *to, int wide, mx_tensor x, int head
     }
 }
 
-static void rounded(mx_stream *s, const char *op, mx_bf16 *to, int wide, mx_tensor x, int heads, int d)
+void mx_mma_round(mx_stream *s, const char *op, mx_bf16 *to, int wide, mx_tensor x, int heads, int d)
 {
     int64_t blocks = (x.rows * heads * (wide / 8) + 255) / 256;
     MX_LAUNCH(s, op, round_kernel, (unsigned)(blocks < 65535 ? blocks : 65535), 256, 0, to, wide, x, heads, d, mx_vec(x) && d % 4 == 0);
@@ -397,9 +397,9 @@ template <int DP> static void backward(mx_stream *s, const learn_args &a)
 
 static void round_inputs(mx_stream *s, const char *op, const learn_args &a)
 {
-    rounded(s, op, a.qh, a.wide, a.q, a.a.heads, a.d);
-    rounded(s, op, a.kh, a.wide, a.k, a.a.kv_heads, a.d);
-    rounded(s, op, a.vh, a.wide, a.v, a.a.kv_heads, a.d);
+    mx_mma_round(s, op, a.qh, a.wide, a.q, a.a.heads, a.d);
+    mx_mma_round(s, op, a.kh, a.wide, a.k, a.a.kv_heads, a.d);
+    mx_mma_round(s, op, a.vh, a.wide, a.v, a.a.kv_heads, a.d);
 }
 
 void mx_mma_attention(mx_stream *s, const learn_args *a)
@@ -413,7 +413,7 @@ void mx_mma_attention(mx_stream *s, const learn_args *a)
 void mx_mma_attention_back(mx_stream *s, const learn_args *a)
 {
     round_inputs(s, "attention_back", *a);
-    rounded(s, "attention_back", a->dyh, a->wide, a->dy, a->a.heads, a->d);
+    mx_mma_round(s, "attention_back", a->dyh, a->wide, a->dy, a->a.heads, a->d);
     if (a->wide == 32) backward<32>(s, *a);
     else if (a->wide == 64) backward<64>(s, *a);
     else backward<128>(s, *a);

@@ -600,7 +600,7 @@ static bool gelu_is_exact(lt_library *l, mx_stream *s)
 
 static lt_library *library_of(mx_device *d, mx_stream *s)
 {
-    mx_cuda_library *slot = mx_cuda_library_of(d);
+    mx_cuda_library *slot = mx_cuda_library_of(d, MX_CUDA_PRODUCTS);
     if (slot->close) return (lt_library *)slot->impl;       /* it was looked for already */
     lt_library *l = lt_open();
     if (l) l->gelu = gelu_is_exact(l, s);
@@ -611,7 +611,7 @@ static lt_library *library_of(mx_device *d, mx_stream *s)
 
 struct lt_library *mx_cuda_blaslt(mx_device *d)
 {
-    mx_cuda_library *slot = mx_cuda_library_of(d);
+    mx_cuda_library *slot = mx_cuda_library_of(d, MX_CUDA_PRODUCTS);
     if (slot->close) return (lt_library *)slot->impl;
     mx_stream *s = mx_cuda_loader(d, NULL);
     if (!s) return NULL;

@@ -34,13 +34,16 @@ long cudasim_fail_at(long nth);                     /* the n-th call from now th
 long cudasim_lose_at(long nth);                     /* the same, and every call after it fails too              */
 void cudasim_set_blaslt(int on);                    /* 0: cublasLtCreate() fails                        */
 void cudasim_set_coarse_gelu(int on);               /* cublasLt's fused GELU is an approximation        */
+void cudasim_set_cudnn(int on);                     /* 0: cudnnCreate() fails                           */
+void cudasim_set_cudnn_cost(long threads);          /* what a plan takes on the clock: as so many threads of a kernel; it may be < 0 */
 /* Findings since the last call, and the text of the last. */
 int  cudasim_errors(char *text, size_t size);
 int  cudasim_is_checker(void);
 int  cudasim_is_asan(void);
 
 typedef struct cudasim_stats {
-    unsigned long launches, blocks, threads, switches, barriers, warp_calls, checked, matmuls, graphs, replays, waits, uploads;
+    unsigned long launches, blocks, threads, switches, barriers, warp_calls, checked, matmuls, graphs, replays, waits, uploads, fused;
+    long          library;
     size_t        live, peak, uploaded;             /* bytes of device memory; and what uploads brought */
 } cudasim_stats_t;
 extern cudasim_stats_t cudasim_stats;

@@ -65,6 +65,22 @@ MUTANTS = [
     ("attention_mma", 0, "w->t = first + (from - first) / ROWS * ROWS;", "w->t = first + (from - first) / ROWS * ROWS + 1;", "first key of a tile forgotten", "attention"),
     ("attention_mma", 0, "w->end - 1 + a.a.window);", "w->end - 2 + a.a.window);", "last query of a window forgotten", "attention_back"),
     ("attention_mma", 0, "side + (stage ^ 1));", "side + stage);", "sides of two tiles in one place", "attention_back"),
+    ("cudnn_plan", 0, "strides[4] = {n * row, wide, row, 1};\n    int64_t dims_t", "strides[4] = {n * row, row, wide, 1};\n    int64_t dims_t", "strides of heads and rows swapped", "attention,attention_back"),
+    ("cudnn_plan", 0, "strides_t[4] = {n * row, wide, 1, row};", "strides_t[4] = {n * row, wide, row, 1};", "keys not turned", "attention,attention_back"),
+    ("cudnn_plan", 0, "strides[4] = {g->s->longest * h, 1, h, 1};", "strides[4] = {g->s->longest * h, h, 1, 1};", "sums of rows by heads", "attention,attention_back"),
+    ("cudnn_plan", 0, "link_to(g, op, DN_A_OP_MATMUL_K, k);", "link_to(g, op, DN_A_OP_MATMUL_K, k ? NULL : k);", "rows that a sequence has not multiplied", "attention,attention_back"),
+    ("cudnn_plan", 0, "value(g, DN_LOWEST_PAD), both, scores", "value(g, DN_LOWEST_PAD), both ? a : b, scores", "keys that a sequence has not seen", "attention,attention_back"),
+    ("cudnn_plan", 0, "DN_GE, DN_BOOLEAN, -1, row, key,", "DN_GE, DN_BOOLEAN, -1, key, row,", "the future seen instead of the past", "attention,attention_back"),
+    ("cudnn_plan", 0, "    ds = with(g, DN_MUL, ds, scale, scores(g, DN_FLOAT));\n", "", "gradients of scores not scaled", "attention,attention_back"),
+    ("cudnn_plan", 0, "with(g, DN_SUB, dp, delta, scores(g, DN_FLOAT))", "with(g, DN_ADD, dp, delta, scores(g, DN_FLOAT))", "delta not subtracted", "attention,attention_back"),
+    ("cudnn_plan", 0, "product(g, ds, k, heads(g, DN_DQ, a->heads, o.at_q, false), o.rows, NULL, o.keys);", "product(g, ds, k, heads(g, DN_DQ, a->heads, o.at_k, false), o.rows, NULL, o.keys);", "dq where keys begin", "attention,attention_back"),
+    ("cudnn_plan", 0, "link_to(g, d, DN_A_TENSOR_RAGGED, ragged);", "link_to(g, d, DN_A_TENSOR_RAGGED, ragged ? NULL : ragged);", "sequences at equal distances", "attention,attention_back"),
+    ("cudnn_attention", 0, "p.at_k[i] = from * k", "p.at_k[i] = from * max(q, k)", "beginnings of keys counted in heads of queries", "attention,attention_back"),
+    ("cudnn_attention", 0, "p.length[i] = to - from;", "p.length[i] = to - from + 1;", "a row of the next sequence", "attention,attention_back"),
+    ("cudnn_attention", 0, "from + (r * heads + h) * wide", "from + (r * heads + h) * d", "rows narrower than they are", "attention,attention_back"),
+    ("cudnn_attention", 0, "p->space = piece(base, &used, (size_t)c->plan.workspace);", "p->space = p->lse;", "workspace over what is read", "attention,attention_back"),
+    ("cudnn_attention", 0, "at[DN_DK] = p.dk, at[DN_DV] = p.dv", "at[DN_DK] = p.dv, at[DN_DV] = p.dk", "dk and dv exchanged", "attention,attention_back"),
+    ("cudnn_attention", 0, "c->uses = theirs < ours;", "c->uses = theirs > ours;", "the slower way kept", "attention,attention_back"),
     ("attention_mma", 0, "__host__ __device__ constexpr int tile_pitch() { return DP + 8; }", "__host__ __device__ constexpr int tile_pitch() { return DP + 4; }", "rows of shared memory not aligned to 16 bytes", "attention"),
     ("linear", 0, "bool in = r0 + i < rows;", "bool in = r0 + i <= rows;", "row past the end read", "linear"),
     ("linear", 0, "        __pipeline_wait_prior(1);", "        __pipeline_wait_prior(2);", "wait for cp.async too weak", "linear"),
@@ -158,6 +174,8 @@ def run_build(build_dir, root, build, mutant, work):
     link = re.sub(r"-o tests/cudasim/test_cuda_ops_\w+", f"-o {work}/test", link)
     subprocess.run(link, shell=True, cwd=build_dir, check=True, capture_output=True)
     tests = ["cases_hold", "products_hold", "nothing_past"]
+    if name.startswith("cudnn"):
+        tests = ["attention_holds_through_cudnn"]
     if "INVARIANT" in ops:
         tests.append("attention_does")
     if ops == "FAULTS":

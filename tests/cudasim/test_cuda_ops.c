@@ -119,6 +119,63 @@ static void products_hold_without_the_library(void)
     CHECK(cudasim_errors(NULL, 0) == 0);
 }
 
+/* Training's attention through cuDNN: asked for; when it is quicker; when it is not; when it is not there. */
+static void attention_holds_through_cudnn(void)
+{
+    static const struct { mx_cudnn how; bool there; long cost; bool used; } ways[] = {
+        {MX_CUDNN_ON, true, 0, true}, {MX_CUDNN_AUTO, true, -1000000, true}, {MX_CUDNN_AUTO, true, 1000000, false}, {MX_CUDNN_ON, false, 0, false},
+    };
+    for (size_t k = 0; k < sizeof ways / sizeof *ways; k++) {
+        mx_device *mine = NULL;
+        int n = 0;
+        mx_error err = {0};
+        char text[512];
+        if ((cudasim_is_checker() || cudasim_is_asan()) && k > 0) break;
+        cudasim_set_cudnn(ways[k].there);
+        cudasim_set_cudnn_cost(ways[k].cost);
+        CHECK_OK(mx_devices_open(&mine, &n, &(mx_device_options){.cpu_threads = 1, .cudnn = ways[k].how}, &err), err);
+        for (int i = 0; i < mx_cases_count && n > 1; i++) {
+            const mx_case *c = &mx_cases[i];
+            char name[200];
+            mx_case_env env = {.dev = &mine[1], .kernels = &mx_kernels_cuda, .seed = seed_of_run(), .out = stdout};
+            if (!selected(c) || c->type != MX_BF16 || (k && c->n != 23) || (strcmp(c->op, "attention") && strcmp(c->op, "attention_back"))) continue;
+            mx_case_name(c, name, sizeof name);
+            CHECK_MSG(mx_case_test(&env, c), "way %zu: %s", k, name);       /* a class is opened here */
+            unsigned long fused = cudasim_stats.fused;
+            cudasim_set_lazy(1);
+            CHECK_MSG(mx_case_test(&env, c), "way %zu, again: %s", k, name);
+            cudasim_set_lazy(0);
+            CHECK_MSG((cudasim_stats.fused > fused) == (ways[k].used && !c->window && c->c <= 128), "way %zu: %s", k, name);
+            CHECK_MSG(!cudasim_errors(text, sizeof text), "way %zu, %s: %s", k, name, text);
+        }
+        mx_devices_close(mine, n);
+    }
+    cudasim_set_cudnn(1);
+    cudasim_set_cudnn_cost(0);
+}
+
+/* A call that fails anywhere on the way to a plan costs that pass at most. */
+static void attention_goes_on_when_cudnn_fails(void)
+{
+    static const mx_case c = {.op = "attention_back", .n = 23, .heads = 4, .groups = 2, .c = 13, .context = 11, .type = MX_BF16};
+    FILE *nowhere = fopen("/dev/null", "we");
+    for (long nth = 10; nth < 170 && nowhere && !cudasim_is_checker(); nth += 30) {
+        mx_device *mine = NULL;
+        int n = 0;
+        mx_error err = {0};
+        CHECK_OK(mx_devices_open(&mine, &n, &(mx_device_options){.cpu_threads = 1, .cudnn = MX_CUDNN_ON}, &err), err);
+        mx_case_env env = {.dev = &mine[n - 1], .kernels = &mx_kernels_cuda, .seed = seed_of_run(), .out = nowhere};
+        cudasim_fail_at(nth);
+        mx_case_test(&env, &c);
+        CHECK_MSG(cudasim_fail_at(0) <= 0, "call %ld never came", nth);
+        env.out = stdout;
+        CHECK_MSG(mx_case_test(&env, &c), "after call %ld failed", nth);
+        mx_devices_close(mine, n);
+    }
+    if (nowhere) fclose(nowhere);
+    CHECK(cudasim_errors(NULL, 0) == 0);
+}
+
 /* ---- the invariance rule -------------------------------------------------------------------- */
 
 enum { ROWS = 67, GAP = 5 };
@@ -326,7 +383,7 @@ static void packed_attention_does_not_depend_on_the_batch(void)
     CHECK_OK(mx_stream_open(&s, gpu(), 16 << 20, &err), err);
     for (size_t i = 0; i < 2 * sizeof ways / sizeof *ways; i++) {
         int h = ways[i / 2].heads, g = ways[i / 2].groups, d = ways[i / 2].d, cols[] = {h * d, h, h * d, g * d, g * d}, wide = 0;
-        mx_attention_shape a = {h, g, 0.4f, ways[i / 2].causal, ways[i / 2].window, i % 2 ? MX_BF16 : MX_F32};
+        mx_attention_shape a = {.heads = h, .kv_heads = g, .scale = 0.4f, .causal = ways[i / 2].causal, .window = ways[i / 2].window, .as = i % 2 ? MX_BF16 : MX_F32};
         if ((cudasim_is_checker() || cudasim_is_asan()) && i < 6) continue;
         for (int k = 0; k < 5; k++) wide += cols[k];
         float *q = randoms(N * h * d), *kk = randoms(N * g * d), *v = randoms(N * g * d), *dy = randoms(N * h * d);
@@ -409,7 +466,7 @@ static void nothing_past_the_end_is_touched(void)
     mx_error err = {0};
     char text[512];
     mx_tensor none = {0};
-    mx_attention_shape shape = {1, 1, 0.1f, true, 0, MX_F32};
+    mx_attention_shape shape = {.heads = 1, .kv_heads = 1, .scale = 0.1f, .causal = true};
     CHECK_OK(mx_stream_open(&e.s, gpu(), 1 << 16, &err), err);
     mx_stream *s = &e.s;
     mx_tensor x = tight(&e, MX_F32, R, C), y = tight(&e, MX_F32, R, C), g = tight(&e, MX_F32, 1, C), h = tight(&e, MX_F32, 1, C);
@@ -501,7 +558,7 @@ int main(int argc, char **argv)
 {
     static const test_entry tests[] = {
         TEST(every_op_is_there), TEST(cases_hold), TEST(cases_hold_in_any_order_of_threads),
-        TEST(products_hold_without_the_library), TEST(rows_do_not_depend_on_the_batch),
+        TEST(products_hold_without_the_library), TEST(attention_holds_through_cudnn), TEST(attention_goes_on_when_cudnn_fails), TEST(rows_do_not_depend_on_the_batch),
         TEST(attention_does_not_depend_on_chunks_or_pages), TEST(packed_attention_does_not_depend_on_the_batch), TEST(a_draw_does_not_depend_on_the_batch),
         TEST(nothing_past_the_end_is_touched), TEST(ids_outside_are_told), TEST(closing),
     };
