@@ -6,6 +6,7 @@
 #include "server/explain.h"
 #include "server/pricing.h"
 #include "server/profiles.h"
+#include "server/remember.h"
 #include "server/rpc.h"
 #include "server/training.h"
 
@@ -89,7 +90,7 @@ mx_status mx_app_open_serving(mx_app *app, mx_config *config, mx_error *err)
 }
 
 /* "name=path", or the last part of a path without its ending. */
-static mx_status split_spec(const char *spec, char *name, size_t size, const char **path, mx_error *err)
+mx_status mx_app_split_spec(const char *spec, char *name, size_t size, const char **path, mx_error *err)
 {
     const char *eq = strchr(spec, '='), *slash;
     *path = spec;
@@ -274,7 +275,7 @@ mx_status mx_app_load(mx_app *app, const char *spec, const mx_generator_options 
     const char *path;
     mx_loaded out;
     mx_generator_options own = *opt;
-    MX_TRY(split_spec(spec, name, sizeof name, &path, err));
+    MX_TRY(mx_app_split_spec(spec, name, sizeof name, &path, err));
     if (mx_app_model(app)) own.n_adapters = 0;         /* they stand beside the first model */
     return load(app, name, path, &own, false, &out, err);
 }
@@ -433,6 +434,7 @@ void mx_app_close(mx_app *app, uint32_t grace_ms)
     mx_pricing_close(app->pricing);
     mx_profiles_close(app->profiles);
     mx_explainer_close(app->explainer);
+    mx_remember_close(app->remember);
     mx_registry_stop(app->registry);
     if (app->scheduler) mx_scheduler_close(app->scheduler, grace_ms);
     mx_registry_close(app->registry);

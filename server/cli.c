@@ -6,6 +6,7 @@
 #include "server/explain.h"
 #include "server/pricing.h"
 #include "server/profiles.h"
+#include "server/remember.h"
 #include "server/rpc.h"
 #include "server/training.h"
 
@@ -75,19 +76,16 @@ mx_status cli_open_app(mx_app *app, mx_config *c, bool serving, mx_error *err)
 {
     const char *const *specs;
     int n = mx_config_list(c, "model", &specs);
-    if (!n && !mx_config_string(c, "training-folder") && !mx_config_string(c, "experiments") && !mx_config_string(c, "pricing") && !mx_config_string(c, "profiles")) return mx_fail(err, MX_ERR_ARG, "no model: give one with --model PATH (a Hugging Face folder or a .gguf file)");
+    if (!n && !mx_config_string(c, "training-folder") && !mx_config_string(c, "experiments") && !mx_config_string(c, "pricing") && !mx_config_string(c, "profiles") && !(serving && mx_config_string(c, "models-state"))) return mx_fail(err, MX_ERR_ARG, "no model: give one with --model PATH (a Hugging Face folder or a .gguf file)");
     mx_generator_options o = options_of(c);
     MX_TRY(serving ? mx_app_open_serving(app, c, err) : mx_app_open(app, c, err));
     app->defaults = o;
     app->defaults.n_adapters = 0;
-    for (int i = 0; i < n; i++) {
-        mx_status st = mx_app_load(app, specs[i], &o, err);
-        if (st) {
-            mx_app_close(app, 0);
-            return st;
-        }
-    }
-    return MX_OK;
+    const char *state = serving ? mx_config_string(c, "models-state") : NULL;
+    mx_status st = state ? mx_remember_open(app, state, err) : MX_OK;
+    for (int i = 0; !st && i < n; i++) st = mx_remember_load(app, specs[i], &o, err);
+    if (st) mx_app_close(app, 0);
+    return st;
 }
 
 /* ---- serve ---------------------------------------------------------------------------- */
@@ -196,6 +194,7 @@ int mx_cli_serve(mx_config *c, int n, char **rest)
         mx_app_close(&app, 0);
         return cli_failed(&err);
     }
+    mx_remember_restore(&app);
     if (app.bound) bind_to_rpc(&app.plan);
     if (mx_config_bool(c, "isolate")) mx_thread_prompt();       /* RPC threads are started from here */
     mx_server_options o = mx_server_defaults();

@@ -94,6 +94,8 @@ const mx_setting mx_settings[] = {
      "Where training runs may read models and data, and Models.Load models; the training folder always counts."},
     {"models-folder", 0, MX_SET_LIST, NULL, 0, 0, NULL, MX_CMD_SERVE | MX_GROUP_SERVER, "FOLDER",
      "Where Models.Load may read models and adapters, beside the folders of training."},
+    {"models-state", 0, MX_SET_STRING, NULL, 0, 0, NULL, MX_CMD_SERVE | MX_GROUP_SERVER, "FILE",
+     "What is loaded and unloaded while the server runs is remembered in this SQLite database, and so after a restart; forgotten when not given."},
     {"adapter-of", 0, MX_SET_STRING, NULL, 0, 0, NULL, MX_CMD_MODELS | MX_GROUP_MODEL, "NAME",
      "What is loaded is an adapter beside this model."},
     {"drain", 0, MX_SET_FLOAT, "30", 0, 86400, NULL, MX_CMD_MODELS | MX_GROUP_MODEL, "SECONDS",
