@@ -47,6 +47,7 @@ if [ $mode = pack ]; then
             while read -r l; do cp -Lu "$l" "$pack/lib/"; done
     done
     cp -r "$here/tests/golden" "$pack/tests/" && cp "$here/bench/peers/gpu.py" "$pack/bench/peers/" && cp "$here/bench/gpu.sh" "$pack/bench/" || exit 1
+    git -C "$here" rev-parse --short HEAD >"$pack/commit" 2>/dev/null
     # it must start where there is no driver, and then use the CPU
     (cd "$pack" && LD_LIBRARY_PATH=$PWD/lib ./ops_cases test norm --device auto >/dev/null 2>&1) ||
         { echo "gpu.sh: what was packed does not run here" >&2; exit 1; }
@@ -107,7 +108,7 @@ step() { # title, limit in seconds, command...
     failed="$failed, $title"
 }
 
-say "Merx on $name, $(date -u +%Y-%m-%dT%H:%MZ), $(git -C "$here" rev-parse --short HEAD 2>/dev/null || echo packed)"
+say "Merx on $name, $(date -u +%Y-%m-%dT%H:%MZ), commit $(cat "$build/commit" 2>/dev/null || git -C "$here" rev-parse --short HEAD 2>/dev/null)"
 say "peaks: $tflops TFLOP/s, $gbs GB/s (0: not known)"
 nvidia-smi --query-gpu=driver_version,memory.total,clocks.max.sm,clocks.max.memory --format=csv 2>/dev/null | tee -a "$log"
 step "every op against the reference" 120 "$build/ops_cases" test --device cuda

@@ -458,6 +458,28 @@ static void nothing_past_the_end_is_touched(void)
     mx_stream_close(s);
 }
 
+/* A seat past the last, before the first, and positions that its page list does not have. */
+static void seats_outside(mx_stream *s)
+{
+    enum { W = sizeof(mx_sample_row) / sizeof(int32_t) };
+    static const struct { int32_t row[4], pick; bool fine; } tries[] = {
+        {{0, -1, 0, -1}, 0, true}, {{0, 5, 3, 7}, -1, true}, {{1, 5, 0, -1}, 0, false}, {{-1, 5, 0, -1}, 0, false},
+        {{0, 5, 4, -1}, 0, false}, {{0, 5, -1, -1}, 0, false}, {{0, -1, 0, -1}, 1, false}};
+    mx_error err = {0};
+    mx_seat seat = {.rule = {.temperature = 1}, .prompt = 1, .length = 2, .last = 9, .n_seen = -1};
+    mx_seats seats = {.seat = mx_stream_upload(s, MX_I32, 1, sizeof seat / 4, &seat).data, .count = 1, .pages = mx_stream_tensor(s, MX_I32, 1, 2)};
+    mx_tensor out[4], choices = mx_stream_tensor(s, MX_I32, 1, W);
+    s->dev->ops->clear(s, seats.pages.data, 8);
+    for (int i = 0; i < 4; i++) out[i] = mx_stream_tensor(s, MX_I32, 1, i == 3 ? 2 : 1);
+    for (size_t i = 0; i < sizeof tries / sizeof *tries; i++) {
+        int32_t pick[4] = {tries[i].pick, -1, 0, 0};
+        mx_tensor row = mx_stream_upload(s, MX_I32, 1, 4, tries[i].row);
+        mx_seat_rows(s, out[0], out[1], out[2], out[3], row, 2, &seats, choices, mx_stream_upload(s, MX_I32, 1, 4, pick));
+        CHECK_MSG((mx_stream_sync(s, &err) == MX_OK) == tries[i].fine, "try %zu", i);
+        if (!tries[i].fine) CHECK_MSG(strstr(err.text, "seat_rows"), "try %zu: %s", i, err.text);
+    }
+}
+
 /* The first id past a table, and -1: told, and nothing outside is touched. */
 static void ids_outside_are_told(void)
 {
@@ -485,6 +507,7 @@ static void ids_outside_are_told(void)
     CHECK(mx_stream_sync(&s, &err) == MX_ERR_ARG && strstr(err.text, "id 3"));
     mx_priority_sample(&s, mx_stream_upload(&s, MX_I32, 1, 1, &target), one, tree, one, 1);
     CHECK(mx_stream_sync(&s, &err) == MX_ERR_ARG && strstr(err.text, "empty"));
+    seats_outside(&s);
     mx_stream_close(&s);
     char text[512];
     CHECK_MSG(!cudasim_errors(text, sizeof text), "%s", text);
