@@ -458,6 +458,33 @@ static void nothing_past_the_end_is_touched(void)
     mx_stream_close(s);
 }
 
+/* Whatever lies half way between two fp8 numbers, and past the last: the bytes of runtime/tensor.c. */
+static void fp8_rounds_as_the_host(void)
+{
+    enum { D = 64, G = 4, N = D * G };
+    float x[N];
+    uint8_t got[N];
+    mx_stream s;
+    mx_buffer b;
+    mx_error err = {0};
+    for (int i = 0; i < N; i++) {
+        int code = i % 128;
+        float low = mx_f8_to_f32((uint8_t)code), high = code < 126 ? mx_f8_to_f32((uint8_t)(code + 1)) : INFINITY;
+        x[i] = (code == 126 ? 600 : code == 127 ? NAN : (low + high) / 2) * (i < 128 ? 1.0f : -1.0f);
+    }
+    CHECK_OK(mx_stream_open(&s, gpu(), 1 << 14, &err), err);
+    CHECK_OK(mx_buffer_open(&b, gpu(), 2 * N, &err), err);
+    mx_kv kv = {b.base, (char *)b.base + N, MX_F8, 1, 1, G, D};
+    int32_t slot = 0;
+    mx_tensor t = mx_stream_upload(&s, MX_F32, 1, N, x);
+    mx_kv_write(&s, &kv, t, t, mx_stream_upload(&s, MX_I32, 1, 1, &slot));
+    s.dev->ops->download(&s, got, b.base, N);
+    CHECK_OK(mx_stream_sync(&s, &err), err);
+    for (int i = 0; i < N; i++) CHECK_MSG(got[i] == mx_f32_to_f8(x[i]), "%.9g: %02x, want %02x", (double)x[i], got[i], mx_f32_to_f8(x[i]));
+    mx_stream_close(&s);
+    mx_buffer_close(&b);
+}
+
 /* A seat past the last, before the first, and positions that its page list does not have. */
 static void seats_outside(mx_stream *s)
 {
@@ -526,7 +553,7 @@ int main(int argc, char **argv)
         TEST(every_op_is_there), TEST(cases_hold), TEST(cases_hold_in_any_order_of_threads),
         TEST(products_hold_without_the_library), TEST(rows_do_not_depend_on_the_batch),
         TEST(attention_does_not_depend_on_chunks_or_pages), TEST(packed_attention_does_not_depend_on_the_batch), TEST(a_draw_does_not_depend_on_the_batch),
-        TEST(nothing_past_the_end_is_touched), TEST(ids_outside_are_told), TEST(closing),
+        TEST(nothing_past_the_end_is_touched), TEST(ids_outside_are_told), TEST(fp8_rounds_as_the_host), TEST(closing),
     };
     cudasim_set_abort(0);
     return test_main(tests, sizeof tests / sizeof *tests, argc, argv);
