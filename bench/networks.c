@@ -6,7 +6,9 @@
  * steps of the trainer over 512 nodes with 25 and 10 drawn neighbours.  q: values and
  * the best action of 65,536 states (a policy's quotes).  cartpole, acrobot: steps of
  * 65,536 worlds that the device moves itself.  dqn: steps of CartPole's worlds and
- * updates a second, together.  Each figure is a median, dqn's a mean. */
+ * updates a second, together.  quote-alone, -express, -beside: values for 256 states
+ * alone, on a stream of an express lane while products of 4,096^3 fill another one, and
+ * on a stream like theirs (GPUs only).  Each figure is a median, dqn's a mean. */
 #include "models/dqn.h"
 #include "models/gnn.h"
 #include "models/trainer.h"
@@ -163,6 +165,54 @@ done:
     return st;
 }
 
+/* Values for a few states while another stream has products to do; busy NULL: it has none. */
+static mx_status wait_of(const char *what, const mx_qnet *q, mx_device *dev, mx_stream *busy, mx_error *err)
+{
+    enum { FEW = 256, WIDE = 4096, PRODUCTS = 40 };
+    static float x[FEW * 12];
+    int32_t best[FEW];
+    double times[STEPS];
+    mx_stream s = {0};
+    mx_status st = mx_stream_open(&s, dev, mx_qnet_scratch(q, FEW, false) + ((size_t)FEW * 16 + 4096) * sizeof *x, err);
+    for (int i = 0; i < STEPS && !st; i++) {
+        mx_tensor big[3];
+        for (int k = 0; k < 3 && busy; k++) big[k] = mx_stream_tensor(busy, k == 2 ? MX_BF16 : MX_F32, WIDE, WIDE);
+        for (int k = 0; k < PRODUCTS && busy; k++) mx_product(busy, big[0], big[1], big[2], (mx_tensor){0}, MX_BF16, false);
+        uint64_t from = mx_now_ns(&mx_clock_monotonic);
+        mx_stream_rewind(&s);
+        mx_tensor in = mx_stream_upload(&s, MX_F32, FEW, 12, x), out = mx_qnet_best(&s, mx_qnet_values(q, &s, in), (mx_tensor){0});
+        dev->ops->download(&s, best, out.data, sizeof best);
+        st = mx_stream_sync(&s, err);
+        times[i] = (double)(mx_now_ns(&mx_clock_monotonic) - from) * 1e-9;
+        if (busy && !st) st = mx_stream_sync(busy, err);
+        if (busy) mx_stream_rewind(busy);
+    }
+    if (!st) printf("%-13s states %5d  %12.1f us\n", what, FEW, median(times, STEPS) * 1e6);
+    mx_stream_close(&s);
+    return st;
+}
+
+static mx_status priorities(mx_device *dev, mx_error *err)
+{
+    mx_qnet_config c = {.observation = 12, .actions = 9, .layers = 2, .hidden = {64, 64}, .activation = MX_ACT_RELU, .atoms = 1};
+    mx_qnet *q = NULL;
+    mx_stream busy = {0};
+    mx_device twin = {0};
+    mx_status st;
+    if (dev->kind == MX_CPU) return MX_OK;
+    MX_TRY_GOTO(st, mx_device_twin(&twin, dev, err), done);
+    MX_TRY_GOTO(st, mx_qnet_create(&q, dev, &c, false, 1, err), done);
+    MX_TRY_GOTO(st, mx_stream_open(&busy, dev, (size_t)4096 * 4096 * 10 + 4096, err), done);
+    MX_TRY_GOTO(st, wait_of("quote-alone", q, &twin, NULL, err), done);
+    MX_TRY_GOTO(st, wait_of("quote-express", q, &twin, &busy, err), done);
+    MX_TRY_GOTO(st, wait_of("quote-beside", q, dev, &busy, err), done);
+done:
+    mx_stream_close(&busy);
+    mx_qnet_close(q);
+    mx_device_twin_close(&twin);
+    return st;
+}
+
 static mx_status dqn(mx_device *dev, mx_error *err)
 {
     mx_dqn *d = NULL;
@@ -199,6 +249,7 @@ int main(int argc, char **argv)
     if (!st) st = quotes(&devs[at], &err);
     if (!st) st = worlds(&devs[at], "cartpole", MX_WORLD_CARTPOLE, &err);
     if (!st) st = worlds(&devs[at], "acrobot", MX_WORLD_ACROBOT, &err);
+    if (!st) st = priorities(&devs[at], &err);
     if (!st) st = dqn(&devs[at], &err);
     if (st) fprintf(stderr, "networks: %s\n", err.text);
     mx_devices_close(devs, count);

@@ -155,6 +155,35 @@ static void gradients_that_nobody_wants_are_not_computed(void)
     mx_devices_close(devs, count);
 }
 
+#define REFUSED(call, op, what)                                                                                       \
+    do {                                                                                                              \
+        call;                                                                                                         \
+        CHECK(mx_stream_sync(&s, &err) == MX_ERR_ARG);                                                                \
+        CHECK_MSG(strncmp(err.text, op ": ", sizeof op + 1) == 0 && strstr(err.text, what), "%s", err.text);          \
+    } while (0)
+
+static void wrong_seats_are_named(void)
+{
+    int count = 0;
+    mx_device *devs = open_devices(1, &count);
+    if (!devs) return;
+    mx_stream s;
+    mx_error err = {0};
+    float x[8] = {0};
+    int32_t ids[8] = {0};
+    mx_seat seat = {.length = 1};
+    mx_seats seats = {.seat = &seat, .count = 1, .pages = mx_tensor_of(ids, MX_I32, 1, 1)}, nobody = {0};
+    mx_tensor nothing = mx_tensor_of(NULL, MX_I32, 0, sizeof(mx_sample_row) / 4), four = mx_tensor_of(ids, MX_I32, 1, 4), two = mx_tensor_of(ids, MX_I32, 1, 2);
+    mx_tensor one = mx_tensor_of(ids, MX_I32, 1, 1), picks = mx_tensor_of(NULL, MX_I32, 0, 4), logits = mx_tensor_of(x, MX_F32, 1, 8);
+    CHECK_OK(mx_stream_open(&s, devs, 64, &err), err);
+    REFUSED(mx_seat_rows(&s, one, one, one, two, two, 1, &seats, nothing, picks), "seat_rows", "rows[N,4]");
+    REFUSED(mx_seat_rows(&s, one, one, one, two, four, 1, &nobody, nothing, picks), "seat_rows", "seats");
+    REFUSED(mx_seat_rows(&s, one, one, one, two, four, 1, &seats, picks, picks), "seat_rows", "choices[M,W]");
+    REFUSED(mx_sample(&s, one, logits, NULL, NULL), "sample", "id[N,1]");
+    mx_stream_close(&s);
+    mx_devices_close(devs, count);
+}
+
 /* Every op that learns names itself and the argument that is wrong. */
 static void wrong_learning_shapes_are_named(void)
 {
@@ -171,12 +200,6 @@ static void wrong_learning_shapes_are_named(void)
     mx_attention_shape shape = {.heads = 2, .kv_heads = 2, .scale = 1, .causal = true}, odd = {.heads = 3, .kv_heads = 2};
     mx_tensor lse = mx_tensor_of(x, MX_F32, 2, 2);
     CHECK_OK(mx_stream_open(&s, &devs[0], 4096, &err), err);
-#define REFUSED(call, op, what)                                                                                       \
-    do {                                                                                                              \
-        call;                                                                                                         \
-        CHECK(mx_stream_sync(&s, &err) == MX_ERR_ARG);                                                                \
-        CHECK_MSG(strncmp(err.text, op ": ", sizeof op + 1) == 0 && strstr(err.text, what), "%s", err.text);          \
-    } while (0)
     REFUSED(mx_product(&s, a, a, b, none, MX_F32, false), "product", "y[N,O]");
     REFUSED(mx_product(&s, a, a, b, none, MX_I8, false), "product", "");
     REFUSED(mx_product_back(&s, a, a, none, one, a, row, MX_F32, false), "product_back", "dw[O,C]");
@@ -239,5 +262,5 @@ static void wrong_learning_shapes_are_named(void)
 }
 
 MX_TESTS(TEST(every_op_is_there_and_has_a_case), TEST(cases_hold_for_one_two_and_three_threads), TEST(derivatives_match_differences),
-         TEST(philox_gives_the_published_numbers), TEST(wrong_shapes_stick), TEST(wrong_learning_shapes_are_named),
+         TEST(philox_gives_the_published_numbers), TEST(wrong_shapes_stick), TEST(wrong_seats_are_named), TEST(wrong_learning_shapes_are_named),
          TEST(gradients_that_nobody_wants_are_not_computed))

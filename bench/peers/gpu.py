@@ -6,7 +6,7 @@ decodes from a static cache and one that trains, both through torch.compile.
 
 Needs torch only.  bench/gpu.sh runs it; every line begins with `torch`.  --small: tiny
 shapes, to see that it runs (also with --device cpu)."""
-import argparse, math, statistics, time
+import argparse, math, os, statistics, time
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -119,7 +119,7 @@ def train():
     s = seconds(step, 10)
     weights = sum(p.numel() for p in model.parameters()) - 1024 * C
     flop = B * T * (6 * weights + 6 * L * C * T)
-    line(f"train-{B}x{T}-bf16-mfu{flop / s / 989e12:.3f}", s, B * T / s, "tokens/s")
+    line(f"train-{B}x{T}-bf16-mfu{flop / s / (float(os.environ.get("GPU_PEAK_TFLOPS", 989)) * 1e12):.3f}", s, B * T / s, "tokens/s")
 
 
 for part in (products, attention, decode, train):

@@ -22,6 +22,9 @@ MUTANTS = [
     ("common", 0, "for (int o = 16; o > 0; o >>= 1) v += __shfl_xor_sync(MX_FULL, v, o);", "for (int o = 16; o > 1; o >>= 1) v += __shfl_xor_sync(MX_FULL, v, o);", "reduction one step short", "norm"),
     ("common", 0, "    __syncthreads();\n    float sum = 0;", "    float sum = 0;", "no barrier before a block's parts are read", "norm"),
     ("common", 0, "    for (unsigned w = 1; w < blockDim.x / 32; w++) most", "    for (unsigned w = 1; w < blockDim.x / 32 - 1; w++) most", "last warp forgotten in a maximum", "sample"),
+    ("common", 0, "(mag + 0x7ffffu + (mag >> 20 & 1u)) >> 20", "(mag + 0x80000u) >> 20", "fp8 halves not rounded to even", "FP8"),
+    ("common", 0, "mag < 0x3c800000u ? small", "mag < 0x3c000000u ? small", "small fp8 numbers", "FP8"),
+    ("common", 0, "return (double)(((uint64_t)w.x << 32 | w.y) >> 11)", "return (double)(((uint64_t)w.y << 32 | w.x) >> 11)", "words of a random number in the other order", "world_step"),
     ("norm", 0, "b = i + 1 < n ? v.y - mean : 0", "b = v.y - mean", "elements past the end counted", "norm"),
     ("norm", 0, "MX_EACH_FOUR(i, y.cols) {", "MX_EACH_FOUR(i, y.cols - 1) {", "last column forgotten", "add"),
     ("norm", 0, "    for (int64_t i = 4 * (int64_t)threadIdx.x; i < n; i += 4 * (int64_t)blockDim.x) {\n        float4 p", "    for (int64_t i = 4 * (int64_t)(blockDim.x - 1 - threadIdx.x); i < n; i += 4 * (int64_t)blockDim.x) {\n        float4 p", "sums read again by other threads than wrote them", "add_norm"),
@@ -110,8 +113,30 @@ MUTANTS = [
     ("seat", 0, "if (row[3] >= 0) *listed = row[3];", "", "a new page forgotten", "seat_rows"),
     ("seat", 0, "(unsigned)(q->length - q->prompt)", "(unsigned)q->length", "the random counter of another token", "seat_rows"),
     ("seat", 0, "(unsigned)pick[2], 0, 0);", "0, 0, 0);", "all candidates draw alike", "seat_rows"),
+    ("seat", 0, "    bool there = seat >= 0 && seat < a.t.count;", "    bool there = seat >= 0 && seat <= a.t.count;", "a seat past the last", "FAULTS"),
     ("product", 0, "        __syncthreads();\n        for (int k = 0; k < 16; k++)", "        for (int k = 0; k < 16; k++)", "no barrier after tiles are brought", "product"),
     ("product", 0, "j0 + jb < out.cols && k0 + kb < k_all ?", "k0 + kb < k_all ?", "missing bound on columns", "product"),
+    ("product", 0, "64 * p + 4 * tx + e % 4 < outs ? bias[64 * p + 4 * tx + e % 4] : 0.0f;", "bias[64 * p + 4 * tx + e % 4];", "biases past the end read", "perceptron"),
+    ("product", 0, "mx_load4(mx_row(weight, o), k0 + k, ins, vec)", "mx_load4(mx_row(weight, o), k0 + k, ins + 4, vec)", "weights past the end of a row read", "perceptron"),
+    ("product", 0, "        __syncthreads();\n#pragma unroll 4", "#pragma unroll 4", "no barrier after weights are brought", "perceptron"),
+    ("product", 0, "                }\n        }\n        __syncthreads();\n    }\n}", "                }\n        }\n    }\n}", "no barrier before weights are overwritten", "perceptron"),
+    ("product", 0, "= mx_activated(sum[p][e / 4][e % 4], act);\n        __syncthreads();", "= mx_activated(sum[p][e / 4][e % 4], act);", "no barrier between two layers", "perceptron"),
+    ("product", 0, "rows[r * pitch + c] = first + r < x.rows ? mx_row(x, first + r)[c] : 0.0f;", "rows[r * pitch + c] = mx_row(x, first + r)[c];", "rows past the end read", "perceptron"),
+    ("product", 0, "        if (first + r >= y.rows) break;", "", "rows past the end written", "perceptron"),
+    ("product", 0, "layer + 1 < n.layers ? n.act", "layer + 2 < n.layers ? n.act", "a layer without its activation", "perceptron"),
+    ("pair", 0, "for (int64_t c = threadIdx.x % 32; c < n; c += 32) sum += x[c] * y[c];", "for (int64_t c = threadIdx.x % 32; c + 1 < n; c += 32) sum += x[c] * y[c];", "last channel forgotten", "dot"),
+    ("pair", 0, "p.b.rows == 1 ? 0 : r) + h * p.d, p.d);", "p.b.rows == 1 ? 0 : r), p.d);", "every head reads the first", "dot"),
+    ("pair", 0, "float k = fmaxf(sqrtf(dot(x, x, p.a.cols)), p.eps);", "float k = sqrtf(dot(x, x, p.a.cols));", "a row of zeros divided by zero", "unit_rows"),
+    ("pair", 0, "longer ? g / square / length : 0.0f;", "g / square / length;", "slope of a row that is too short", "unit_rows_back"),
+    ("pair", 0, "last = min(first + SEGMENT, p.a.rows);", "last = first + SEGMENT;", "segment past the last row", "dot_back"),
+    ("pair", 0, "bool counts = t >= 0;", "bool counts = true;", "targets that do not count counted", "logistic"),
+    ("pair", 0, "if (threadIdx.x % 32 == 0) *mx_row(p.y, r) = (float)sum;", "*mx_row(p.y, r) = (float)sum;", "every lane writes the loss", "logistic"),
+    ("world", 0, "    if (r >= a.state.rows) return;", "    if (r > a.state.rows) return;", "a world past the end", "world_step"),
+    ("world", 0, "a.limit && step >= a.limit ? 2 : 0;", "a.limit && step > a.limit ? 2 : 0;", "cut off a step late", "world_step"),
+    ("world", 0, "        episode++;\n", "", "the same beginning again", "world_step"),
+    ("world", 0, "        step = 0;\n", "", "steps counted on", "world_step"),
+    ("world", 0, "(unsigned)episode, 0, k);", "(unsigned)episode, 0, 0);", "one draw for all four", "world_step"),
+    ("world", 0, "    mx_world_see(a.w, mx_row(a.next, r), s);\n    if (ended) {", "    if (ended) {", "what followed is not told", "world_step"),
     ("optim", 0, "last = min(first + RUN, x.cols);", "last = first + RUN;", "part past the end of a row", "sum"),
     ("loss", 0, "    __syncthreads();                    /* x[t] is read */", "", "no barrier before logits become gradients", "cross_entropy"),
     ("loss", 0, "if (t >= i && t < i + 4) e[t - i] -= scale;", "if (t > i && t < i + 4) e[t - i] -= scale;", "target in the first of four forgotten", "cross_entropy"),
@@ -153,7 +178,7 @@ def run_build(build_dir, root, build, mutant, work):
     name, _, _, _, _, ops = mutant
     text, _ = plant(root, mutant)
     if name == "common":                                   # a header: its copy comes first, compiled into the file of the op
-        source = {"norm": "norm.cu", "sample": "sample.cu"}[ops]
+        source = {"norm": "norm.cu", "sample": "sample.cu", "FP8": "attention.cu", "world_step": "world.cu"}[ops]
         os.makedirs(f"{work}/kernels/cuda", exist_ok=True)
         open(f"{work}/kernels/cuda/common.cuh", "w").write(text)
         body = open(os.path.join(root, "kernels/cuda", source)).read()
@@ -180,6 +205,8 @@ def run_build(build_dir, root, build, mutant, work):
         tests.append("attention_does")
     if ops == "FAULTS":
         tests = ["outside"]
+    if ops == "FP8":
+        tests = ["fp8_rounds"]
     env = dict(os.environ, MX_TEST_CASES=ops, UBSAN_OPTIONS="halt_on_error=1")
     for t in tests:
         try:

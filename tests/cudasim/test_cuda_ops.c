@@ -515,6 +515,55 @@ static void nothing_past_the_end_is_touched(void)
     mx_stream_close(s);
 }
 
+/* Whatever lies half way between two fp8 numbers, and past the last: the bytes of runtime/tensor.c. */
+static void fp8_rounds_as_the_host(void)
+{
+    enum { D = 64, G = 4, N = D * G };
+    float x[N];
+    uint8_t got[N];
+    mx_stream s;
+    mx_buffer b;
+    mx_error err = {0};
+    for (int i = 0; i < N; i++) {
+        int code = i % 128;
+        float low = mx_f8_to_f32((uint8_t)code), high = code < 126 ? mx_f8_to_f32((uint8_t)(code + 1)) : INFINITY;
+        x[i] = (code == 126 ? 600 : code == 127 ? NAN : (low + high) / 2) * (i < 128 ? 1.0f : -1.0f);
+    }
+    CHECK_OK(mx_stream_open(&s, gpu(), 1 << 14, &err), err);
+    CHECK_OK(mx_buffer_open(&b, gpu(), 2 * N, &err), err);
+    mx_kv kv = {b.base, (char *)b.base + N, MX_F8, 1, 1, G, D};
+    int32_t slot = 0;
+    mx_tensor t = mx_stream_upload(&s, MX_F32, 1, N, x);
+    mx_kv_write(&s, &kv, t, t, mx_stream_upload(&s, MX_I32, 1, 1, &slot));
+    s.dev->ops->download(&s, got, b.base, N);
+    CHECK_OK(mx_stream_sync(&s, &err), err);
+    for (int i = 0; i < N; i++) CHECK_MSG(got[i] == mx_f32_to_f8(x[i]), "%.9g: %02x, want %02x", (double)x[i], got[i], mx_f32_to_f8(x[i]));
+    mx_stream_close(&s);
+    mx_buffer_close(&b);
+}
+
+/* A seat past the last, before the first, and positions that its page list does not have. */
+static void seats_outside(mx_stream *s)
+{
+    enum { W = sizeof(mx_sample_row) / sizeof(int32_t) };
+    static const struct { int32_t row[4], pick; bool fine; } tries[] = {
+        {{0, -1, 0, -1}, 0, true}, {{0, 5, 3, 7}, -1, true}, {{1, 5, 0, -1}, 0, false}, {{-1, 5, 0, -1}, 0, false},
+        {{0, 5, 4, -1}, 0, false}, {{0, 5, -1, -1}, 0, false}, {{0, -1, 0, -1}, 1, false}};
+    mx_error err = {0};
+    mx_seat seat = {.rule = {.temperature = 1}, .prompt = 1, .length = 2, .last = 9, .n_seen = -1};
+    mx_seats seats = {.seat = mx_stream_upload(s, MX_I32, 1, sizeof seat / 4, &seat).data, .count = 1, .pages = mx_stream_tensor(s, MX_I32, 1, 2)};
+    mx_tensor out[4], choices = mx_stream_tensor(s, MX_I32, 1, W);
+    s->dev->ops->clear(s, seats.pages.data, 8);
+    for (int i = 0; i < 4; i++) out[i] = mx_stream_tensor(s, MX_I32, 1, i == 3 ? 2 : 1);
+    for (size_t i = 0; i < sizeof tries / sizeof *tries; i++) {
+        int32_t pick[4] = {tries[i].pick, -1, 0, 0};
+        mx_tensor row = mx_stream_upload(s, MX_I32, 1, 4, tries[i].row);
+        mx_seat_rows(s, out[0], out[1], out[2], out[3], row, 2, &seats, choices, mx_stream_upload(s, MX_I32, 1, 4, pick));
+        CHECK_MSG((mx_stream_sync(s, &err) == MX_OK) == tries[i].fine, "try %zu", i);
+        if (!tries[i].fine) CHECK_MSG(strstr(err.text, "seat_rows"), "try %zu: %s", i, err.text);
+    }
+}
+
 /* The first id past a table, and -1: told, and nothing outside is touched. */
 static void ids_outside_are_told(void)
 {
@@ -542,6 +591,7 @@ static void ids_outside_are_told(void)
     CHECK(mx_stream_sync(&s, &err) == MX_ERR_ARG && strstr(err.text, "id 3"));
     mx_priority_sample(&s, mx_stream_upload(&s, MX_I32, 1, 1, &target), one, tree, one, 1);
     CHECK(mx_stream_sync(&s, &err) == MX_ERR_ARG && strstr(err.text, "empty"));
+    seats_outside(&s);
     mx_stream_close(&s);
     char text[512];
     CHECK_MSG(!cudasim_errors(text, sizeof text), "%s", text);
@@ -560,7 +610,7 @@ int main(int argc, char **argv)
         TEST(every_op_is_there), TEST(cases_hold), TEST(cases_hold_in_any_order_of_threads),
         TEST(products_hold_without_the_library), TEST(attention_holds_through_cudnn), TEST(attention_goes_on_when_cudnn_fails), TEST(rows_do_not_depend_on_the_batch),
         TEST(attention_does_not_depend_on_chunks_or_pages), TEST(packed_attention_does_not_depend_on_the_batch), TEST(a_draw_does_not_depend_on_the_batch),
-        TEST(nothing_past_the_end_is_touched), TEST(ids_outside_are_told), TEST(closing),
+        TEST(nothing_past_the_end_is_touched), TEST(ids_outside_are_told), TEST(fp8_rounds_as_the_host), TEST(closing),
     };
     cudasim_set_abort(0);
     return test_main(tests, sizeof tests / sizeof *tests, argc, argv);
