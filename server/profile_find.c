@@ -99,7 +99,8 @@ static void find_alike(mx_profiles *p, mx_profiles_op *const *op, int32_t n)
 {
     space *in = profile_hold_space(p);
     size_t d = (size_t)(MX_FEATURES + p->dim + in->dim);
-    int32_t k = 1, asked = 0, at[TOGETHER], found[TOGETHER];
+    uint32_t k = 1;
+    int32_t asked = 0, at[TOGETHER], found[TOGETHER];
     mx_error err = {0};
     uint64_t began = mx_now_ns(&mx_clock_monotonic);
     quest *q = calloc((size_t)n, sizeof *q);
@@ -109,11 +110,11 @@ static void find_alike(mx_profiles *p, mx_profiles_op *const *op, int32_t n)
         op[i]->st = ask(p, in, op[i], &q[i], x + (size_t)asked * d, &op[i]->err);
         if (op[i]->st) continue;
         at[asked++] = i;
-        if (q[i].count + (int32_t)q[i].n_from > k) k = q[i].count + (int32_t)q[i].n_from;
+        if ((uint32_t)q[i].count + (uint32_t)q[i].n_from > k) k = (uint32_t)q[i].count + (uint32_t)q[i].n_from;
     }
-    mx_hit *hit = q && x ? malloc((size_t)n * (size_t)k * sizeof *hit) : NULL;
+    mx_hit *hit = q && x ? malloc((uint32_t)n * (size_t)k * sizeof *hit) : NULL;
     mx_status st = hit ? MX_OK : mx_fail(&err, MX_ERR_NO_MEMORY, "a search");
-    if (!st && asked) st = mx_vectors_search(in->fused, &p->finder->stream, x, asked, k, MX_LIKE_COSINE, NULL, NULL, hit, found, &err);
+    if (!st && asked) st = mx_vectors_search(in->fused, &p->finder->stream, x, asked, (int32_t)k, MX_LIKE_COSINE, NULL, NULL, hit, found, &err);
     for (int32_t i = 0; st && i < n; i++)
         if (!op[i]->st) op[i]->st = mx_fail(&op[i]->err, st, "%s", err.text);
     for (int32_t i = 0; !st && i < asked; i++) op[at[i]]->st = answer_found(p, in, op[at[i]], &q[at[i]], hit + (size_t)i * (size_t)k, found[i]);

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """sentiment.py FOLDER [--build build] [--explain 300] [--threads 2] - the test reviews through Profiling.AnalyzeSentiment.
 FOLDER is bench/sentiment.sh's; its checkpoint with the best accuracy on held.jsonl is served by merx serve, and every
-row of test.jsonl is asked for in batches of 256 (four calls under way) and in one stream.  Told: accuracy, reviews/s, whether
+row of test.jsonl is asked for in batches of 256 (two calls under way) and in one stream.  Told: accuracy, reviews/s, whether
 each answer's class is what the offline evaluation says (merx embed --classify), whether batch and stream agree bit for
 bit; and of --explain reviews, evenly spread, how far the words' weights are from adding up to the score (1e-3 is
 promised; more ends with 1), and whether they are the text's own words, all of them.  Needs grpcio."""
@@ -18,7 +18,7 @@ import grpc
 import merx_pb2 as pb
 
 MERX, TEST, ADDRESS = a.build + "/merx", a.folder + "/test.jsonl", "127.0.0.1:50987"
-BATCH, CALLS, EXPLAINED, LIMIT = 256, 4, 8, 1e-3
+BATCH, CALLS, EXPLAINED, LIMIT = 256, 2, 8, 1e-3          # an encoder has 256 places for texts that wait; a call takes 128 at most
 
 
 def evaluate(checkpoint, data):
