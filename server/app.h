@@ -33,6 +33,7 @@ struct mx_app {
     mx_topology   *topology;
     mx_plan        plan;          /* what runs where; empty in tests */
     bool           bound;         /* and threads are bound to it     */
+    bool           serving;       /* models are tried out before anybody asks them */
     mx_device     *devices;
     int            n_devices;
     int            device;        /* which of them models run on */

@@ -10,12 +10,15 @@
 #include "server/rpc.h"
 #include "server/training.h"
 
+#include <link.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 int cli_failed(const mx_error *err)
 {
@@ -170,6 +173,19 @@ static mx_status open_profiles(mx_app *app, const mx_config *c, mx_error *err)
     return mx_app_list_network(app, o.network, err);
 }
 
+/* The program's own code and that of its libraries, before a first call comes upon each page of it. */
+static int read_code(struct dl_phdr_info *info, size_t size, void *user)
+{
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE) - 1;
+    (void)size, (void)user;
+    for (int i = 0; i < info->dlpi_phnum; i++) {
+        const ElfW(Phdr) *p = &info->dlpi_phdr[i];
+        uintptr_t from = (info->dlpi_addr + p->p_vaddr) & ~page;
+        if (p->p_type == PT_LOAD && (p->p_flags & PF_X)) madvise((void *)from, info->dlpi_addr + p->p_vaddr + p->p_memsz - from, MADV_POPULATE_READ);
+    }
+    return 0;
+}
+
 /* What is no model is of the same memory; where models lie on a GPU, profiles are of the host's and are not. */
 static mx_status share_memory(mx_app *app, const mx_config *c, mx_error *err)
 {
@@ -209,6 +225,7 @@ int mx_cli_serve(mx_config *c, int n, char **rest)
         mx_app_close(&app, 0);
         return cli_failed(&err);
     }
+    dl_iterate_phdr(read_code, NULL);
     atomic_store(&app.state, MX_APP_SERVING);
     mx_server_state_changed(server);
     mx_log(MX_LOG_INFO, "server", "serving on %s", mx_server_address(server));

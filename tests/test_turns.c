@@ -244,4 +244,59 @@ static void callers_go_while_theirs_waits(void)
     house_close(&h);
 }
 
-MX_TESTS(TEST(every_kind_tells_of_its_turn), TEST(callers_go_while_theirs_waits))
+/* ---- the trial before anybody asks ---------------------------------------------------------------- */
+
+static double of_model(house *h, const char *family, const char *model)
+{
+    char name[200];
+    size_t n = 0;
+    double value = -1;
+    char *text = mx_metrics_render(h->app.metrics, &n), *at;
+    snprintf(name, sizeof name, "\n%s{model=\"%s\"} ", family, model);
+    if (text && (at = strstr(text, name)) != NULL) value = atof(at + strlen(name));
+    free(text);
+    return value;
+}
+
+static void uncounted(house *h, const char *model, const char *encoder)
+{
+    char lane[100];
+    mx_lane_stats s;
+    CHECK(of_model(h, "merx_request_success_total", model) == 0 && of_model(h, "merx_generation_tokens_total", model) == 0 && of_model(h, "merx_prompt_tokens_total", model) == 0);
+    CHECK(of_model(h, "merx_time_to_first_token_seconds_count", model) == 0);
+    snprintf(lane, sizeof lane, "%s.generate", model);
+    CHECK(mx_scheduler_stats(h->app.scheduler, lane, &s) && !s.turns && !s.done && !s.rows && !s.busy_ns);
+    snprintf(lane, sizeof lane, "%s.embed", encoder);
+    CHECK(mx_scheduler_stats(h->app.scheduler, lane, &s) && !s.turns && !s.done && !s.rows && !s.busy_ns);
+}
+
+/* That it was made is seen by what it left in the cache of prompts. */
+static void models_are_tried_out_and_nothing_is_counted(void)
+{
+    house h;
+    mx_error err = {0};
+    mx_loaded out;
+    Merx__V1__GenerateRequest q;
+    Merx__V1__Sampling s;
+    Merx__V1__GenerateResponse *r = NULL;
+    if (!house_open(&h, &(house_options){0})) return;
+    h.app.serving = true;                    /* as merx serve has it from the start */
+    CHECK_OK(mx_app_load(&h.app, "first=" HOUSE_MODEL("gpt2"), &h.app.defaults, &err), err);
+    CHECK_OK(mx_app_load(&h.app, "mood=" HOUSE_BERT, &h.app.defaults, &err), err);
+    uncounted(&h, "first", "mood");
+    CHECK_OK(h.app.load(&h.app, "second", HOUSE_MODEL("llama"), "", &out, &err), err);
+    CHECK_OK(h.app.load(&h.app, "mood2", HOUSE_BERT, "", &out, &err), err);
+    uncounted(&h, "second", "mood2");
+    house_request(&q, &s, 4);
+    int32_t ids[32];
+    for (int i = 0; i < 32; i++) ids[i] = i;
+    q.ids->ids = ids, q.ids->n_ids = 32;
+    q.model = "first";
+    ask(&h, RPC("Generate"), &q, &merx__v1__generate_response__descriptor, &r);
+    CHECK_MSG(r && r->usage && r->usage->cached_tokens >= 16, "%d tokens were there", r && r->usage ? r->usage->cached_tokens : -1);
+    CHECK(of_model(&h, "merx_request_success_total", "first") == 1);
+    if (r) merx__v1__generate_response__free_unpacked(r, NULL);
+    house_close(&h);
+}
+
+MX_TESTS(TEST(models_are_tried_out_and_nothing_is_counted), TEST(every_kind_tells_of_its_turn), TEST(callers_go_while_theirs_waits))
