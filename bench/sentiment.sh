@@ -7,7 +7,8 @@
 # REVIEWS.zip: ChineseNlpCorpus' online_shopping_10_cats.csv (category, label, review).  Rows with text in file
 # order; the test is index % 10 == 0, and of the rest index % 50 == 1 chooses the checkpoint.  The floor is 0.90427,
 # a naive Bayes of character bigrams.  Needs python3 with tokenizers.  WORD_EPOCHS, CLASS_EPOCHS, MERX, THREADS may
-# be given.  A run that was stopped goes on.
+# be given.  A run that was stopped goes on.  At the end the chosen checkpoint is served and all test reviews go through
+# AnalyzeSentiment (peers/sentiment.py, which can be run alone; needs grpcio).
 set -eu
 reviews=$1
 out=$2
@@ -48,3 +49,4 @@ for folder in "$out"/run_mood/checkpoint-*; do
     printf '%s test ' "$(basename "$folder")"
     "$merx" train encoder --task classify --model "$folder" --eval-data "$out/test.jsonl" --eval-only --quiet
 done
+${PYTHON:-python3} "$(dirname "$0")/peers/sentiment.py" "$out" --build "$(dirname "$merx")" ${THREADS:+--threads "$THREADS"}

@@ -7,14 +7,14 @@
 #include <math.h>
 #include <stdlib.h>
 
-enum { ROWS = 2048, FIRST_POINTS = 16, MOST_POINTS = 256 };
+enum { ROWS = 2048, POINTS = 16, MOST_PANELS = 64 };
 
 struct mx_attributor {
     mx_embed_modules modules;
     mx_bert      *bert;
     mx_tokenizer *tokenizer;
     mx_stream     stream;
-    int32_t       pad, longest, rows;         /* rows: of a batch                        */
+    int32_t       pad, unknown, longest, rows;      /* rows: of a batch                  */
 };
 
 void mx_gauss_legendre(int32_t n, double *at, double *weight)
@@ -66,6 +66,7 @@ mx_status mx_attributor_open(mx_attributor **out, mx_device *dev, const char *fo
     MX_TRY_GOTO(st, mx_bert_open(&a->bert, dev, a->modules.folder, &o, err), fail);
     a->pad = mx_tokenizer_find(a->tokenizer, "[PAD]");
     if (a->pad < 0) a->pad = 0;
+    a->unknown = mx_tokenizer_find(a->tokenizer, "[UNK]");
     MX_TRY_GOTO(st, open_stream(a, dev, err), fail);
     *out = a;
     return MX_OK;
@@ -229,17 +230,30 @@ static mx_status walk(path *q, mx_error *err)
 
 /* ---- a text -------------------------------------------------------------------------------- */
 
-static mx_status integrate(path *q, int32_t points, double *sum, mx_error *err)
+/* A part of the way, with its weights; its residual is known, for its ends' scores are. */
+typedef struct panel {
+    double  from, to, left, right;    /* left, right: the scores there                     */
+    double  residual;
+    double *sum;                      /* [n]                                               */
+} panel;
+
+/* finds: the score at p->to is not known yet, and is found on the way. */
+static mx_status integrate(path *q, panel *p, bool finds, mx_error *err)
 {
-    double at[MOST_POINTS], weight[MOST_POINTS], value[MOST_POINTS];
-    int32_t most = q->a->rows / q->n;
-    mx_gauss_legendre(points, at, weight);
-    for (int32_t t = 0; t < q->n; t++) sum[t] = 0;
+    double at[POINTS + 1], weight[POINTS + 1], value[POINTS + 1];
+    int32_t most = q->a->rows / q->n, points = POINTS + finds;
+    mx_gauss_legendre(POINTS, at, weight);
+    for (int32_t k = 0; k < POINTS; k++) at[k] = p->from + (p->to - p->from) * at[k], weight[k] *= p->to - p->from;
+    at[POINTS] = p->to, weight[POINTS] = 0;
+    for (int32_t t = 0; t < q->n; t++) p->sum[t] = 0;
     for (int32_t k = 0; k < points; k += q->points) {
         q->points = points - k < most ? points - k : most;
-        q->at = at + k, q->weight = weight + k, q->value = value, q->sum = sum;
+        q->at = at + k, q->weight = weight + k, q->value = value + k, q->sum = p->sum;
         MX_TRY(walk(q, err));
     }
+    if (finds) p->right = value[POINTS];
+    p->residual = p->right - p->left;
+    for (int32_t t = 0; t < q->n; t++) p->residual -= p->sum[t];
     return MX_OK;
 }
 
@@ -257,19 +271,69 @@ static mx_status ends(path *q, mx_attribution *out, mx_error *err)
     return MX_OK;
 }
 
-static mx_status explain(path *q, mx_attribution *out, double tolerance, double *sum, mx_error *err)
+static mx_status halve(path *q, panel *left, panel *right, mx_error *err)
 {
+    double middle = (left->from + left->to) / 2;
+    *right = (panel){.from = middle, .to = left->to, .right = left->right, .sum = right->sum};
+    left->to = middle;
+    MX_TRY(integrate(q, left, true, err));
+    right->left = left->right;
+    return integrate(q, right, false, err);
+}
+
+/* The panel that is farthest off is halved until all of them together are close enough. */
+static mx_status refine(path *q, panel *p, int32_t *n, double tolerance, mx_error *err)
+{
+    MX_TRY(integrate(q, &p[0], false, err));
+    for (*n = 1; *n < MOST_PANELS; ++*n) {
+        double off = 0;
+        int32_t worst = 0;
+        for (int32_t i = 0; i < *n; i++) {
+            off += fabs(p[i].residual);
+            if (fabs(p[i].residual) > fabs(p[worst].residual)) worst = i;
+        }
+        if (!(off > tolerance)) break;
+        MX_TRY(halve(q, &p[worst], &p[*n], err));
+    }
+    return MX_OK;
+}
+
+static mx_status explain(path *q, mx_attribution *out, double tolerance, mx_error *err)
+{
+    panel p[MOST_PANELS];
+    int32_t n = 0;
     MX_TRY(ends(q, out, err));
-    for (out->points = FIRST_POINTS;; out->points *= 2) {
-        MX_TRY(integrate(q, out->points, sum, err));
-        out->residual = out->score - out->base;
-        for (int32_t t = 0; t < q->n; t++) out->residual -= sum[t];
-        if (fabs(out->residual) <= tolerance || out->points == MOST_POINTS) break;
+    double *sums = calloc((size_t)MOST_PANELS * (size_t)q->n, sizeof *sums);
+    if (!sums) return mx_fail(err, MX_ERR_NO_MEMORY, "a path over %d tokens", q->n);
+    for (int32_t i = 0; i < MOST_PANELS; i++) p[i].sum = sums + (size_t)i * (size_t)q->n;
+    p[0] = (panel){.from = 0, .to = 1, .left = out->base, .right = out->score, .sum = sums};
+    mx_status st = refine(q, p, &n, tolerance, err);
+    out->points = POINTS * n;
+    out->residual = out->score - out->base;
+    for (int32_t t = 0; !st && t < q->n; t++) {
+        mx_attributed_token *k = &out->token[t];
+        k->piece = mx_tokenizer_piece(q->a->tokenizer, q->ids[t], &k->len);
+        for (int32_t i = 0; i < n; i++) k->weight += p[i].sum[t];
+        out->residual -= k->weight;
     }
-    for (int32_t t = 0; t < q->n; t++) {
-        out->token[t].piece = mx_tokenizer_piece(q->a->tokenizer, q->ids[t], &out->token[t].len);
-        out->token[t].weight = sum[t];
-    }
+    free(sums);
+    return st;
+}
+
+/* [CLS], [SEP]: not what somebody wrote.  A character that the vocabulary lacks is. */
+static bool is_frame(const mx_attributor *a, int32_t id) { return mx_tokenizer_is_special(a->tokenizer, id) && id != a->unknown; }
+
+/* Which of the text's words every token is of; where the tokenizer cannot tell, none is. */
+static mx_status find_words(const mx_attributor *a, const char *text, size_t len, const mx_ids *ids, mx_attributed_token *token, int32_t n, mx_error *err)
+{
+    mx_word_at *word = NULL;
+    int32_t n_words = 0, all = 0, at = ids->count && is_frame(a, ids->id[0]);
+    MX_TRY(mx_tokenizer_words(a->tokenizer, text, len, &word, &n_words, err));
+    for (int32_t i = 0; i < n_words; i++) all += word[i].ids;
+    if (at + all + (ids->count > 1 && is_frame(a, ids->id[ids->count - 1])) == ids->count)
+        for (int32_t i = 0; i < n_words; i++)
+            for (int32_t k = 0; k < word[i].ids && at < n - 1; k++, at++) token[at].begin = word[i].begin, token[at].end = word[i].end;
+    free(word);
     return MX_OK;
 }
 
@@ -292,22 +356,19 @@ mx_status mx_attribute(mx_attributor *a, const char *text, size_t len, const mx_
     MX_TRY(check(a, ask, err));
     mx_status st = mx_tokenizer_encode(a->tokenizer, text, len, true, false, &ids, err);
     if (!st && !ids.count) st = mx_fail(err, MX_ERR_ARG, "the text has no token");
-    if (!st && ids.count > a->longest) {
-        ids.id[a->longest - 1] = ids.id[ids.count - 1];               /* [SEP] stays the last one */
-        ids.count = a->longest;
-    }
-    size_t n = (size_t)ids.count;
-    int32_t *from = calloc(n + 1, sizeof *from);
-    double *sum = calloc(n + 1, sizeof *sum);
-    out->token = calloc(n + 1, sizeof *out->token);
-    if (!st && (!from || !sum || !out->token)) st = mx_fail(err, MX_ERR_NO_MEMORY, "a text of %d tokens", ids.count);
+    int32_t n = ids.count < a->longest ? ids.count : a->longest;
+    int32_t *from = calloc((size_t)n + 1, sizeof *from);
+    out->token = calloc((size_t)n + 1, sizeof *out->token);
+    if (!st && (!from || !out->token)) st = mx_fail(err, MX_ERR_NO_MEMORY, "a text of %d tokens", ids.count);
+    if (!st) st = find_words(a, text, len, &ids, out->token, n, err);
     if (!st) {
-        out->n = ids.count;
-        for (size_t t = 0; t < n; t++) from[t] = mx_tokenizer_is_special(a->tokenizer, ids.id[t]) ? ids.id[t] : a->pad;
-        path q = {.a = a, .ask = ask, .ids = ids.id, .from = from, .n = ids.count};
-        st = explain(&q, out, ask->tolerance > 0 ? ask->tolerance : 1e-3, sum, err);
+        ids.id[n - 1] = ids.id[ids.count - 1];               /* [SEP] stays the last one */
+        out->n = n;
+        for (int32_t t = 0; t < n; t++) from[t] = is_frame(a, ids.id[t]) ? ids.id[t] : a->pad;
+        path q = {.a = a, .ask = ask, .ids = ids.id, .from = from, .n = n};
+        st = explain(&q, out, ask->tolerance > 0 ? ask->tolerance : 1e-3, err);
     }
-    free(sum), free(from);
+    free(from);
     mx_ids_free(&ids);
     return st;
 }

@@ -3,8 +3,10 @@
  * Integrated gradients (Sundararajan, Taly, Yan 2017): the way from a text of [PAD]s
  * to the text is a straight line of token embeddings; a token's weight is its part of
  * the path's integral of the gradient, by Gauss and Legendre's rule.  Weights add up to
- * the score less that of the [PAD]s; how far they are from it is told, and points are
- * doubled until that is small.  All points of a path are sequences of one packed batch.
+ * the score less that of the [PAD]s.  How far they are from it is known of every part of the path,
+ * for the scores at its ends are: the worst part is halved until all of them together are
+ * close enough (as adaptive quadrature does, with the error itself instead of an
+ * estimate).  All points of a part are sequences of one packed batch.
  *
  * An attributor holds its own f32 weights and stream; one thread uses it. */
 #ifndef MX_ATTRIBUTION_H
@@ -31,12 +33,12 @@ typedef struct mx_attribution_ask {
 
 typedef struct mx_attributed_token {
     const char *piece;            /* the bytes it stands for; a space begins a word           */
-    size_t      len;
+    size_t      len, begin, end;  /* the bytes of the text that its word is; 0, 0: of none, or not known */
     double      weight;
 } mx_attributed_token;
 
 typedef struct mx_attribution {
-    mx_attributed_token *token;   /* [n], special ones included: their weight is 0           */
+    mx_attributed_token *token;   /* [n], [CLS] and [SEP] included: their weight is 0        */
     int32_t n, points;            /* points of the path that were needed                     */
     double  score, base;          /* of the text, and of the [PAD]s                          */
     double  residual;             /* score - base - the sum of the weights                   */

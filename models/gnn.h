@@ -67,6 +67,8 @@ typedef struct mx_gnn mx_gnn;
 mx_status mx_gnn_create(mx_gnn **out, mx_device *dev, const mx_gnn_config *c, uint64_t seed, mx_error *err);
 /* A folder with config.json and model.safetensors.  Errors: MX_ERR_IO, MX_ERR_FORMAT. */
 mx_status mx_gnn_open(mx_gnn **out, mx_device *dev, const char *folder, mx_error *err);
+bool      mx_gnn_is(const char *folder);      /* its config.json says so; what else is wrong with it is said by who opens it */
+mx_status mx_gnn_read_config(mx_gnn_config *c, const char *folder, mx_error *err);
 mx_status mx_gnn_save(const mx_gnn *m, const char *folder, mx_error *err);
 void      mx_gnn_close(mx_gnn *m);
 const mx_gnn_config *mx_gnn_config_of(const mx_gnn *m);

@@ -226,12 +226,14 @@ static int named(const mx_fields *f, const char *field, const char *const *names
     return 0;
 }
 
-static mx_status read_config(mx_gnn_config *c, const char *path, mx_error *err)
+/* The object in folder/config.json, whose path is told. */
+static mx_status read_json(json_t **out, char path[MX_PATH], const char *folder, mx_error *err)
 {
     char *text = NULL;
     size_t len = 0;
     json_error_t why;
-    mx_status st = MX_OK;
+    *out = NULL;
+    MX_TRY(mx_path_join(path, folder, "config.json", err));
     MX_TRY(mx_read_file(path, (size_t)1 << 20, &text, &len, err));
     json_t *o = json_loadb(text, len, 0, &why);
     free(text);
@@ -239,6 +241,28 @@ static mx_status read_config(mx_gnn_config *c, const char *path, mx_error *err)
         json_decref(o);
         return mx_fail(err, MX_ERR_FORMAT, "%s:%d: %s", path, why.line, o ? "not an object" : why.text);
     }
+    *out = o;
+    return MX_OK;
+}
+
+bool mx_gnn_is(const char *folder)
+{
+    char path[MX_PATH];
+    json_t *o;
+    mx_error none;
+    if (read_json(&o, path, folder, &none)) return false;
+    const char *type = json_string_value(json_object_get(o, "model_type"));
+    bool is = type && !strcmp(type, "merx_gnn");
+    json_decref(o);
+    return is;
+}
+
+mx_status mx_gnn_read_config(mx_gnn_config *c, const char *folder, mx_error *err)
+{
+    char path[MX_PATH];
+    json_t *o;
+    mx_status st = MX_OK;
+    MX_TRY(read_json(&o, path, folder, err));
     const mx_fields f = {o, "", path, &st, err};
     const char *act_names[N_ACTS];
     for (int i = 0; i < N_ACTS; i++) act_names[i] = acts[i].name;
@@ -265,8 +289,7 @@ mx_status mx_gnn_open(mx_gnn **out, mx_device *dev, const char *folder, mx_error
     mx_checkpoint *file = NULL;
     mx_gnn *m;
     *out = NULL;
-    MX_TRY(mx_path_join(path, folder, "config.json", err));
-    MX_TRY(read_config(&c, path, err));
+    MX_TRY(mx_gnn_read_config(&c, folder, err));
     MX_TRY(mx_path_join(path, folder, "model.safetensors", err));
     MX_TRY(mx_checkpoint_open(&file, path, err));
     mx_status st = gnn_new(&m, dev, &c, false, err);

@@ -173,7 +173,7 @@ static mx_status check(mx_profile_net *p, mx_error *err)
 }
 
 /* Beside, then in place of what is there: a crash leaves the one or the other. */
-static mx_status save(const mx_profile_net *p, mx_error *err)
+static mx_status write_folder(const mx_profile_net *p, mx_error *err)
 {
     static const char *const files[] = {"model.safetensors", "config.json"};
     char made[MX_PATH], from[MX_PATH], to[MX_PATH];
@@ -186,6 +186,16 @@ static mx_status save(const mx_profile_net *p, mx_error *err)
         if (rename(from, to)) return mx_fail(err, MX_ERR_IO, "%s: %s", to, strerror(errno));
     }
     return rmdir(made) ? mx_fail(err, MX_ERR_IO, "%s: %s", made, strerror(errno)) : MX_OK;
+}
+
+/* Two may be of one folder, while one takes the other's place. */
+static mx_status save(const mx_profile_net *p, mx_error *err)
+{
+    static pthread_mutex_t saving = PTHREAD_MUTEX_INITIALIZER;
+    pthread_mutex_lock(&saving);
+    mx_status st = write_folder(p, err);
+    pthread_mutex_unlock(&saving);
+    return st;
 }
 
 static mx_status forget_erased(mx_profile_net *p, mx_error *err)
@@ -255,6 +265,25 @@ mx_status mx_profile_net_open(mx_profile_net **out, const char *folder, mx_devic
     if (st) mx_profile_net_close(p);
     else *out = p;
     return st;
+}
+
+/* Rows of every layer, published vectors, and edges both ways with room to grow. */
+mx_status mx_profile_net_footprint(const char *folder, const mx_user_graph *g, size_t *weights, size_t *rows, mx_error *err)
+{
+    enum { EDGE = 3 * (sizeof(int32_t) + sizeof(float)) };
+    char path[MX_PATH];
+    mx_gnn_config c;
+    mx_user_graph_stats s;
+    struct stat file;
+    MX_TRY(mx_gnn_read_config(&c, folder, err));
+    MX_TRY(mx_path_join(path, folder, "model.safetensors", err));
+    if (stat(path, &file)) return mx_fail(err, MX_ERR_IO, "%s: %s", path, strerror(errno));
+    mx_user_graph_statistics(g, &s);
+    size_t width = (size_t)mx_gnn_width(&c, c.layers);
+    for (int32_t k = 0; k <= c.layers; k++) width += (size_t)mx_gnn_width(&c, k);
+    *weights = (size_t)file.st_size;
+    *rows = (size_t)s.nodes * width * sizeof(float) + (size_t)s.edges * EDGE;
+    return MX_OK;
 }
 
 void mx_profile_net_close(mx_profile_net *p)

@@ -30,6 +30,8 @@ typedef struct mx_profile_net_info {
  * Errors: those of mx_gnn_open(); MX_ERR_ARG (it was made for other inputs, another encoder or another store). */
 mx_status mx_profile_net_open(mx_profile_net **out, const char *folder, mx_device *dev, const mx_user_graph *g, const mx_text_store *texts, mx_error *err);
 void      mx_profile_net_close(mx_profile_net *p);
+/* What open() will take over g as it is now, weights and the rest, in bytes; no weight is read. */
+mx_status mx_profile_net_footprint(const char *folder, const mx_user_graph *g, size_t *weights, size_t *rows, mx_error *err);
 mx_profile_net_info mx_profile_net_about(const mx_profile_net *p);
 
 /* Takes in the events since the last step; the inputs of their users and of touched[n] are read anew (their texts have

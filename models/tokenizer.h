@@ -38,6 +38,11 @@ void      mx_tokenizer_close(mx_tokenizer *t);
 mx_status mx_tokenizer_encode(const mx_tokenizer *t, const char *text, size_t len, bool add_special,
                               bool parse_special, mx_ids *out, mx_error *err);
 
+/* WordPiece: where the words of a text stand in it, malloc'ed, in order, with the number of ids that encode() has for each (no
+ * special tokens).  *n is 0 for other tokenizers and for what is not UTF-8.  Errors: MX_ERR_NO_MEMORY. */
+typedef struct mx_word_at { size_t begin, end; int32_t ids; } mx_word_at;
+mx_status mx_tokenizer_words(const mx_tokenizer *t, const char *text, size_t len, mx_word_at **out, int32_t *n, mx_error *err);
+
 /* The text of ids as malloc'ed bytes (NUL after the end); ids outside the
  * vocabulary are skipped.  skip_special leaves control tokens out. */
 mx_status mx_tokenizer_decode(const mx_tokenizer *t, const int32_t *ids, int32_t n, bool skip_special,

@@ -196,3 +196,79 @@ mx_status mx_wordpiece_word(const mx_tokenizer *t, const char *s, size_t n, mx_i
     }
     return MX_OK;
 }
+
+/* ---- words, where they stand ---- */
+
+typedef struct finder {
+    const mx_tokenizer *t;
+    const mx_normalizer *norm;
+    mx_word_at *word;
+    int32_t     n, room;
+    char       *open;                 /* the word so far, as normalised                     */
+    size_t      n_open, begin, end;
+    mx_ids      ids;
+} finder;
+
+static mx_status close_word(finder *f)
+{
+    if (!f->n_open) return MX_OK;
+    if (f->n == f->room) {
+        int32_t room = f->room ? 2 * f->room : 64;
+        mx_word_at *grown = realloc(f->word, (size_t)room * sizeof *grown);
+        if (!grown) return MX_ERR_NO_MEMORY;
+        f->word = grown, f->room = room;
+    }
+    f->ids.count = 0;
+    MX_TRY(mx_wordpiece_word(f->t, f->open, f->n_open, &f->ids));
+    f->word[f->n++] = (mx_word_at){f->begin, f->end, f->ids.count};
+    f->n_open = 0;
+    return MX_OK;
+}
+
+/* What the character text[at, at + w) becomes, alone: the normaliser looks at no neighbours but to order marks, which it drops. */
+static mx_status take_character(finder *f, const char *text, size_t at, size_t w)
+{
+    char *s;
+    size_t n;
+    MX_TRY(mx_bert_normalize(f->norm, text + at, w, &s, &n));
+    mx_status st = MX_OK;
+    if (!n && f->n_open) f->end = at + w;                   /* its accent */
+    for (size_t i = 0, len; !st && i < n; i += len) {
+        uint32_t c;
+        bool cut;
+        int step = mx_utf8_next(s + i, n - i, &c, &cut);
+        len = step > 0 ? (size_t)step : 1;
+        bool space = mx_is_space(c), mark = !space && is_punctuation(c);
+        if (space || mark) st = close_word(f);
+        if (st || space) continue;
+        if (!f->n_open) f->begin = at;
+        memcpy(f->open + f->n_open, s + i, len);
+        f->n_open += len, f->end = at + w;
+        if (mark) st = close_word(f);
+    }
+    mx_slab_free(s);
+    return st;
+}
+
+mx_status mx_tokenizer_words(const mx_tokenizer *t, const char *text, size_t len, mx_word_at **out, int32_t *n, mx_error *err)
+{
+    finder f = {.t = t, .norm = &t->norm[0]};
+    size_t size;
+    *out = NULL, *n = 0;
+    if (!t->wordpiece.on || t->n_norms != 1 || t->norm[0].kind != MX_NORM_BERT || t->n_splits != 1 || t->split[0].kind != MX_SPLIT_BERT || !mx_utf8_valid(text, len, NULL)) return MX_OK;
+    if (!mx_mul_size(len, 6, &size) || !mx_add_size(size, 16, &size) || !(f.open = malloc(size))) return mx_fail(err, MX_ERR_NO_MEMORY, "the words of a text of %zu bytes", len);
+    mx_status st = MX_OK;
+    for (size_t i = 0, w; !st && i < len; i += w) {
+        uint32_t c;
+        bool cut;
+        int step = mx_utf8_next(text + i, len - i, &c, &cut);
+        w = step > 0 ? (size_t)step : 1;
+        st = take_character(&f, text, i, w);
+    }
+    if (!st) st = close_word(&f);
+    free(f.open);
+    mx_ids_free(&f.ids);
+    if (st) free(f.word);
+    else *out = f.word, *n = f.n;
+    return st ? mx_fail(err, st, "the words of a text of %zu bytes", len) : MX_OK;
+}

@@ -1,6 +1,7 @@
 /* app.c - devices, scheduler and models, made and closed in order. */
 #include "server/app.h"
 
+#include "models/profile_net.h"
 #include "server/experiments.h"
 #include "server/explain.h"
 #include "server/pricing.h"
@@ -288,7 +289,7 @@ static mx_status load(mx_app *app, const char *name, const char *path, const mx_
     bool encoder;
     MX_TRY(mx_is_encoder(path, &encoder, err));
     MX_TRY(footprint_of(app, path, encoder, opt, &f, err));
-    MX_TRY(mx_registry_begin(app->registry, name, encoder, later, &f, &s, err));
+    MX_TRY(mx_registry_begin(app->registry, name, encoder ? MX_SERVED_ENCODER : MX_SERVED_GENERATOR, later, &f, &s, err));
     own.version = s->version;
     mx_status st = encoder ? open_encoder(app, name, path, &own, &m, err) : open_generator(app, name, path, &own, &m, err);
     if (!st && (later || app->serving)) st = try_out(app, &m, err);
@@ -352,6 +353,58 @@ static mx_status load_adapter(mx_app *app, const char *name, const char *path, c
     return st;
 }
 
+/* ---- the network of the profiles ------------------------------------------------------------------ */
+
+/* Beside what models hold, where they lie in the host's memory too. */
+static mx_status network_footprint(const mx_app *app, const char *path, mx_footprint *f, mx_error *err)
+{
+    size_t weights, rows;
+    *f = (mx_footprint){0};
+    MX_TRY(mx_profile_net_footprint(path, mx_profiles_graph(app->profiles), &weights, &rows, err));
+    if (app->devices[app->device].kind == MX_CPU) f->weights = weights, f->host = rows;
+    return MX_OK;
+}
+
+mx_status mx_app_list_network(mx_app *app, const char *folder, mx_error *err)
+{
+    char name[MX_NETWORK_NAME], *path;
+    mx_footprint f;
+    mx_served *s;
+    if (!app->profiles || !mx_profiles_network(app->profiles, name)) return MX_OK;
+    MX_TRY(network_footprint(app, folder, &f, err));
+    MX_TRY(mx_registry_begin(app->registry, name, MX_SERVED_NETWORK, false, &f, &s, err));
+    path = strdup(folder);
+    if (path) mx_registry_commit_network(s, path);
+    else mx_registry_abort(s);
+    return path ? MX_OK : mx_fail(err, MX_ERR_NO_MEMORY, "model %s", name);
+}
+
+/* There is one: under its name comes the next version, under another nothing. */
+static mx_status load_network(mx_app *app, const char *name, const char *path, mx_loaded *out, mx_error *err)
+{
+    mx_footprint f;
+    mx_served *s, *now = mx_registry_network(app->registry);
+    mx_status st = MX_OK;
+    if (!app->profiles) st = mx_fail(err, MX_ERR_STATE, "%s is a network of profiles, and profiles are off: start the server with --profiles", path);
+    if (!st && now && strcmp(now->name, name) != 0)
+        st = mx_fail(err, MX_ERR_ARG, "name: the profiles have one network, and it is \"%s\"; load its next version under that name, or unload it first", now->name);
+    mx_registry_release(now);
+    if (!st) st = network_footprint(app, path, &f, err);
+    if (!st) st = mx_registry_begin(app->registry, name, MX_SERVED_NETWORK, true, &f, &s, err);
+    MX_TRY(st);
+    char *copy = strdup(path);
+    st = copy ? mx_profiles_swap(app->profiles, name, s->version, path, err) : mx_fail(err, MX_ERR_NO_MEMORY, "model %s", name);
+    if (st) {
+        free(copy);
+        mx_registry_abort(s);
+        return st;
+    }
+    out->version = s->version;
+    out->replaced = mx_registry_commit_network(s, copy);
+    mx_log(MX_LOG_INFO, "model", out->replaced ? "%s: network version %d speaks in profiles, version %d has gone" : "%s: network version %d speaks in profiles", name, out->version, out->replaced);
+    return MX_OK;
+}
+
 static mx_status load_later(mx_app *app, const char *name, const char *path, const char *adapter_of, mx_loaded *out, mx_error *err)
 {
     mx_served *before = NULL, *beside = NULL;
@@ -372,7 +425,7 @@ static mx_status load_later(mx_app *app, const char *name, const char *path, con
         }
         if (!st && !mx_registry_generator(app->registry, name, &before, &none)) st = adapters_of(before->generator, &adapters, &own.n_adapters, err);
         own.adapters = adapters;
-        if (!st) st = load(app, name, path, &own, true, out, err);
+        if (!st) st = mx_gnn_is(path) ? load_network(app, name, path, out, err) : load(app, name, path, &own, true, out, err);
         free((void *)(uintptr_t)adapters);
         mx_registry_release(before);
     }
@@ -380,9 +433,25 @@ static mx_status load_later(mx_app *app, const char *name, const char *path, con
     return st;
 }
 
+/* Profiles go on without one.  *is false: it is no network's name. */
+static mx_status unload_network(mx_app *app, const char *name, bool *is, mx_error *err)
+{
+    mx_served *now = mx_registry_network(app->registry);
+    *is = now && !strcmp(now->name, name);
+    mx_registry_release(now);
+    if (!*is) return MX_OK;
+    MX_TRY(mx_profiles_swap(app->profiles, NULL, 1, NULL, err));
+    return mx_registry_unload(app->registry, name, 0, err);
+}
+
 static mx_status unload_later(mx_app *app, const char *name, uint32_t drain_ms, mx_error *err)
 {
     int32_t id;
+    bool network;
+    pthread_mutex_lock(&app->loading);
+    mx_status st = unload_network(app, name, &network, err);
+    pthread_mutex_unlock(&app->loading);
+    if (st || network) return st;
     mx_served *s = mx_registry_health(app->registry, name) > 0 ? NULL : mx_registry_adapter(app->registry, name, &id);
     if (!s) return mx_registry_unload(app->registry, name, drain_ms, err);
     mx_generator_adapter_release(s->generator, id);

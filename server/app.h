@@ -50,7 +50,7 @@ struct mx_app {
     struct mx_explainer *explainer;
     struct mx_remember *remember; /* NULL: what is loaded is forgotten at a restart */
     /* While it serves; services call these through here.  load: a model, or with adapter_of not "" an adapter
-     * beside that one; a name that is served already is replaced.  Errors: those of opening and of
+     * beside that one, or a graph network of the profiles; a name that is served already is replaced.  Errors: those of opening and of
      * mx_registry_begin; nothing has changed then.  unload: mx_registry_unload, or of an adapter. */
     mx_status    (*load)(mx_app *app, const char *name, const char *path, const char *adapter_of, mx_loaded *out, mx_error *err);
     mx_status    (*unload)(mx_app *app, const char *name, uint32_t drain_ms, mx_error *err);
@@ -66,6 +66,8 @@ mx_status mx_app_open_serving(mx_app *app, mx_config *config, mx_error *err);
 /* Before it serves.  spec: "name=path" or "path" (the name is then the folder's or file's).  A BERT's folder
  * becomes an encoder.  A name twice is MX_ERR_ARG. */
 mx_status mx_app_load(mx_app *app, const char *spec, const mx_generator_options *opt, mx_error *err);
+/* Before it serves: the network that the profiles were opened with, if any, among the models. */
+mx_status mx_app_list_network(mx_app *app, const char *folder, mx_error *err);
 /* Its name[size] and path.  Errors: MX_ERR_ARG. */
 mx_status mx_app_split_spec(const char *spec, char *name, size_t size, const char **path, mx_error *err);
 /* Give running work grace_ms, then close everything in order.  A zeroed app is fine. */

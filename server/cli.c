@@ -146,15 +146,31 @@ static mx_status keep_encoder(mx_app *app, const char *name, mx_embedder **out, 
     return MX_OK;
 }
 
+/* FOLDER or NAME=FOLDER. */
+static mx_status network_of(const mx_config *c, mx_profiles_options *o, char name[MX_NETWORK_NAME], mx_error *err)
+{
+    const char *given = mx_config_string(c, "profiles-network"), *eq = given ? strchr(given, '=') : NULL;
+    o->network = given;
+    if (!eq || memchr(given, '/', (size_t)(eq - given))) return MX_OK;
+    if (eq == given || eq - given >= MX_NETWORK_NAME || !eq[1]) return mx_fail(err, MX_ERR_ARG, "profiles-network: FOLDER or NAME=FOLDER, the name up to 63 bytes, not \"%.100s\"", given);
+    snprintf(name, MX_NETWORK_NAME, "%.*s", (int)(eq - given), given);
+    o->network_name = name;
+    o->network = eq + 1;
+    return MX_OK;
+}
+
 static mx_status open_profiles(mx_app *app, const mx_config *c, mx_error *err)
 {
     const char *folder = mx_config_string(c, "profiles"), *encoder = mx_config_string(c, "profiles-encoder"), *sentiment = mx_config_string(c, "profiles-sentiment");
-    mx_profiles_options o = {.network = mx_config_string(c, "profiles-network"), .device = &app->devices[0]};
+    mx_profiles_options o = {.device = &app->devices[0]};
+    char name[MX_NETWORK_NAME];
+    MX_TRY(network_of(c, &o, name, err));
     MX_TRY(mx_explainer_open(&app->explainer, &app->devices[app->device], err));
     if (!folder) return encoder || sentiment || o.network ? mx_fail(err, MX_ERR_ARG, "profiles-encoder, profiles-sentiment, profiles-network: say with --profiles where the profiles are") : MX_OK;
     if (encoder) MX_TRY(keep_encoder(app, encoder, &o.encoder, err));
     if (sentiment) MX_TRY(keep_encoder(app, sentiment, &o.sentiment, err));
-    return mx_profiles_open(&app->profiles, folder, &o, err);
+    MX_TRY(mx_profiles_open(&app->profiles, folder, &o, err));
+    return mx_app_list_network(app, o.network, err);
 }
 
 /* The program's own code and that of its libraries, before a first call comes upon each page of it. */

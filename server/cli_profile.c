@@ -160,8 +160,10 @@ static mx_status put_file(session *s, const char *path, bool quiet, mx_error *er
     return st;
 }
 
+/* A tag that nothing can be learned of is told and left to its rules; none at all is an error. */
 static mx_status learn(session *s, bool quiet, mx_error *err)
 {
+    int learned = 0;
     Merx__V1__ListTagsRequest q = MERX__V1__LIST_TAGS_REQUEST__INIT;
     Merx__V1__ListTagsResponse *all = ask(s, "ListTags", &q.base, &merx__v1__list_tags_response__descriptor, err);
     mx_status st = all ? MX_OK : err->code;
@@ -169,7 +171,10 @@ static mx_status learn(session *s, bool quiet, mx_error *err)
         Merx__V1__BackfillTagRequest b = MERX__V1__BACKFILL_TAG_REQUEST__INIT;
         b.name = all->tags[i]->name;
         Merx__V1__TagDefinition *d = ask(s, "BackfillTag", &b.base, &merx__v1__tag_definition__descriptor, err);
-        if (!d) st = err->code;
+        learned += d != NULL;
+        if (!d && s->over.code == mx_rpc_code_of(MX_ERR_STATE) && (learned || i + 1 < all->n_tags)) {
+            if (!quiet) fprintf(stderr, "merx: %s: rules decide: %s\n", b.name, s->over.text);
+        } else if (!d) st = err->code;
         else if (!quiet)
             fprintf(stderr, "merx: %s learned from %d users; of %d others %.0f %% are told right, calibration error %.3f\n", d->name, d->learned_from, d->held_out,
                     100 * d->held_out_accuracy, d->calibration_error);
@@ -205,7 +210,7 @@ static void print_evidence(const Merx__V1__Evidence *e, bool tty)
 
 static void print_tag(const Merx__V1__Tag *t, bool tty)
 {
-    static const char *const states[] = {"not so", "since now", "in", "in, leaving", "expired"};
+    static const char *const states[] = {"not so", "newly in", "in", "in, leaving", "expired"};
     char since[20], until[20];
     day(t->since_ms, since), day(t->expires_ms, until);
     bool in = t->state >= MERX__V1__TAG_STATE__TAG_ENTERED && t->state <= MERX__V1__TAG_STATE__TAG_EXITING;
@@ -230,7 +235,7 @@ static void print_profile(const Merx__V1__Profile *p)
     if (p->network) {
         printf("  the network ");
         print(p->network->name, tty);
-        printf(" (%s) speaks of the events up to number %llu", p->network->kind, (unsigned long long)p->network->watermark);
+        printf(" (%s, version %d) speaks of the events up to number %llu", p->network->kind, p->network->version, (unsigned long long)p->network->watermark);
         if (p->network->watermark < p->watermark) printf("; this profile is of %llu", (unsigned long long)p->watermark);
         putchar('\n');
     }
@@ -310,7 +315,9 @@ int mx_cli_profile(mx_config *c, int n, char **rest)
     bool quiet = mx_config_bool(c, "quiet"), heads = mx_config_bool(c, "learn");
     if (n > 1 || (!n && !input && !heads)) return cli_usage("profile takes one user; %d given", n);
     if (folder && (input || heads)) return cli_usage("with --profiles a folder is read only; events and --learn go to a server");
-    mx_status st = folder ? show_folder(folder, rest[0], &err) : mx_client_open(&s.client, mx_config_string(c, "server"), &(mx_client_options){.wait_for_ready = true}, &err);
+    mx_client_options o = cli_client_options(c);
+    o.wait_for_ready = true;
+    mx_status st = folder ? show_folder(folder, rest[0], &err) : mx_client_open(&s.client, mx_config_string(c, "server"), &o, &err);
     if (!st && input) st = put_file(&s, input, quiet, &err);
     if (!st && heads) st = learn(&s, quiet, &err);
     if (!st && n && !folder) st = show(&s, rest[0], &err);
@@ -319,5 +326,7 @@ int mx_cli_profile(mx_config *c, int n, char **rest)
         fprintf(stderr, "merx: %s\n", err.text);
         return CLI_INTERRUPTED;
     }
-    return st ? cli_failed(&err) : CLI_OK;
+    if (!st || !s.over.code) return st ? cli_failed(&err) : CLI_OK;
+    fprintf(stderr, "merx: %s\n", err.text);                  /* as the server said it */
+    return CLI_FAILED;
 }

@@ -17,6 +17,17 @@ typedef enum field {
 static const char *const field_name[FIELDS] = {"id", "type", "subject", "object", "ts", "weight", "price", "quantity", "dwell_s", "promo", "currency",
                                                "category", "channel", "session", "text", "props"};
 
+/* FIELDS: it is none.  The service's names (proto/merx.proto, Event) are known too, so that a file goes either way. */
+static int find_field(const char *name)
+{
+    static const struct { const char *name; field f; } also[] = {{"event_id", F_ID}, {"user", F_SUBJECT}, {"ts_ms", F_TS}, {"price_minor", F_PRICE}};
+    for (size_t i = 0; i < sizeof also / sizeof *also; i++)
+        if (!strcmp(name, also[i].name)) return (int)also[i].f;
+    int f = 0;
+    while (f < FIELDS && strcmp(name, field_name[f]) != 0) f++;
+    return f;
+}
+
 typedef struct piece { struct piece *next; char bytes[]; } piece;      /* strings of rows that are not forgotten */
 
 struct mx_event_rows {
@@ -179,8 +190,7 @@ static mx_status name_columns(mx_event_rows *r, char *cell[], int32_t n, mx_erro
 {
     bool subject = false;
     for (int32_t i = 0; i < n; i++) {
-        int f = 0;
-        while (f < FIELDS && strcmp(cell[i], field_name[f])) f++;
+        int f = find_field(cell[i]);
         for (int32_t k = 0; f < FIELDS && k < i; k++)
             if (r->column[k] == (field)f) return mx_fail(err, MX_ERR_ARG, "%s: column \"%s\" is there twice", r->o.name, cell[i]);
         r->column[i] = f < FIELDS ? (field)f : F_SKIP;
@@ -215,8 +225,7 @@ static mx_status take_json(mx_event_rows *r, const char *line, size_t len, mx_ev
     const char *key;
     mx_status st = !o ? mx_fail(err, MX_ERR_FORMAT, "row: %s", at.text) : !json_is_object(o) ? mx_fail(err, MX_ERR_FORMAT, "row: no object") : MX_OK;
     if (!st) json_object_foreach(o, key, v) {
-        int f = 0;
-        while (f < FIELDS && strcmp(key, field_name[f])) f++;
+        int f = find_field(key);
         if (st || f == FIELDS || json_is_null(v)) continue;
         char *text = json_is_string(v) ? NULL : json_dumps(v, JSON_COMPACT | JSON_ENCODE_ANY | JSON_REAL_PRECISION(17) | JSON_SORT_KEYS);
         const char *from = text ? text : json_string_value(v);

@@ -2,7 +2,7 @@
  *
  * A row has id, type, subject, object, ts (milliseconds, seconds, or ISO 8601 in UTC), weight, price (in minor
  * units), quantity, dwell_s, promo, currency, category, channel, session, text and props.  What it lacks
- * comes from the defaults; without an id it gets one from its file's path and line, so that loading twice is loading once. */
+ * comes from the defaults; event_id, user, ts_ms and price_minor are other names of id, subject, ts and price.  Without an id it gets one from its file's path and line, so that loading twice is loading once. */
 #ifndef MX_EVENT_ROWS_H
 #define MX_EVENT_ROWS_H
 

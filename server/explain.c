@@ -174,14 +174,14 @@ void mx_explainer_submit(mx_explainer *x, mx_explain_job *job)
     pthread_mutex_unlock(&x->lock);
 }
 
-int32_t mx_attribution_words(const mx_attribution *t, mx_arena *a, mx_word **out)
+/* Where nobody can tell where they stand. */
+static int32_t join_pieces(const mx_attribution *t, mx_arena *a, mx_word *w)
 {
     size_t bytes = 0, used = 0;
     int32_t n = 0;
     for (int32_t i = 0; i < t->n; i++) bytes += t->token[i].len + 1;
     char *text = mx_arena_alloc(a, bytes + 1);
-    mx_word *w = *out = mx_arena_array(a, (size_t)t->n + 1, sizeof *w);
-    if (!text || !w) return -1;
+    if (!text) return -1;
     for (int32_t i = 0; i < t->n; i++) {
         const mx_attributed_token *k = &t->token[i];
         bool special = k->weight == 0 && (i == 0 || i == t->n - 1), begins = k->len && *k->piece == ' ', more = n && !begins;
@@ -194,6 +194,35 @@ int32_t mx_attribution_words(const mx_attribution *t, mx_arena *a, mx_word **out
         text[used++] = 0;
         w[n - 1].weight += k->weight;
     }
+    return n;
+}
+
+static int32_t cut_words(const mx_explain_job *job, mx_arena *a, mx_word *w)
+{
+    const mx_attribution *t = &job->out;
+    int32_t n = 0;
+    for (int32_t i = 0; i < t->n; i++) {
+        const mx_attributed_token *k = &t->token[i];
+        if (!k->end) continue;
+        if (!n || w[n - 1].begin != k->begin || w[n - 1].end != k->end) {
+            w[n].begin = k->begin, w[n].end = k->end;
+            if (!(w[n].text = mx_arena_alloc(a, k->end - k->begin + 1))) return -1;
+            memcpy(w[n].text, job->text + k->begin, k->end - k->begin);
+            w[n++].text[k->end - k->begin] = 0;
+        }
+        w[n - 1].weight += k->weight;
+    }
+    return n;
+}
+
+int32_t mx_attribution_words(const mx_explain_job *job, mx_arena *a, mx_word **out)
+{
+    const mx_attribution *t = &job->out;
+    mx_word *w = *out = mx_arena_array(a, (size_t)t->n + 1, sizeof *w);
+    bool known = false;
+    for (int32_t i = 0; i < t->n; i++) known |= t->token[i].end != 0;
+    if (!w) return -1;
+    int32_t n = known ? cut_words(job, a, w) : join_pieces(t, a, w);
     for (int32_t i = 0; i < n; i++) mx_text_clean(w[i].text);
     return n;
 }

@@ -32,9 +32,9 @@ void      mx_explainer_limit(mx_explainer *x, mx_registry *r, size_t bytes);
 size_t    mx_explainer_held(const mx_explainer *x, size_t *most);      /* bytes now; most 0: not limited */
 void      mx_explainer_submit(mx_explainer *x, mx_explain_job *job);
 
-/* Tokens as words: those that do not begin with a space are joined to what they go on from; special
- * tokens are left out.  Returns how many, -1: the arena is full. */
-typedef struct mx_word { char *text; double weight; } mx_word;
-int32_t   mx_attribution_words(const mx_attribution *t, mx_arena *a, mx_word **out);
+/* Tokens as words of the job's text, as they stand in it; where the tokenizer cannot tell those that do not begin with a space are
+ * joined to what they go on from.  [CLS] and [SEP] are left out.  Returns how many, -1: the arena is full. */
+typedef struct mx_word { char *text; double weight; size_t begin, end; } mx_word;      /* begin, end: bytes of the text; 0, 0: not known */
+int32_t   mx_attribution_words(const mx_explain_job *job, mx_arena *a, mx_word **out);
 
 #endif

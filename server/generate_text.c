@@ -146,7 +146,7 @@ MX_METHOD(mx_list_models_begin)
     bool ok = models && r.models;
     for (int encoders = 0; encoders < 2; encoders++)          /* generators first */
         for (int i = 0; ok && i < n; i++) {
-            if (list[i].state != MX_SERVED_SERVING || (list[i].encoder != NULL) != (encoders == 1)) continue;
+            if (list[i].state != MX_SERVED_SERVING || !(encoders ? list[i].encoder != NULL : list[i].generator != NULL)) continue;
             Merx__V1__Model *to = r.models[r.n_models] = &models[r.n_models];
             r.n_models++;
             ok = encoders ? describe_encoder(app, list[i].encoder, to, scratch) : describe(app, list[i].generator, to, scratch);

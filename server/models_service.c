@@ -181,7 +181,7 @@ static bool describe(const mx_app *app, const mx_served_view *v, Merx__V1__Model
     m->name = v->served->name;
     m->version = v->served->version;
     m->state = (Merx__V1__ModelState)v->state;
-    m->kind = (char *)(uintptr_t)(v->served->encodes ? "encoder" : "generator");
+    m->kind = (char *)(uintptr_t)mx_served_kind_name(v->served->kind);
     m->weight_bytes = (int64_t)f->weights;
     m->kv_bytes = (int64_t)f->kv;
     m->scratch_bytes = (int64_t)f->scratch;
@@ -201,6 +201,7 @@ static bool describe(const mx_app *app, const mx_served_view *v, Merx__V1__Model
         mx_scheduler_stats(app->scheduler, e.lane, &lane);
         m->path = (char *)(uintptr_t)e.path;
     }
+    if (v->served->kind == MX_SERVED_NETWORK && v->state != MX_SERVED_LOADING) m->path = v->served->path;
     m->running = (int32_t)lane.running;
     m->waiting = (int32_t)lane.waiting;
     return true;

@@ -58,8 +58,8 @@ typedef struct verdict {
 bool profile_has_head(const mx_profiles *p, const definition *m)
 {
     bool network = *m->head_network != 0;
-    if (network && strcmp(m->head_network, p->net_print) != 0) return false;
-    size_t net = network ? (size_t)p->net_dim : 0;
+    if (network && strcmp(m->head_network, p->space->print) != 0) return false;
+    size_t net = network ? (size_t)p->space->dim : 0;
     return m->n_head == MX_FEATURES + (size_t)p->dim + net && m->n_means == MX_FEATURES + net && m->n_deviations == MX_FEATURES;
 }
 
@@ -96,10 +96,10 @@ static void by_network(const mx_profiles *p, const definition *m, const story *t
 {
     const double *w = m->head + MX_FEATURES + p->dim;
     if (!*m->head_network || !t->has_z) return;
-    double rest = product(w, t->z, p->net_dim);
-    for (int32_t c = 0; c < p->net_dim; c++) rest -= w[c] * m->means[MX_FEATURES + c];
+    double rest = product(w, t->z, p->space->dim);
+    for (int32_t c = 0; c < p->space->dim; c++) rest -= w[c] * m->means[MX_FEATURES + c];
     for (int32_t i = 0; v->parts && i < v->parts->n; i++) {
-        double part = product(w, v->parts->part + (size_t)i * (size_t)p->net_dim, p->net_dim);
+        double part = product(w, v->parts->part + (size_t)i * (size_t)p->space->dim, p->space->dim);
         v->clue[v->n++] = (clue){.kind = MERX__V1__EVIDENCE_KIND__EVIDENCE_NEIGHBOUR, .at = FRIENDS + i, .weight = part};
         rest -= part;
     }
@@ -190,12 +190,12 @@ static void describe_network(const mx_profiles *p, const verdict *v, const clue 
 {
     int32_t type;
     if (c->kind == MERX__V1__EVIDENCE_KIND__EVIDENCE_NETWORK) {
-        snprintf(out, size, v->parts ? "its own words and figures, through the network %s" : "the network %s, of its words, figures and neighbours", p->net_name);
+        snprintf(out, size, v->parts ? "its own words and figures, through the network %s" : "the network %s, of its words, figures and neighbours", p->space->name);
         return;
     }
     int32_t node = v->parts->node[c->at - FRIENDS];
-    if (node < 0 || !mx_user_graph_node(p->graph, node, &type, key)) snprintf(out, size, "all other neighbours, through the network %s", p->net_name);
-    else snprintf(out, size, "%s %.128s, through the network %s", type == p->user ? "is joined to" : "has", key, p->net_name);
+    if (node < 0 || !mx_user_graph_node(p->graph, node, &type, key)) snprintf(out, size, "all other neighbours, through the network %s", p->space->name);
+    else snprintf(out, size, "%s %.128s, through the network %s", type == p->user ? "is joined to" : "has", key, p->space->name);
 }
 
 static bool tell(mx_profiles *p, const definition *m, const story *t, const double *x, const verdict *v, const clue *c, bool whole, Merx__V1__Evidence *e)
@@ -210,7 +210,7 @@ static bool tell(mx_profiles *p, const definition *m, const story *t, const doub
         e->ref = m->rules[c->at]->feature;
     } else if (c->kind == MERX__V1__EVIDENCE_KIND__EVIDENCE_NETWORK || (c->kind == MERX__V1__EVIDENCE_KIND__EVIDENCE_NEIGHBOUR && c->at >= FRIENDS)) {
         describe_network(p, v, c, key, text, sizeof text);
-        e->ref = copy_text(&p->arena, c->kind == MERX__V1__EVIDENCE_KIND__EVIDENCE_NETWORK ? p->net_name : key, MX_KEY_MOST);
+        e->ref = copy_text(&p->arena, c->kind == MERX__V1__EVIDENCE_KIND__EVIDENCE_NETWORK ? p->space->name : key, MX_KEY_MOST);
     } else if (c->kind == MERX__V1__EVIDENCE_KIND__EVIDENCE_NEIGHBOUR) {
         mx_user_graph_node(p->graph, t->friend_node[c->at], &type, key);
         snprintf(text, sizeof text, "follows %.128s", key);
@@ -357,7 +357,7 @@ static bool write_tags(mx_profiles *p, subject *s, const double *x, int64_t now,
     return true;
 }
 
-static snapshot *pack(const Merx__V1__Profile *m)
+static snapshot *pack(const Merx__V1__Profile *m, int32_t node)
 {
     enum { PREFIX = 10 };                                /* of a length, at most */
     size_t n = merx__v1__profile__get_packed_size(m), at = PREFIX;
@@ -369,6 +369,7 @@ static snapshot *pack(const Merx__V1__Profile *m)
     for (size_t rest = n; rest || !k; rest >>= 7) length[k++] = (uint8_t)((rest & 127) | (rest > 127 ? 128 : 0));
     while (k) s->data[--at] = length[--k];
     s->view = (mx_profile_view){s->data + PREFIX, n, s->data + at, PREFIX - at + n, m->watermark};
+    s->node = node;
     atomic_init(&s->refs, 1);
     return s;
 }
@@ -395,7 +396,7 @@ static mx_status look(mx_profiles *p, int32_t node, subject *s, double *x, mx_er
     if (p->dim && !s->text) s->text = calloc((size_t)p->dim, sizeof *s->text);
     if (p->dim && !s->text) return mx_fail(err, MX_ERR_NO_MEMORY, "a profile");
     if (p->dim) profile_text_mean(p, t, 0, t->n, s->text);
-    t->has_z = p->net && mx_profile_net_get(p->net, node, t->z);
+    t->has_z = p->space->net && mx_profile_net_get(p->space->net, node, t->z);
     return MX_OK;
 }
 
@@ -427,7 +428,7 @@ mx_status profile_build(mx_profiles *p, int32_t node, subject *s, snapshot **out
     } else {
         withdraw(p, s, &m);
     }
-    *out = ok ? pack(&m) : NULL;
+    *out = ok ? pack(&m, node) : NULL;
     return *out ? MX_OK : mx_fail(err, MX_ERR_NO_MEMORY, "a profile");
 }
 
@@ -445,7 +446,7 @@ static mx_status explain_with(mx_profiles *p, mx_explain_op *op, int32_t node, s
     verdict *v = mx_arena_array(&p->arena, 1, sizeof *v);
     if (!v) return mx_fail(err, MX_ERR_NO_MEMORY, "an explanation");
     v->parts = parts->z && p->story->has_z ? parts : NULL;
-    if (v->parts) memcpy(p->story->z, parts->z, (size_t)p->net_dim * sizeof *parts->z);      /* of one moment */
+    if (v->parts) memcpy(p->story->z, parts->z, (size_t)p->space->dim * sizeof *parts->z);      /* of one moment */
     judge(p, p->tag[k], p->story, x, v);
     if (!write_tag(p, p->tag[k], p->story, x, v, &s->label[k], -1, &tag)) return mx_fail(err, MX_ERR_NO_MEMORY, "an explanation");
     op->n_texts = 0;
@@ -460,7 +461,7 @@ static mx_status explain_with(mx_profiles *p, mx_explain_op *op, int32_t node, s
 static mx_status explain(mx_profiles *p, mx_explain_op *op, int32_t node, subject *s, int32_t k, const char *user)
 {
     mx_net_parts parts = {0};
-    mx_status st = *p->tag[k]->head_network && profile_has_head(p, p->tag[k]) ? mx_profile_net_parts(p->net, node, &parts, &op->op.err) : MX_OK;
+    mx_status st = *p->tag[k]->head_network && profile_has_head(p, p->tag[k]) ? mx_profile_net_parts(p->space->net, node, &parts, &op->op.err) : MX_OK;
     if (!st) st = explain_with(p, op, node, s, k, user, &parts);
     mx_net_parts_free(&parts);
     return st;

@@ -40,7 +40,7 @@ mx_status profile_check_count(int32_t *count, mx_error *err)
     return MX_OK;
 }
 
-static mx_status answer_found(mx_profiles *p, mx_profiles_op *op, const quest *q, const mx_hit *hit, int32_t n)
+static mx_status answer_found(mx_profiles *p, const space *in, mx_profiles_op *op, const quest *q, const mx_hit *hit, int32_t n)
 {
     Merx__V1__SimilarUsersResponse r = MERX__V1__SIMILAR_USERS_RESPONSE__INIT;
     mx_arena a;
@@ -49,7 +49,7 @@ static mx_status answer_found(mx_profiles *p, mx_profiles_op *op, const quest *q
     Merx__V1__SimilarUser *u = mx_arena_array(&a, (size_t)q->count, sizeof *u);
     char (*key)[MX_KEY_MOST + 1] = mx_arena_array(&a, (size_t)q->count, sizeof *key);
     r.users = mx_arena_array(&a, (size_t)q->count, sizeof *r.users);
-    bool ok = u && key && r.users && (!p->net || (r.network = profile_network_state(p, &a)));
+    bool ok = u && key && r.users && (!in->net || (r.network = profile_network_state(in, &a)));
     for (int32_t i = 0; ok && i < n && (int32_t)r.n_users < q->count; i++) {
         size_t k = r.n_users;
         if (profile_among(q->from, q->n_from, hit[i].id) || !mx_user_graph_node(p->graph, hit[i].id, &type, key[k])) continue;
@@ -63,27 +63,27 @@ static mx_status answer_found(mx_profiles *p, mx_profiles_op *op, const quest *q
     return st;
 }
 
-static mx_status known(mx_profiles *p, const char *field, const char *user, int32_t *node, float *x, mx_error *err)
+static mx_status known(mx_profiles *p, const space *in, const char *field, const char *user, int32_t *node, float *x, mx_error *err)
 {
     *node = mx_user_graph_find(p->graph, p->user, user);
-    return *node >= 0 && mx_vectors_get(p->fused, *node, x) ? MX_OK : mx_fail(err, MX_ERR_NOT_FOUND, "%s: nothing is known of \"%.128s\"", field, user);
+    return *node >= 0 && mx_vectors_get(in->fused, *node, x) ? MX_OK : mx_fail(err, MX_ERR_NOT_FOUND, "%s: nothing is known of \"%.128s\"", field, user);
 }
 
 /* From whom, and the vector that is looked for, in x; look-alikes: in the middle of the users' directions. */
-static mx_status ask(mx_profiles *p, mx_profiles_op *op, quest *q, float *x, mx_error *err)
+static mx_status ask(mx_profiles *p, const space *in, mx_profiles_op *op, quest *q, float *x, mx_error *err)
 {
     if (op->run == mx_profiles_similar) {
         const Merx__V1__SimilarUsersRequest *m = (const Merx__V1__SimilarUsersRequest *)op->request;
         q->count = m->count, q->n_from = 1;
         MX_TRY(profile_check_count(&q->count, err));
-        return known(p, "user", m->user, q->node, x, err);
+        return known(p, in, "user", m->user, q->node, x, err);
     }
     const Merx__V1__LookAlikeRequest *m = (const Merx__V1__LookAlikeRequest *)op->request;
     q->count = m->count, q->n_from = m->n_users;
     MX_TRY(profile_check_count(&q->count, err));
     if (!m->n_users || m->n_users > PROFILE_MOST_FOUND) return mx_fail(err, MX_ERR_ARG, "users: %zu of them, 1..%d are allowed", m->n_users, PROFILE_MOST_FOUND);
-    for (size_t i = 0; i < m->n_users; i++) MX_TRY(known(p, "users", m->users[i], &q->node[i], x, err));
-    mx_status st = mx_vectors_centroid(p->fused, q->node, (int32_t)q->n_from, x, err);
+    for (size_t i = 0; i < m->n_users; i++) MX_TRY(known(p, in, "users", m->users[i], &q->node[i], x, err));
+    mx_status st = mx_vectors_centroid(in->fused, q->node, (int32_t)q->n_from, x, err);
     return st == MX_ERR_NOT_FOUND ? mx_fail(err, st, "users: nothing sets them apart from anybody") : st;
 }
 
@@ -97,7 +97,8 @@ mx_status mx_profiles_look_alike(mx_profiles *p, mx_profiles_op *op) { return mx
 /* All of them in one pass over the users. */
 static void find_alike(mx_profiles *p, mx_profiles_op *const *op, int32_t n)
 {
-    size_t d = (size_t)(MX_FEATURES + p->dim + p->net_dim);
+    space *in = profile_hold_space(p);
+    size_t d = (size_t)(MX_FEATURES + p->dim + in->dim);
     int32_t k = 1, asked = 0, at[TOGETHER], found[TOGETHER];
     mx_error err = {0};
     uint64_t began = mx_now_ns(&mx_clock_monotonic);
@@ -105,17 +106,18 @@ static void find_alike(mx_profiles *p, mx_profiles_op *const *op, int32_t n)
     float *x = malloc((size_t)n * d * sizeof *x);
     for (int32_t i = 0; q && x && i < n; i++) {
         q[i].from = q[i].node;
-        op[i]->st = ask(p, op[i], &q[i], x + (size_t)asked * d, &op[i]->err);
+        op[i]->st = ask(p, in, op[i], &q[i], x + (size_t)asked * d, &op[i]->err);
         if (op[i]->st) continue;
         at[asked++] = i;
         if (q[i].count + (int32_t)q[i].n_from > k) k = q[i].count + (int32_t)q[i].n_from;
     }
     mx_hit *hit = q && x ? malloc((size_t)n * (size_t)k * sizeof *hit) : NULL;
     mx_status st = hit ? MX_OK : mx_fail(&err, MX_ERR_NO_MEMORY, "a search");
-    if (!st && asked) st = mx_vectors_search(p->fused, &p->finder->stream, x, asked, k, MX_LIKE_COSINE, NULL, NULL, hit, found, &err);
+    if (!st && asked) st = mx_vectors_search(in->fused, &p->finder->stream, x, asked, k, MX_LIKE_COSINE, NULL, NULL, hit, found, &err);
     for (int32_t i = 0; st && i < n; i++)
         if (!op[i]->st) op[i]->st = mx_fail(&op[i]->err, st, "%s", err.text);
-    for (int32_t i = 0; !st && i < asked; i++) op[at[i]]->st = answer_found(p, op[at[i]], &q[at[i]], hit + (size_t)i * (size_t)k, found[i]);
+    for (int32_t i = 0; !st && i < asked; i++) op[at[i]]->st = answer_found(p, in, op[at[i]], &q[at[i]], hit + (size_t)i * (size_t)k, found[i]);
+    profile_release_space(in);
     for (int32_t i = 0; i < n; i++) profile_done(op[i], began);
     free(q), free(x), free(hit);
 }
@@ -124,13 +126,24 @@ static void find_alike(mx_profiles *p, mx_profiles_op *const *op, int32_t n)
 
 bool profile_finds(const mx_profiles *p, const mx_profiles_op *op)
 {
-    bool learns = op->run == mx_profiles_backfill && p->net && !op->earlier;      /* it needs the network's word first */
-    return p->finder && (learns || op->run == mx_profiles_similar || op->run == mx_profiles_look_alike || op->run == mx_profiles_recommend);
+    bool learns = op->run == mx_profiles_backfill && p->space->net && op->earlier_of != p->space->serial;      /* it needs the network's word first */
+    return (learns || op->run == mx_profiles_similar || op->run == mx_profiles_look_alike || op->run == mx_profiles_recommend) && p->finder;
 }
 
 static bool compares(const mx_profiles_op *op) { return op->run == mx_profiles_similar || op->run == mx_profiles_look_alike; }
 
 mx_stream *profile_stream(mx_profiles *p) { return &p->finder->stream; }
+
+/* Or what another network said has come too late. */
+static void find_earlier(mx_profiles *p, mx_profiles_op *op)
+{
+    space *s = profile_hold_space(p);
+    free(op->earlier);
+    op->earlier = NULL;
+    op->earlier_of = s->serial;
+    if (s->net) op->st = profile_earlier(s, &op->earlier, &op->n_earlier, &op->err);
+    profile_release_space(s);
+}
 
 static void carry_out(mx_profiles *p, mx_profiles_op *op)
 {
@@ -144,7 +157,7 @@ static void carry_out(mx_profiles *p, mx_profiles_op *op)
         if (alike) continue;
         uint64_t began = mx_now_ns(&mx_clock_monotonic);
         if (op->run == mx_profiles_backfill) {                /* the rest is the profiles' thread's */
-            op->st = profile_earlier(p, &op->earlier, &op->n_earlier, &op->err);
+            find_earlier(p, op);
             if (op->st) profile_done(op, began);
             else mx_profiles_submit(p, op);
             continue;
@@ -188,7 +201,6 @@ void profile_find_later(mx_profiles *p, mx_profiles_op *op)
 mx_status profile_open_finder(mx_profiles *p, mx_error *err)
 {
     if (!p->device) return MX_OK;
-    MX_TRY(mx_vectors_open(&p->fused, MX_FEATURES + p->dim + p->net_dim, err));
     struct finder *f = calloc(1, sizeof *f);
     if (!f) return mx_fail(err, MX_ERR_NO_MEMORY, "the thread that searches");
     mx_status st = mx_stream_open(&f->stream, p->device, 0, err);

@@ -201,7 +201,7 @@ static bool write_reason(mx_profiles *p, int32_t node, double weight, mx_arena *
 }
 
 /* The neighbours of the user whose parts of its vector point to the item most. */
-static bool write_reasons(mx_profiles *p, const mx_net_parts *t, const float *z, mx_arena *a, Merx__V1__Recommendation *r)
+static bool write_reasons(mx_profiles *p, const space *in, const mx_net_parts *t, const float *z, mx_arena *a, Merx__V1__Recommendation *r)
 {
     double part[MX_NET_PARTS + 1];
     bool told[MX_NET_PARTS + 1] = {false};
@@ -210,7 +210,7 @@ static bool write_reasons(mx_profiles *p, const mx_net_parts *t, const float *z,
     if (!e || !r->reasons) return false;
     for (int32_t i = 0; i < t->n; i++) {
         part[i] = 0;
-        for (int32_t c = 0; c < p->net_dim; c++) part[i] += (double)t->part[i * p->net_dim + c] * (double)z[c];
+        for (int32_t c = 0; c < in->dim; c++) part[i] += (double)t->part[i * in->dim + c] * (double)z[c];
     }
     for (int k = 0; k < REASONS; k++) {
         int32_t best = -1;
@@ -226,20 +226,20 @@ static bool write_reasons(mx_profiles *p, const mx_net_parts *t, const float *z,
 }
 
 /* Products of the user's vector with the items'; a user without one, or of zeros, is left to the other ways. */
-static mx_status by_network(mx_profiles *p, int32_t user, const chosen *c, mx_arena *a, Merx__V1__RecommendResponse *out, mx_error *err)
+static mx_status by_network(mx_profiles *p, const space *in, int32_t user, const chosen *c, mx_arena *a, Merx__V1__RecommendResponse *out, mx_error *err)
 {
-    mx_profile_net_info about = mx_profile_net_about(p->net);
+    mx_profile_net_info about = mx_profile_net_about(in->net);
     int32_t found = 0;
-    float *z = mx_arena_array(a, 2 * (size_t)p->net_dim, sizeof *z);
+    float *z = mx_arena_array(a, 2 * (size_t)in->dim, sizeof *z);
     mx_hit *hit = mx_arena_array(a, (size_t)c->count, sizeof *hit);
     bool says = false;
     if (!z || !hit) return mx_fail(err, MX_ERR_NO_MEMORY, "recommendations");
-    if ((about.task != MX_GNN_LINKS && about.task != MX_GNN_RANKING) || !mx_profile_net_get(p->net, user, z)) return MX_OK;
-    for (int32_t i = 0; i < p->net_dim; i++) says |= z[i] != 0;
+    if ((about.task != MX_GNN_LINKS && about.task != MX_GNN_RANKING) || !mx_profile_net_get(in->net, user, z)) return MX_OK;
+    for (int32_t i = 0; i < in->dim; i++) says |= z[i] != 0;
     if (!says) return MX_OK;
-    MX_TRY(mx_vectors_search(mx_profile_net_items(p->net), profile_stream(p), z, 1, c->count, MX_LIKE_DOT, admitted, (void *)(uintptr_t)c, hit, &found, err));
+    MX_TRY(mx_vectors_search(mx_profile_net_items(in->net), profile_stream(p), z, 1, c->count, MX_LIKE_DOT, admitted, (void *)(uintptr_t)c, hit, &found, err));
     mx_net_parts t;
-    MX_TRY(mx_profile_net_parts(p->net, user, &t, err));
+    MX_TRY(mx_profile_net_parts(in->net, user, &t, err));
     Merx__V1__Recommendation *r = mx_arena_array(a, (size_t)found + 1, sizeof *r);
     out->items = mx_arena_array(a, (size_t)found + 1, sizeof *out->items);
     bool ok = r && out->items;
@@ -248,7 +248,7 @@ static mx_status by_network(mx_profiles *p, int32_t user, const chosen *c, mx_ar
         merx__v1__recommendation__init(to);
         if (!(to->item = key_of(p, hit[i].id, a))) continue;
         to->score = (double)hit[i].score;
-        ok = !mx_vectors_get(mx_profile_net_items(p->net), hit[i].id, z + p->net_dim) || write_reasons(p, &t, z + p->net_dim, a, to);
+        ok = !mx_vectors_get(mx_profile_net_items(in->net), hit[i].id, z + in->dim) || write_reasons(p, in, &t, z + in->dim, a, to);
         out->items[out->n_items++] = to;
     }
     mx_net_parts_free(&t);
@@ -352,8 +352,10 @@ mx_status mx_profiles_recommend(mx_profiles *p, mx_profiles_op *op)
     if (user < 0) return mx_fail(err, MX_ERR_NOT_FOUND, "user: nothing is known of \"%.128s\"", q->user);
     mx_arena_open(&a, (size_t)64 << 20);
     mx_status st = read_own(&w, user, &c, err);
-    if (!st && p->net && !(r.network = profile_network_state(p, &a))) st = mx_fail(err, MX_ERR_NO_MEMORY, "recommendations");
-    if (!st && p->net) st = by_network(p, user, &c, &a, &r, err);
+    space *in = profile_hold_space(p);
+    if (!st && in->net && !(r.network = profile_network_state(in, &a))) st = mx_fail(err, MX_ERR_NO_MEMORY, "recommendations");
+    if (!st && in->net) st = by_network(p, in, user, &c, &a, &r, err);
+    profile_release_space(in);
     if (!st && !r.n_items) st = by_neighbours(p, &w, user, &c, &a, &r, err);
     if (!st && !r.n_items) st = by_events(p, &c, &a, &r, err);
     if (!st) st = profile_answer(op, &r.base);

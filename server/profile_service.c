@@ -127,7 +127,7 @@ static void words_done(mx_explain_job *job)
 static bool put_words(mx_arena *a, const mx_explain_job *job, Merx__V1__Tag *tag, size_t of)
 {
     mx_word *word;
-    int32_t n = mx_attribution_words(&job->out, a, &word);
+    int32_t n = mx_attribution_words(job, a, &word);
     Merx__V1__Evidence *e = n < 0 ? NULL : mx_arena_array(a, (size_t)n + 1, sizeof *e);
     Merx__V1__Evidence *whole = mx_arena_array(a, 1, sizeof *whole);
     if (!e || !whole) return false;
@@ -279,10 +279,10 @@ static bool put_behind(mx_arena *a, const mx_profile_view *v, const Merx__V1__Pr
 }
 
 /* The published bytes as they are, or a masked copy; and what is told of now. */
-static bool fill(mx_profiles *profiles, mx_arena *a, const char *user, const mx_profile_view *v, const mask *m, Merx__V1__ProfileAnswer *r)
+static bool fill(mx_profiles *profiles, mx_arena *a, const mx_profile_view *v, const mask *m, Merx__V1__ProfileAnswer *r)
 {
     Merx__V1__Profile now;
-    if (!mx_profiles_now(profiles, user, m->embedding && !hides_embedding(m), a, &now)) return false;
+    if (!mx_profiles_now(profiles, v, m->embedding && !hides_embedding(m), a, &now)) return false;
     merx__v1__profile_answer__init(r);
     if (hides_nothing(m)) {
         ProtobufCMessageUnknownField *f = mx_arena_array(a, 1, sizeof *f);
@@ -329,7 +329,7 @@ bool mx_profile_answer(mx_profiles *p, const Merx__V1__GetProfileRequest *q, mx_
     mx_status st = check_mask(&m, &why);
     if (!st) st = check_watermark(p, q->min_watermark, &why);
     if (!st) st = mx_profiles_get(p, q->user, hold, &why);
-    return st ? fill_error(a, st, &why, out) : fill(p, a, q->user, *hold, &m, out);
+    return st ? fill_error(a, st, &why, out) : fill(p, a, *hold, &m, out);
 }
 
 /* Unary: the answer, or the error that ends the call. */
@@ -340,7 +340,7 @@ static void answer_one(mx_call *call, mx_profiles *p, const char *user, const ma
     mx_error err = {0};
     mx_status st = mx_profiles_get(p, user, &v, &err);
     if (!st) {
-        bool sent = fill(p, a, user, v, m, &r) && mx_call_send(call, &r.base, false);
+        bool sent = fill(p, a, v, m, &r) && mx_call_send(call, &r.base, false);
         mx_profile_release(v);
         if (!sent) st = mx_fail(&err, MX_ERR_NO_MEMORY, "the answer is over the server's memory budget for a message");
     }
@@ -389,7 +389,7 @@ static void answer_batch(mx_call *call, mx_profiles *p, const Merx__V1__BatchGet
         const mx_profile_view *v;
         mx_status st = mx_profiles_get(p, q->users[i], &v, &why);
         if (!st) view[held++] = v;
-        ok = st ? fill_error(a, st, &why, &r[i]) : fill(p, a, q->users[i], v, &m, &r[i]);
+        ok = st ? fill_error(a, st, &why, &r[i]) : fill(p, a, v, &m, &r[i]);
         all.profiles[i] = &r[i];
     }
     all.n_profiles = n;

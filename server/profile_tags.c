@@ -12,6 +12,7 @@
 typedef Merx__V1__TagDefinition definition;
 
 enum { LEAST_EVENTS = 6, LEAST_USERS = 40, MOST_USERS = 20000 };
+#define LEAST_DEVIATION 0.1           /* of features, which lie in 0..1: what all users have alike is not blown up to tell them apart */
 #define NET_FEATURES 4.0
 #define TEXT_SCALE 0.3                /* of vectors of texts while a head is learned: an eleven times larger ridge on theirs */
 
@@ -185,6 +186,8 @@ typedef struct lesson {
     double *x;                        /* [n,d] features and texts of the first half of the events */
     double (*later)[MX_FEATURES];     /* [n] features of the second half                          */
     double *y;
+    const float *z;                   /* [n_z,net] what the network said of all nodes     */
+    int32_t n_z;
 } lesson;
 
 static void close_lesson(lesson *l)
@@ -192,7 +195,7 @@ static void close_lesson(lesson *l)
     free(l->x), free(l->later), free(l->y);
 }
 
-static mx_status learn_from(mx_profiles *p, const mx_profiles_op *op, int32_t node, lesson *l, mx_error *err)
+static mx_status learn_from(mx_profiles *p, int32_t node, lesson *l, mx_error *err)
 {
     subject *s = profile_subject(p, node);
     story *t = p->story;
@@ -206,7 +209,7 @@ static mx_status learn_from(mx_profiles *p, const mx_profiles_op *op, int32_t no
     mx_features(&p->prior, t->act, half, NULL, 0, l->later[l->n]);
     if (p->dim) profile_text_mean(p, t, half, t->n - half, text);
     for (int32_t c = 0; c < p->dim; c++) row[MX_FEATURES + c] = TEXT_SCALE * (double)text[c];
-    for (int32_t c = 0; c < l->net && node < op->n_earlier; c++) row[MX_FEATURES + p->dim + c] = (double)op->earlier[(size_t)node * (size_t)l->net + (size_t)c];
+    for (int32_t c = 0; c < l->net && node < l->n_z; c++) row[MX_FEATURES + p->dim + c] = (double)l->z[(size_t)node * (size_t)l->net + (size_t)c];
     l->n++;
     return MX_OK;
 }
@@ -231,10 +234,9 @@ static void standardize_network(lesson *l, double *means)
         for (int32_t c = first; c < l->d; c++) l->x[(size_t)i * (size_t)l->d + (size_t)c] *= l->net_scale;
 }
 
-static mx_status collect(mx_profiles *p, const mx_profiles_op *op, lesson *l, mx_error *err)
+static mx_status collect(mx_profiles *p, lesson *l, mx_error *err)
 {
     int32_t nodes = mx_user_graph_nodes(p->graph);
-    l->net = op->earlier ? p->net_dim : 0;
     l->d = MX_FEATURES + p->dim + l->net;
     l->room = MOST_USERS;
     while ((int64_t)l->room * l->d * l->d > 1000000000) l->room /= 2;      /* a head is learned in seconds */
@@ -242,7 +244,7 @@ static mx_status collect(mx_profiles *p, const mx_profiles_op *op, lesson *l, mx
     size_t n = (size_t)l->room;
     l->x = calloc(n * (size_t)l->d, sizeof *l->x), l->later = calloc(n, sizeof *l->later), l->y = calloc(n, sizeof *l->y);
     if (!l->x || !l->later || !l->y || p->dim > 4096) return mx_fail(err, MX_ERR_NO_MEMORY, "%d users to learn from", l->room);
-    for (int32_t i = 0; i < nodes && l->n < l->room; i++) MX_TRY(learn_from(p, op, i, l, err));
+    for (int32_t i = 0; i < nodes && l->n < l->room; i++) MX_TRY(learn_from(p, i, l, err));
     return MX_OK;
 }
 
@@ -296,7 +298,7 @@ static void standardize(lesson *l, double *means, double *deviations)
             square += *v * *v;
         }
         deviations[f] = sqrt(square / l->n);
-        if (deviations[f] < 1e-6) deviations[f] = 1;
+        if (deviations[f] < LEAST_DEVIATION) deviations[f] = LEAST_DEVIATION;
         for (int32_t i = 0; i < l->n; i++) l->x[(size_t)i * (size_t)l->d + f] /= deviations[f];
     }
 }
@@ -332,33 +334,27 @@ static mx_status fit(lesson *l, head *h, mx_error *err)
     return MX_OK;
 }
 
-static mx_status take_head(mx_profiles *p, int32_t k, const head *h, int32_t d, mx_error *err)
+static mx_status write_head(const mx_profiles *p, int32_t k, const head *h, int32_t d, const char *network, definition **out, mx_error *err)
 {
     definition next = *p->tag[k];
     next.version++;
     next.calibrated = true;
     next.learned_from = h->learned, next.held_out = h->held;
     next.held_out_accuracy = h->accuracy, next.calibration_error = h->error, next.positives = h->positives;
-    next.head_network = d > MX_FEATURES + p->dim ? p->net_print : (char *)(uintptr_t)"";
+    next.head_network = (char *)(uintptr_t)network;
     next.head = h->w, next.n_head = (size_t)d, next.head_bias = h->bias;
     next.means = h->means, next.n_means = (size_t)(d - p->dim);
     next.deviations = (double *)(uintptr_t)h->deviations, next.n_deviations = MX_FEATURES;
-    definition *m = own_copy(&next);
-    if (!m) return mx_fail(err, MX_ERR_NO_MEMORY, "a head");
-    merx__v1__tag_definition__free_unpacked(p->tag[k], NULL);
-    p->tag[k] = m;
-    return store(p, m, err);
+    *out = own_copy(&next);
+    return *out ? MX_OK : mx_fail(err, MX_ERR_NO_MEMORY, "a head");
 }
 
-mx_status mx_profiles_backfill(mx_profiles *p, mx_profiles_op *op)
+mx_status profile_learn(mx_profiles *p, int32_t k, const space *s, const float *z, int32_t n, definition **out, mx_error *err)
 {
-    const char *name = ((const Merx__V1__BackfillTagRequest *)op->request)->name;
-    int32_t k = find(p, name);
-    lesson l = {0};
+    lesson l = {.z = z, .n_z = n, .net = z ? s->dim : 0};
     head h = {0};
-    mx_error *err = &op->err;
-    if (k < 0) return mx_fail(err, MX_ERR_NOT_FOUND, "name: there is no tag \"%.63s\"", name);
-    mx_status st = collect(p, op, &l, err);
+    *out = NULL;
+    mx_status st = collect(p, &l, err);
     if (!st && l.n < LEAST_USERS)
         st = mx_fail(err, MX_ERR_STATE, "%d users have %d events or more; a head is learned from %d at least, until then the rules decide", l.n, LEAST_EVENTS, LEAST_USERS);
     if (!st) st = verdicts(p->tag[k], &l, err);
@@ -366,12 +362,28 @@ mx_status mx_profiles_backfill(mx_profiles *p, mx_profiles_op *op)
     if (!st && (!h.w || !h.means)) st = mx_fail(err, MX_ERR_NO_MEMORY, "a head");
     if (!st) st = fit(&l, &h, err);
     if (!st && (h.positives <= 0 || h.positives >= 1)) st = mx_fail(err, MX_ERR_STATE, "the rules say the same of all %d users; there is nothing to learn", l.n);
-    if (!st) st = take_head(p, k, &h, l.d, err);
-    if (!st) st = profile_touch_all(p, err);
-    if (!st) st = profile_answer(op, &p->tag[k]->base);
+    if (!st) st = write_head(p, k, &h, l.d, z ? s->print : "", out, err);
     free(h.w), free(h.means);
-    free(op->earlier);
-    op->earlier = NULL;
     close_lesson(&l);
     return st;
+}
+
+mx_status profile_store_tag(mx_profiles *p, const definition *m, mx_error *err) { return store(p, m, err); }
+
+mx_status mx_profiles_backfill(mx_profiles *p, mx_profiles_op *op)
+{
+    const char *name = ((const Merx__V1__BackfillTagRequest *)op->request)->name;
+    int32_t k = find(p, name);
+    definition *m = NULL;
+    mx_error *err = &op->err;
+    const float *z = op->earlier_of == p->space->serial ? op->earlier : NULL;
+    mx_status st = k < 0 ? mx_fail(err, MX_ERR_NOT_FOUND, "name: there is no tag \"%.63s\"", name) : profile_learn(p, k, p->space, z, op->n_earlier, &m, err);
+    free(op->earlier);
+    op->earlier = NULL;
+    MX_TRY(st);
+    merx__v1__tag_definition__free_unpacked(p->tag[k], NULL);
+    p->tag[k] = m;
+    MX_TRY(store(p, m, err));
+    MX_TRY(profile_touch_all(p, err));
+    return profile_answer(op, &m->base);
 }

@@ -148,7 +148,7 @@ static mx_status one_profile(mx_profiles *p, int32_t node, subject *s, mx_error 
     bool shown = fresh && s->consent;
     publish(p, node, s, fresh, key);
     if (shown) MX_TRY(profile_fuse(p, node, s, err));
-    else if (p->fused) mx_vectors_remove(p->fused, node);
+    else profile_unfuse(p, node);
     if (!s->changed) return MX_OK;
     if (p->n_storing == p->storing_room) {
         int32_t room = p->storing_room ? 2 * p->storing_room : 256, *grown = realloc(p->storing, (size_t)room * sizeof *grown);
@@ -178,13 +178,15 @@ mx_status profile_refresh(mx_profiles *p, mx_error *err)
 /* ---- memory --------------------------------------------------------------------------------------- */
 
 /* Each text's vector stands in the store of texts and beside its user. */
-static size_t memory_of(const mx_profiles *p)
+static size_t memory_of(mx_profiles *p)
 {
     mx_user_graph_stats g;
-    size_t row = (size_t)p->dim * sizeof(float), fused = (size_t)(MX_FEATURES + p->dim + p->net_dim) * sizeof(float);
+    space *in = profile_hold_space(p);
+    size_t row = (size_t)p->dim * sizeof(float), fused = in->fused ? (size_t)mx_vectors_count(in->fused) * (size_t)(MX_FEATURES + p->dim + in->dim) * sizeof(float) : 0;
+    profile_release_space(in);
     mx_user_graph_statistics(p->graph, &g);
     return g.edge_bytes + g.event_bytes + g.node_bytes + (size_t)mx_text_store_rows(p->texts) * (sizeof(mx_text_row) + sizeof(text_numbers) + 2 * row) +
-           (size_t)p->n_subjects * (sizeof(subject) + sizeof(subject *) + row) + p->published + (p->fused ? (size_t)mx_vectors_count(p->fused) * fused : 0);
+           (size_t)p->n_subjects * (sizeof(subject) + sizeof(subject *) + row) + p->published + fused;
 }
 
 /* Taken in steps, so that not every event asks. */
@@ -283,6 +285,7 @@ static const char *refuse(mx_profiles *p, const Merx__V1__Event *m, mx_event *e,
     if (m->price_minor) e->price_minor = m->price_minor;
     if (m->quantity) e->quantity = m->quantity;
     e->currency = m->currency, e->category = m->category, e->channel = m->channel, e->session = m->session, e->text = m->text;
+    if (!*m->event_id || !*m->user) return *field = *m->user ? "event_id: is empty" : "user: is empty", "MALFORMED";
     if (e->type < 0) return *field = "type: there is none of this name", "MALFORMED";
     if (about_consent && !m->_consent_case) return *field = "consent: an event of type consent must say it", "MALFORMED";
     if (m->price_minor < 0) return *field = "price_minor: must not be negative", "MALFORMED";
@@ -417,7 +420,7 @@ static void forget_user(mx_profiles *p, int32_t node, const char *key)
     if (!s) return;
     profile_uncount(p, s);
     publish(p, node, s, NULL, key);
-    if (p->fused) mx_vectors_remove(p->fused, node);
+    profile_unfuse(p, node);
     pthread_mutex_lock(&p->shard[node % SHARDS]);
     *slot_of(p, node) = NULL;
     pthread_mutex_unlock(&p->shard[node % SHARDS]);
@@ -443,10 +446,7 @@ static mx_status touch_whom_it_concerns(mx_profiles *p, int32_t node, mx_error *
 /* What was made of the events that are gone. */
 static mx_status erase_vectors(mx_profiles *p, int32_t node, Merx__V1__ErasureReceipt *r, mx_error *err)
 {
-    if (p->fused) r->vectors = mx_vectors_count(p->fused);
-    if (p->fused) mx_vectors_remove(p->fused, node);
-    if (p->fused) r->vectors -= mx_vectors_count(p->fused);
-    if (p->net) MX_TRY(mx_profile_net_erase(p->net, node, &r->vectors, err));
+    MX_TRY(profile_erase_vectors(p, node, &r->vectors, err));
     MX_TRY(profile_note(p, node, err));                      /* neighbours' vectors follow at once, whatever else happens */
     return mx_text_store_erase(p->texts, node, &r->text_vectors, err);
 }
@@ -600,8 +600,10 @@ static mx_status open_graph(mx_profiles *p, const char *folder, mx_error *err)
 }
 
 /* The network hears of everybody's words before profiles are made with what it says. */
-static mx_status first_profiles(mx_profiles *p, const char *network, mx_error *err)
+static mx_status first_profiles(mx_profiles *p, const char *network, const char *name, mx_error *err)
 {
+    space_parts parts;
+    MX_TRY(profile_make_space(p, name, 1, network, &p->space, err));
     MX_TRY(profile_touch_all(p, err));
     for (int32_t i = 0; i < p->n_dirty; i++) {
         MX_TRY(mx_user_graph_events(p->graph, p->dirty[i], MX_TIME_ANY, 0, &p->events, err));
@@ -609,7 +611,11 @@ static mx_status first_profiles(mx_profiles *p, const char *network, mx_error *e
         MX_TRY(profile_load_labels(p, p->dirty[i], profile_subject(p, p->dirty[i]), err));
         if (network) MX_TRY(profile_texts(p, p->dirty[i], profile_subject(p, p->dirty[i]), err));
     }
-    if (network) MX_TRY(profile_open_network(p, network, err));
+    MX_TRY(profile_open_parts(p, network, &parts, err));
+    MX_TRY(profile_start_space(p->space, &parts, err));
+    float *z = calloc((size_t)p->space->dim + 1, sizeof *z);
+    if (!z) return mx_fail(err, MX_ERR_NO_MEMORY, "a network's vector");
+    profile_take_space(p, p->space, z);
     MX_TRY(profile_open_finder(p, err));
     MX_TRY(refresh_stored(p, err));
     atomic_store(&p->visible, mx_user_graph_watermark(p->graph));
@@ -634,6 +640,7 @@ mx_status mx_profiles_open(mx_profiles **out, const char *folder, const mx_profi
     mx_profiles *p = calloc(1, sizeof *p);
     if (!p) return mx_fail(err, MX_ERR_NO_MEMORY, "profiles");
     for (int i = 0; i < SHARDS; i++) pthread_mutex_init(&p->shard[i], NULL);
+    for (int i = 0; i < DOORS; i++) pthread_mutex_init(&p->door[i], NULL);
     pthread_mutex_init(&p->lock, NULL), pthread_mutex_init(&p->watching, NULL), pthread_mutex_init(&p->embed_lock, NULL);
     pthread_cond_init(&p->more, NULL), pthread_cond_init(&p->embed_done, NULL);
     p->last = &p->first;
@@ -644,7 +651,7 @@ mx_status mx_profiles_open(mx_profiles **out, const char *folder, const mx_profi
     p->story = calloc(1, sizeof *p->story);
     if (!p->story) MX_TRY_GOTO(st, mx_fail(err, MX_ERR_NO_MEMORY, "profiles"), fail);
     MX_TRY_GOTO(st, open_files(p, folder, err), fail);
-    MX_TRY_GOTO(st, first_profiles(p, o->network, err), fail);
+    MX_TRY_GOTO(st, first_profiles(p, o->network, o->network_name, err), fail);
     if (pthread_create(&p->thread, NULL, work, p)) MX_TRY_GOTO(st, mx_fail(err, MX_ERR_NO_MEMORY, "the profiles' thread"), fail);
     p->thread_runs = true;
     *out = p;
@@ -666,9 +673,9 @@ static void free_memory(mx_profiles *p)
     mx_event_list_free(&p->events), mx_user_edges_free(&p->edges);
     mx_arena_close(&p->arena);
     free(p->story ? p->story->z : NULL), free(p->story), free(p->dirty), free(p->storing), free(p->popular);
-    mx_vectors_close(p->fused);
     pthread_mutex_destroy(&p->popular_lock);
     for (int i = 0; i < SHARDS; i++) pthread_mutex_destroy(&p->shard[i]);
+    for (int i = 0; i < DOORS; i++) pthread_mutex_destroy(&p->door[i]);
     pthread_mutex_destroy(&p->lock), pthread_mutex_destroy(&p->watching), pthread_mutex_destroy(&p->embed_lock);
     pthread_cond_destroy(&p->more), pthread_cond_destroy(&p->embed_done);
     free(p);
@@ -678,13 +685,13 @@ void mx_profiles_close(mx_profiles *p)
 {
     if (!p) return;
     profile_close_finder(p);
-    profile_stop_network(p);
+    profile_stop_space(p->space);
     pthread_mutex_lock(&p->lock);
     p->closing = true;
     pthread_cond_signal(&p->more);
     pthread_mutex_unlock(&p->lock);
     if (p->thread_runs) pthread_join(p->thread, NULL);
-    profile_close_network(p);
+    profile_close_space(p->space);
     profile_close_tags(p);
     mx_store_close(p->store);
     mx_text_store_close(p->texts);

@@ -24,6 +24,7 @@ typedef struct mx_profiles_options {
     mx_embedder *encoder;             /* texts become vectors; NULL: those that have one keep it */
     mx_embedder *sentiment;           /* an encoder with classes, the last one the best; NULL: texts have no mood */
     const char  *network;             /* a folder of models/profile_net.h; NULL: none      */
+    const char  *network_name;        /* up to 63 bytes; NULL: its folder's               */
     mx_device   *device;              /* a CPU device that searches and the network run on; NULL: neither is to be had */
 } mx_profiles_options;
 
@@ -34,6 +35,15 @@ void      mx_profiles_close(mx_profiles *p);            /* what waits is carried
  * had, events are refused with MX_ERR_NO_MEMORY until it is.  Errors: MX_ERR_NO_MEMORY: what there is does not fit. */
 mx_status mx_profiles_limit(mx_profiles *p, mx_registry *r, mx_error *err);
 size_t    mx_profiles_taken(const mx_profiles *p);      /* bytes, about */
+
+/* Another network in place of the one there is, or of none; folder NULL: none instead of it.  The caller's thread waits (seconds to minutes);
+ * events, reads and searches go on, and all vectors told of one user are one network's.  When it returns the new one has taken in all
+ * that is visible and is current, heads that read the old one's vectors are learned for it, and the old one's memory is
+ * free; profiles are made anew behind that.  Errors: those of mx_profile_net_open(), MX_ERR_STATE (one is on
+ * its way): nothing has changed then. */
+mx_status mx_profiles_swap(mx_profiles *p, const char *name, int32_t version, const char *folder, mx_error *err);
+enum { MX_NETWORK_NAME = 64 };
+bool      mx_profiles_network(mx_profiles *p, char name[MX_NETWORK_NAME]);      /* the current one's; false: there is none */
 
 /* ---- reading, from any thread --------------------------------------------------------- */
 
@@ -63,7 +73,7 @@ void      mx_profiles_unwatch(mx_profiles *p, mx_profile_watch *w);      /* woke
 
 /* What is told beside the published bytes, of now: the network's watermark and, when asked for, the user's embedding.  Into `out`, whose
  * parts lie in `a`; false: out of memory. */
-bool      mx_profiles_now(mx_profiles *p, const char *user, bool embedding, mx_arena *a, Merx__V1__Profile *out);
+bool      mx_profiles_now(mx_profiles *p, const mx_profile_view *v, bool embedding, mx_arena *a, Merx__V1__Profile *out);
 /* The store of events, for who learns from it. */
 const mx_user_graph *mx_profiles_graph(const mx_profiles *p);
 const mx_text_store *mx_profiles_texts(const mx_profiles *p);
@@ -85,6 +95,7 @@ struct mx_profiles_op {
     uint64_t  began_ns, ended_ns;     /* when it was carried out, its commit included     */
     float    *earlier;                /* mx_profiles_backfill's: vectors of the network as of each user's half, by node */
     int32_t   n_earlier;
+    uint64_t  earlier_of;             /* and which network's                              */
 };
 mx_profiles_run mx_profiles_put, mx_profiles_wait, mx_profiles_explain, mx_profiles_similar, mx_profiles_look_alike, mx_profiles_define, mx_profiles_list,
     mx_profiles_backfill, mx_profiles_erase, mx_profiles_recommend;

@@ -11,7 +11,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
-enum { SHARDS = 256, CHUNK = 65536, CHUNKS = 4096, EVENTS = MX_PROFILE_EVENTS, FRIENDS = 64, TEXTS = MX_PROFILE_TEXTS, TAGS = 16, SHOWN = 6, HISTORY = 16, BINS = 512,
+enum { SHARDS = 256, DOORS = 16, CHUNK = 65536, CHUNKS = 4096, EVENTS = MX_PROFILE_EVENTS, FRIENDS = 64, TEXTS = MX_PROFILE_TEXTS, TAGS = 16, SHOWN = 6, HISTORY = 16, BINS = 512,
        RANKS = 320, CATEGORIES = 4096, PUT_MOST = 4096 };
 #define DAY_MS 86400000LL
 #define TEXT_STRENGTH MX_TEXT_STRENGTH
@@ -22,6 +22,7 @@ enum { SHARDS = 256, CHUNK = 65536, CHUNKS = 4096, EVENTS = MX_PROFILE_EVENTS, F
 typedef struct snapshot {
     mx_profile_view view;             /* first: what readers hold                         */
     atomic_int refs;
+    int32_t    node;
     uint8_t    data[];
 } snapshot;
 
@@ -63,21 +64,41 @@ typedef struct story {
     const float *vector[EVENTS];
     mx_friend friends[FRIENDS];
     int32_t  friend_node[FRIENDS];
-    float   *z;                       /* [net_dim] the network's vector, when it has one  */
+    float   *z;                       /* [space's dim] the network's vector, when it has one */
     bool     has_z;
 } story;
+
+/* A graph network with its thread, and the index of all users that goes with it; without a network the index alone.  One is
+ * current: the profiles' thread changes which, with all doors locked, and reads that without any; others look behind any door
+ * and hold it while they use it.  Another may be arriving (profile_swap.c): it follows events and users beside the current one. */
+typedef struct space {
+    mx_profiles    *p;
+    mx_profile_net *net;              /* NULL: none, or not yet                           */
+    mx_vectors     *fused;            /* of users with a profile: features, words, network, side by side; NULL: no device */
+    char            name[MX_NETWORK_NAME];      /* as it was given, or its folder's                 */
+    char            print[20];        /* tells its weights from others                    */
+    int32_t         dim, version;     /* dim: of the network's vectors; 0: none           */
+    uint64_t        serial;           /* no two have the same                             */
+    pthread_mutex_t lock;             /* of the rest                                      */
+    pthread_cond_t  news;
+    int32_t         refs;
+    int32_t        *noted, n_noted, noted_room;
+    int32_t        *gone, n_gone, gone_room;      /* erased before it had a network           */
+    uint64_t        upto;             /* events up to here are there to be taken in       */
+    bool            current, work, stepping, moving, closing, runs;      /* moving: profiles are being made anew */
+    mx_error        err;              /* why it has fallen behind                         */
+    pthread_t       thread;
+} space;
 
 struct mx_profiles {
     mx_user_graph *graph;
     mx_store      *store;
     mx_embedder   *encoder, *sentiment;
     mx_text_store *texts;
-    mx_profile_net *net;              /* NULL: none                                       */
+    space         *space, *arriving;  /* arriving: NULL mostly; the thread's own          */
+    pthread_mutex_t door[DOORS];      /* many, so that readers do not wait for each other */
     mx_device     *device;
-    mx_vectors    *fused;             /* of users with a profile: features, words, network, side by side */
-    char           net_name[80];      /* its folder's name                                */
-    char           net_print[20];     /* tells its weights from others                    */
-    int32_t        dim, net_dim;      /* of the encoder's vectors, of the network's; 0: none */
+    int32_t        dim;               /* of the encoder's vectors; 0: none                */
     int32_t        user, follow, consent;     /* types                                    */
     uint32_t       kinds[MX_EVENT_TYPES];     /* MX_ACT_... of event types                */
     _Atomic(subject **) chunk[CHUNKS];
@@ -102,7 +123,6 @@ struct mx_profiles {
     pthread_mutex_t embed_lock;
     pthread_cond_t  embed_done;
     int32_t        embedding;         /* texts in the scheduler                           */
-    struct network_thread *network;   /* profile_network.c; NULL: no network              */
     struct finder *finder;            /* profile_find.c; NULL: no device                  */
     pthread_mutex_t popular_lock;
     uint32_t      *popular;           /* [popular_room] events about each item            */
@@ -145,14 +165,26 @@ double    profile_percentile(const mx_profiles *p, int32_t feature, double value
 bool      profile_rule_holds(const Merx__V1__TagRule *r, double value, double percentile);
 
 /* profile_network.c */
-mx_status profile_open_network(mx_profiles *p, const char *folder, mx_error *err);
-void      profile_stop_network(mx_profiles *p);            /* its thread */
-void      profile_close_network(mx_profiles *p);
-Merx__V1__NetworkState *profile_network_state(mx_profiles *p, mx_arena *a);      /* NULL: out of memory */
+mx_status profile_make_space(mx_profiles *p, const char *name, int32_t version, const char *folder, space **out, mx_error *err);      /* nothing is read yet; name NULL: the folder's */
+/* Its network and index, in any thread; folder NULL: an index alone. */
+typedef struct space_parts { mx_profile_net *net; mx_vectors *fused; } space_parts;
+mx_status profile_open_parts(mx_profiles *p, const char *folder, space_parts *out, mx_error *err);
+void      profile_close_parts(space_parts *t);             /* that no space has taken */
+mx_status profile_start_space(space *s, space_parts *parts, mx_error *err);      /* takes them; it follows events from now on */
+void      profile_take_space(mx_profiles *p, space *s, float *z);                 /* as the current one; z[dim + 1] becomes the story's */
+void      profile_stop_space(space *s);                    /* its thread */
+void      profile_close_space(space *s);                   /* waits until nobody holds it; NULL is fine */
+void      profile_wait_idle(space *s, uint64_t upto);      /* until it has taken in what was handed over, or these events */
+space    *profile_hold_space(mx_profiles *p);              /* the current one */
+void      profile_release_space(space *s);
+Merx__V1__NetworkState *profile_network_state(const space *s, mx_arena *a);      /* NULL: out of memory */
 mx_status profile_note(mx_profiles *p, int32_t node, mx_error *err);      /* its input changed without an event of its own: its words were read, or others' were erased */
 void      profile_hand_over(mx_profiles *p, uint64_t upto);      /* events up to here, and what was noted, are for the network */
-mx_status profile_earlier(mx_profiles *p, float **z, int32_t *n, mx_error *err);      /* all nodes, as of each user's half; malloc'ed */
+mx_status profile_earlier(const space *s, float **z, int32_t *n, mx_error *err);      /* all nodes, as of each user's half; malloc'ed */
 mx_status profile_fuse(mx_profiles *p, int32_t node, const subject *s, mx_error *err);      /* into the index */
+mx_status profile_fuse_into(space *in, int32_t node, const subject *s, mx_error *err);
+void      profile_unfuse(mx_profiles *p, int32_t node);
+mx_status profile_erase_vectors(mx_profiles *p, int32_t node, int64_t *vectors, mx_error *err);      /* *vectors grows by how many went */
 
 /* profile_find.c */
 mx_status profile_open_finder(mx_profiles *p, mx_error *err);
@@ -167,5 +199,8 @@ bool      profile_among(const int32_t *list, size_t n, int32_t node);
 /* profile_tags.c */
 mx_status profile_open_tags(mx_profiles *p, mx_error *err);
 void      profile_close_tags(mx_profiles *p);
+/* A head for tag k beside the network of s (z: profile_earlier's; NULL: without a network), as the tag's next version. */
+mx_status profile_learn(mx_profiles *p, int32_t k, const space *s, const float *z, int32_t n, Merx__V1__TagDefinition **out, mx_error *err);
+mx_status profile_store_tag(mx_profiles *p, const Merx__V1__TagDefinition *m, mx_error *err);
 
 #endif

@@ -30,13 +30,20 @@ const char *mx_served_state_name(mx_served_state s)
     return (unsigned)s < sizeof names / sizeof *names ? names[s] : "?";
 }
 
+const char *mx_served_kind_name(mx_served_kind k)
+{
+    static const char *const names[] = {"generator", "encoder", "network"};
+    return (unsigned)k < sizeof names / sizeof *names ? names[k] : "?";
+}
+
+/* "": a network has none. */
 static void lane_of(const mx_served *s, char lane[96])
 {
     mx_generator_info g;
     mx_embedder_info e;
-    if (s->generator) mx_generator_info_get(s->generator, &g);
-    else mx_embedder_info_get(s->encoder, &e);
-    snprintf(lane, 96, "%s", s->generator ? g.lane : e.lane);
+    *lane = 0;
+    if (s->generator) mx_generator_info_get(s->generator, &g), snprintf(lane, 96, "%s", g.lane);
+    if (s->encoder) mx_embedder_info_get(s->encoder, &e), snprintf(lane, 96, "%s", e.lane);
 }
 
 /* ---- the thread that gives back what nobody holds ------------------------------------------- */
@@ -47,6 +54,7 @@ static void unlink_it(mx_registry *r, mx_served *s)
     while (*at != s) at = &(*at)->next;
     *at = s->next;
     r->n--;
+    free(s->path);
     free(s);
     pthread_cond_broadcast(&r->news);
 }
@@ -82,7 +90,7 @@ static void *reap(void *arg)
         pthread_mutex_unlock(&r->lock);
         char lane[96];
         lane_of(s, lane);
-        mx_scheduler_lane_close(r->sched, lane);
+        if (*lane) mx_scheduler_lane_close(r->sched, lane);
         mx_generator_close(s->generator);
         mx_embedder_close(s->encoder);
 #ifdef __GLIBC__
@@ -137,6 +145,7 @@ void mx_registry_close(mx_registry *r)
         next = s->next;
         mx_generator_close(s->generator);
         mx_embedder_close(s->encoder);
+        free(s->path);
         free(s);
     }
     pthread_cond_destroy(&r->news);
@@ -147,19 +156,20 @@ void mx_registry_close(mx_registry *r)
 /* ---- requests ---------------------------------------------------------------------------- */
 
 /* With the lock held: of this name, or of any. */
-static mx_served *serving(const mx_registry *r, const char *name, bool encoder)
+static mx_served *serving(const mx_registry *r, const char *name, mx_served_kind kind)
 {
     for (mx_served *s = r->first; s; s = s->next)
-        if (s->state == MX_SERVED_SERVING && (s->encoder != NULL) == encoder && (!*name || !strcmp(s->name, name))) return s;
+        if (s->state == MX_SERVED_SERVING && s->kind == kind && (!*name || !strcmp(s->name, name))) return s;
     return NULL;
 }
 
-static mx_status find(mx_registry *r, const char *name, bool encoder, mx_served **out, mx_error *err)
+static mx_status find(mx_registry *r, const char *name, mx_served_kind kind, mx_served **out, mx_error *err)
 {
+    bool encoder = kind == MX_SERVED_ENCODER;
     pthread_mutex_lock(&r->lock);
-    mx_served *s = *out = serving(r, name, encoder);
+    mx_served *s = *out = serving(r, name, kind);
     if (s) s->references++;
-    bool any = s || serving(r, "", encoder);
+    bool any = s || serving(r, "", kind);
     pthread_mutex_unlock(&r->lock);
     if (s) return MX_OK;
     if (!any) return mx_fail(err, MX_ERR_STATE, "no %s is loaded", encoder ? "encoder" : "model");
@@ -169,12 +179,23 @@ static mx_status find(mx_registry *r, const char *name, bool encoder, mx_served 
 
 mx_status mx_registry_generator(mx_registry *r, const char *name, mx_served **out, mx_error *err)
 {
-    return find(r, name, false, out, err);
+    return find(r, name, MX_SERVED_GENERATOR, out, err);
 }
 
 mx_status mx_registry_encoder(mx_registry *r, const char *name, mx_served **out, mx_error *err)
 {
-    return find(r, name, true, out, err);
+    return find(r, name, MX_SERVED_ENCODER, out, err);
+}
+
+mx_served *mx_registry_network(mx_registry *r)
+{
+    mx_served *found = NULL;
+    pthread_mutex_lock(&r->lock);
+    for (mx_served *s = r->first; s && !found; s = s->next)
+        if (s->kind == MX_SERVED_NETWORK && s->state != MX_SERVED_DRAINING) found = s;
+    if (found) found->references++;
+    pthread_mutex_unlock(&r->lock);
+    return found;
 }
 
 mx_served *mx_registry_adapter(mx_registry *r, const char *name, int32_t *id)
@@ -211,8 +232,9 @@ void mx_registry_pin(mx_served *s)
 /* ---- versions ------------------------------------------------------------------------------ */
 
 /* With one of footprint f beside them.  Lanes of a worker share the largest scratch; encoders have their own. */
-static size_t held_by(const mx_registry *r, const mx_footprint *f, bool encodes)
+static size_t held_by(const mx_registry *r, const mx_footprint *f, mx_served_kind kind)
 {
+    bool encodes = kind == MX_SERVED_ENCODER;
     size_t all = f->weights + f->kv + f->host + f->loading, scratch[2] = {r->scratch[0], r->scratch[1]};
     for (const mx_served *s = r->first; s; s = s->next) {
         size_t weights = s->footprint.weights;
@@ -229,7 +251,7 @@ static size_t held_by(const mx_registry *r, const mx_footprint *f, bool encodes)
 }
 
 /* With the lock held. */
-static mx_status admit(const mx_registry *r, const char *name, bool encoder, bool replace, const mx_footprint *f, int32_t *version, mx_error *err)
+static mx_status admit(const mx_registry *r, const char *name, mx_served_kind kind, bool replace, const mx_footprint *f, int32_t *version, mx_error *err)
 {
     static const mx_footprint nothing;
     const mx_served *draining = NULL;
@@ -242,11 +264,11 @@ static mx_status admit(const mx_registry *r, const char *name, bool encoder, boo
         if (!replace) return mx_fail(err, MX_ERR_ARG, "model \"%s\" is given twice", name);
         if (s->state == MX_SERVED_LOADING) return mx_fail(err, MX_ERR_STATE, "model %s: version %d is being loaded", name, s->version);
         if (s->pinned) return mx_fail(err, MX_ERR_STATE, "model %s: the profiles read with it; it stays while the server runs", name);
-        if (s->encodes != encoder)
-            return mx_fail(err, MX_ERR_ARG, "model %s: it is %s, the new version is %s", name, encoder ? "a generator" : "an encoder", encoder ? "an encoder" : "a generator");
+        if (s->kind != kind)
+            return mx_fail(err, MX_ERR_ARG, "model %s: it is the name of a model of another kind (%s), the new version is of kind %s", name, mx_served_kind_name(s->kind), mx_served_kind_name(kind));
     }
     if (r->n >= MX_MODELS) return mx_fail(err, MX_ERR_STATE, "model %s: %d models are there; there is no room for more", name, r->n);
-    size_t all = held_by(r, f, encoder), now = held_by(r, &nothing, encoder);
+    size_t all = held_by(r, f, kind), now = held_by(r, &nothing, kind);
     if (!r->budget || all <= r->budget) return MX_OK;
     char why[128] = "";
     if (draining) snprintf(why, sizeof why, "; version %d of %s still drains", draining->version, draining->name);
@@ -266,7 +288,7 @@ mx_status mx_registry_take(mx_registry *r, const char *what, size_t bytes, mx_er
 {
     static const mx_footprint nothing;
     pthread_mutex_lock(&r->lock);
-    size_t held = held_by(r, &nothing, false);
+    size_t held = held_by(r, &nothing, MX_SERVED_GENERATOR);
     bool fits = !r->budget || (held <= r->budget && bytes <= r->budget - held);
     if (fits) r->others += bytes;
     pthread_mutex_unlock(&r->lock);
@@ -281,22 +303,23 @@ void mx_registry_give(mx_registry *r, size_t bytes)
     pthread_mutex_unlock(&r->lock);
 }
 
-mx_status mx_registry_begin(mx_registry *r, const char *name, bool encoder, bool replace, const mx_footprint *f, mx_served **out, mx_error *err)
+mx_status mx_registry_begin(mx_registry *r, const char *name, mx_served_kind kind, bool replace, const mx_footprint *f, mx_served **out, mx_error *err)
 {
     mx_served *s = calloc(1, sizeof *s), *before;
     *out = NULL;
     if (!s) return mx_fail(err, MX_ERR_NO_MEMORY, "model %s", name);
-    *s = (mx_served){.footprint = *f, .encodes = encoder, .of = r, .state = MX_SERVED_LOADING, .since_ms = mx_wall_ms()};
+    *s = (mx_served){.footprint = *f, .kind = kind, .of = r, .state = MX_SERVED_LOADING, .since_ms = mx_wall_ms()};
     snprintf(s->name, sizeof s->name, "%s", name);
     pthread_mutex_lock(&r->lock);
-    mx_status st = admit(r, name, encoder, replace, f, &s->version, err);
+    mx_status st = admit(r, name, kind, replace, f, &s->version, err);
     if (!st) {                         /* where its name stands, or at the end */
         mx_served **at = &r->first;
-        before = serving(r, name, encoder);
+        before = serving(r, name, kind);
         while (*at && *at != before) at = &(*at)->next;
         s->next = *at;
         *at = s;
         s->serial = ++r->serial;
+        bool encoder = kind == MX_SERVED_ENCODER;
         if (f->scratch > r->scratch[encoder]) r->scratch[encoder] = f->scratch;
         r->n++;
         *out = s;
@@ -314,20 +337,24 @@ static void drain(mx_served *s)
     pthread_cond_broadcast(&s->of->news);
 }
 
-int32_t mx_registry_commit(mx_served *s, mx_generator *g, mx_embedder *e)
+static int32_t commit(mx_served *s, mx_generator *g, mx_embedder *e, char *path)
 {
     mx_registry *r = s->of;
     pthread_mutex_lock(&r->lock);
-    mx_served *before = serving(r, s->name, e != NULL);
+    mx_served *before = serving(r, s->name, s->kind);
     int32_t version = before ? before->version : 0;
     s->generator = g;
     s->encoder = e;
+    s->path = path;
     s->state = MX_SERVED_SERVING;
     s->since_ms = mx_wall_ms();
     if (before) drain(before);
     pthread_mutex_unlock(&r->lock);
     return version;
 }
+
+int32_t mx_registry_commit(mx_served *s, mx_generator *g, mx_embedder *e) { return commit(s, g, e, NULL); }
+int32_t mx_registry_commit_network(mx_served *s, char *path) { return commit(s, NULL, NULL, path); }
 
 void mx_registry_abort(mx_served *s)
 {
@@ -367,8 +394,8 @@ mx_status mx_registry_unload(mx_registry *r, const char *name, uint32_t drain_ms
     char lane[96];
     mx_status st = MX_OK;
     pthread_mutex_lock(&r->lock);
-    mx_served *s = *name ? serving(r, name, false) : NULL;
-    if (!s && *name) s = serving(r, name, true);
+    mx_served *s = NULL;
+    for (int k = MX_SERVED_GENERATOR; *name && !s && k <= MX_SERVED_NETWORK; k++) s = serving(r, name, (mx_served_kind)k);
     if (!s) st = mx_fail(err, MX_ERR_NOT_FOUND, "model: there is no \"%.100s\"", name);
     else if (s->pinned) st = mx_fail(err, MX_ERR_STATE, "model %s: the profiles read with it; it stays while the server runs", name);
     if (!st) {
@@ -376,7 +403,7 @@ mx_status mx_registry_unload(mx_registry *r, const char *name, uint32_t drain_ms
         lane_of(s, lane);
         drain(s);
         if (!wait_drained(r, serial, drain_ms)) {
-            mx_scheduler_lane_cut(r->sched, lane);
+            if (*lane) mx_scheduler_lane_cut(r->sched, lane);
             if (!wait_drained(r, serial, LAST_MS))
                 st = mx_fail(err, MX_ERR_DEADLINE, "model %s: it is not served any more, but callers have not taken their answers' ends; its memory is free when they have", name);
         }
@@ -439,7 +466,7 @@ void mx_registry_memory(mx_registry *r, size_t *held, size_t *budget)
 {
     static const mx_footprint nothing;
     pthread_mutex_lock(&r->lock);
-    *held = held_by(r, &nothing, false);
+    *held = held_by(r, &nothing, MX_SERVED_GENERATOR);
     *budget = r->budget;
     pthread_mutex_unlock(&r->lock);
 }

@@ -20,6 +20,9 @@ enum { MX_MODELS = 64 };              /* versions of all names, at most */
 typedef enum mx_served_state { MX_SERVED_LOADING, MX_SERVED_SERVING, MX_SERVED_DRAINING } mx_served_state;
 const char *mx_served_state_name(mx_served_state s);      /* "loading", "serving", "draining" */
 
+typedef enum mx_served_kind { MX_SERVED_GENERATOR, MX_SERVED_ENCODER, MX_SERVED_NETWORK } mx_served_kind;
+const char *mx_served_kind_name(mx_served_kind k);        /* "generator", "encoder", "network" */
+
 typedef struct mx_registry mx_registry;
 
 /* One version.  What stands here does not change while it serves. */
@@ -27,9 +30,10 @@ typedef struct mx_served {
     char          name[64];
     int32_t       version;            /* 1, 2, ... of its name                          */
     mx_generator *generator;          /* one of the two; neither while it loads         */
-    mx_embedder  *encoder;
+    mx_embedder  *encoder;            /* a network has neither: the profiles hold it (server/profiles.h) */
     mx_footprint  footprint;
-    bool          encodes;            /* which of the two                               */
+    mx_served_kind kind;
+    char         *path;               /* of a network that serves: its folder           */
     struct mx_registry *of;           /* the rest is the registry's                     */
     struct mx_served   *next;
     mx_served_state state;
@@ -64,9 +68,12 @@ void        mx_registry_pin(mx_served *s);
 
 /* A place for the next version of a name, LOADING.  replace false: a name that is served is MX_ERR_ARG.
  * Errors: MX_ERR_STATE (the name is being loaded, or pinned; no room in the table), MX_ERR_NO_MEMORY (in bytes). */
-mx_status   mx_registry_begin(mx_registry *r, const char *name, bool encoder, bool replace, const mx_footprint *f, mx_served **out, mx_error *err);
+mx_status   mx_registry_begin(mx_registry *r, const char *name, mx_served_kind kind, bool replace, const mx_footprint *f, mx_served **out, mx_error *err);
 /* It serves; the version before it, if any, drains.  Returns that one's number, 0: there was none. */
 int32_t     mx_registry_commit(mx_served *s, mx_generator *g, mx_embedder *e);
+int32_t     mx_registry_commit_network(mx_served *s, char *path);      /* takes path, malloc'ed */
+/* The network that serves, or comes in, held; NULL: there is none. */
+mx_served  *mx_registry_network(mx_registry *r);
 void        mx_registry_abort(mx_served *s);              /* what was opened is the caller's to close */
 /* New requests no longer find the name; those that run have drain_ms, then they end with MX_ERR_UNAVAILABLE.
  * Returns when its memory is free.  MX_ERR_NOT_FOUND; MX_ERR_STATE: pinned; MX_ERR_DEADLINE: it drains, but
@@ -83,7 +90,7 @@ bool        mx_registry_settle(mx_registry *r, uint32_t ms);
 /* All versions, in the order in which names came, each with a reference; returns how many.  r NULL: none. */
 typedef struct mx_served_view {
     mx_served      *served;
-    mx_generator   *generator;        /* neither while it loads                         */
+    mx_generator   *generator;        /* neither while it loads, nor of a network       */
     mx_embedder    *encoder;
     mx_served_state state;
     int32_t         references;       /* of others                                      */

@@ -98,7 +98,7 @@ static bool explain_next(analysis *w, const mx_embedder_info *info)
 static bool write_words(mx_arena *a, const mx_explain_job *job, Merx__V1__Sentiment *m)
 {
     mx_word *word;
-    int32_t n = mx_attribution_words(&job->out, a, &word);
+    int32_t n = mx_attribution_words(job, a, &word);
     Merx__V1__TokenAttribution *t = n < 0 ? NULL : mx_arena_array(a, (size_t)n + 1, sizeof *t);
     m->tokens = mx_arena_array(a, (size_t)(n < 0 ? 0 : n) + 1, sizeof *m->tokens);
     if (!t || !m->tokens) return false;
@@ -106,6 +106,7 @@ static bool write_words(mx_arena *a, const mx_explain_job *job, Merx__V1__Sentim
         merx__v1__token_attribution__init(&t[i]);
         t[i].text = word[i].text;
         t[i].weight = word[i].weight;
+        t[i].begin = (int32_t)word[i].begin, t[i].end = (int32_t)word[i].end;
         m->tokens[m->n_tokens++] = &t[i];
     }
     m->score = job->out.score, m->base_score = job->out.base, m->residual = job->out.residual;

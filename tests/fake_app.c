@@ -10,7 +10,7 @@ static mx_status serve(mx_fake_app *f, mx_generator *g, mx_error *err)
     mx_generator_info info;
     mx_served *s;
     mx_generator_info_get(g, &info);
-    MX_TRY(mx_registry_begin(f->app.registry, info.name, false, false, &none, &s, err));
+    MX_TRY(mx_registry_begin(f->app.registry, info.name, MX_SERVED_GENERATOR, false, &none, &s, err));
     mx_registry_commit(s, g, NULL);
     return MX_OK;
 }

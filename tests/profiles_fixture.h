@@ -3,6 +3,7 @@
 #define MX_PROFILES_FIXTURE_H
 
 #include "models/label.h"
+#include "models/profile_net.h"
 #include "proto/merx.pb-c.h"
 #include "server/explain.h"
 #include "server/profiles.h"
@@ -12,6 +13,7 @@
 #include <ftw.h>
 #include <pthread.h>
 #include <signal.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -62,6 +64,7 @@ static inline bool fixture_open_with(fixture *f, bool models, const char *networ
     o.network = network;
     CHECK_OK(mx_explainer_open(&f->app.explainer, &f->app.devices[0], &err), err);
     CHECK_OK(mx_profiles_open(&f->app.profiles, folder, &o, &err), err);
+    if (f->app.profiles) CHECK_OK(mx_app_list_network(&f->app, network, &err), err);
     CHECK_OK(mx_server_open(&f->server, &f->app, &so, &err), err);
     atomic_store(&f->app.state, MX_APP_SERVING);
     if (f->server) CHECK_OK(mx_client_open(&f->client, mx_server_address(f->server), NULL, &err), err);
@@ -183,5 +186,36 @@ static inline void backfill(fixture *f, const char *tag)
     if (d) CHECK_MSG(d->held_out_accuracy > 0.5 && d->calibration_error < 0.35, "%s: %g, %g", tag, d->held_out_accuracy, d->calibration_error);
     FREE(d);
 }
+
+/* Fresh weights do: what is asked here is not whether they are good. */
+static inline void make_network_at(fixture *f, const char *to, mx_gnn_kind kind, int32_t outputs, uint64_t from)
+{
+    mx_error err = {0};
+    mx_gnn *m = NULL;
+    const mx_user_graph *g = mx_profiles_graph(f->app.profiles);
+    mx_gnn_config c = {.kind = kind, .task = MX_GNN_RANKING, .layers = 2, .hidden = 16, .outputs = outputs, .act = MX_ACT_RELU, .store = mx_user_graph_print(g)};
+    const mx_text_store *texts = mx_profiles_texts(f->app.profiles);
+    if (kind != MX_GNN_LIGHTGCN) c.features = mx_profile_inputs(mx_text_store_dim(texts)), c.texts = mx_text_store_print(texts);
+    else c.id_nodes = mx_user_graph_nodes(g), c.id_cols = outputs;
+    nftw(to, remove_one, 16, FTW_DEPTH | FTW_PHYS);
+    mkdir(to, 0777);
+    CHECK_OK(mx_gnn_create(&m, &f->app.devices[0], &c, from, &err), err);
+    CHECK_OK(mx_gnn_save(m, to, &err), err);
+    mx_gnn_close(m);
+}
+
+static inline Merx__V1__Profile *get_whole(fixture *f, const char *user)
+{
+    Merx__V1__GetProfileRequest q = MERX__V1__GET_PROFILE_REQUEST__INIT;
+    q.user = (char *)(uintptr_t)user;
+    q.embedding = true;
+    Merx__V1__ProfileAnswer *r = call(f, "GetProfile", &q.base, &merx__v1__profile_answer__descriptor);
+    Merx__V1__Profile *p = r ? r->profile : NULL;
+    if (r) r->profile = NULL;
+    FREE(r);
+    return p;
+}
+
+static inline bool same_floats(const float *a, size_t na, const float *b, size_t nb) { return na == nb && na && !memcmp(a, b, na * sizeof *a); }
 
 #endif

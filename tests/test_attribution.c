@@ -2,10 +2,14 @@
  * same bits again; on the tiny BERT, and on MiniLM where it is installed. */
 #include "models/attribution.h"
 #include "models/embed.h"
+#include "models/model_files.h"
+#include "models/params.h"
 #include "tests/test.h"
 
 #include <sched.h>
 #include <stdatomic.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 static void quadrature(void)
 {
@@ -141,6 +145,72 @@ static void same_bits(void)
     mx_attribution_free(&t[0]), mx_attribution_free(&t[1]);
 }
 
+/* The tiny BERT is smooth; with twenty times its queries, attention jumps from word to word on the path. */
+static bool make_jumpy(const char *to)
+{
+    enum { MOST = 64 };
+    mx_checkpoint *c = NULL;
+    mx_error err = {0};
+    mx_save save[MOST];
+    char path[400];
+    snprintf(path, sizeof path, "%s/model.safetensors", bert);
+    CHECK_OK(mx_checkpoint_open(&c, path, &err), err);
+    int n = c ? mx_checkpoint_count(c) : 0;
+    CHECK(n > 0 && n <= MOST);
+    float *all = calloc(200000, sizeof *all);
+    size_t at = 0;
+    for (int i = 0; i < n; i++) {
+        const mx_blob *b = mx_checkpoint_at(c, i);
+        save[i] = (mx_save){.name = b->name, .as = MX_SAVE_F32, .n_dims = b->n_dims, .data = all + at};
+        memcpy(save[i].dims, b->dims, sizeof save[i].dims);
+        size_t count = b->size / sizeof *all;
+        memcpy(all + at, b->data, b->size);
+        for (size_t k = 0; strstr(b->name, "self.query") && k < count; k++) all[at + k] *= 20;
+        at += count;
+    }
+    mkdir(to, 0777);
+    snprintf(path, sizeof path, "%s/model.safetensors", to);
+    CHECK_OK(mx_safetensors_write(path, save, n, NULL, 0, &err), err);
+    CHECK_OK(mx_model_copy_config(bert, to, NULL, &err), err);
+    CHECK_OK(mx_model_copy_tokenizer(bert, to, &err), err);
+    mx_checkpoint_close(c);
+    free(all);
+    return !err.code;
+}
+
+/* The path is halved where it bends until the sum is as close as was asked; and tokens say which word they are of. */
+static void as_close_as_asked(void)
+{
+    static const char text[] = "W5 w6, w7 \xe9\x95\xbf w9999 w12 w13 w14 w15";
+    static const char *const words[] = {"W5", "w6", ",", "w7", "\xe9\x95\xbf", "w9999", "w12", "w13", "w14", "w15"};
+    rig r;
+    mx_error err = {0};
+    int32_t points = 0;
+    char jumpy[300], path[400];
+    static const char *const files[] = {"config.json", "vocab.txt", "tokenizer_config.json", "model.safetensors"};
+    snprintf(jumpy, sizeof jumpy, MX_BINARY_DIR "/test_attribution.%d", (int)getpid());
+    if (!make_jumpy(jumpy) || !rig_open(&r, jumpy, 1)) return;
+    for (double asked = 1e-1; asked > 1e-5; asked /= 10) {
+        mx_attribution t;
+        CHECK_OK(mx_attribute(r.a, text, strlen(text), &(mx_attribution_ask){.class_index = 1, .tolerance = asked}, &t, &err), err);
+        CHECK_MSG(fabs(t.residual) <= asked && fabs(total(&t) + t.residual - t.score) < 1e-9 && t.points >= points, "%g: %g, %d points", asked, t.residual, t.points);
+        points = t.points;
+        size_t n = 0;
+        for (int32_t i = 0; i < t.n; i++) {
+            const mx_attributed_token *k = &t.token[i];
+            if (!k->end || (k->begin == k[-1].begin && k->end == k[-1].end)) continue;
+            CHECK_MSG(n < 10 && k->end - k->begin == strlen(words[n]) && !memcmp(text + k->begin, words[n], strlen(words[n])), "%zu", n);
+            n++;
+        }
+        CHECK_MSG(n == 10 && !t.token[0].end && !t.token[t.n - 1].end && t.token[t.n - 1].weight == 0, "%zu words", n);
+        mx_attribution_free(&t);
+    }
+    CHECK_MSG(points > 16, "%d points: nothing was halved", points);
+    rig_close(&r);
+    for (size_t i = 0; i < sizeof files / sizeof *files; i++) snprintf(path, sizeof path, "%s/%s", jumpy, files[i]), unlink(path);
+    rmdir(jumpy);
+}
+
 static void refusals(void)
 {
     rig r;
@@ -197,4 +267,4 @@ static void minilm(void)
     directions(folder, texts, 2);
 }
 
-MX_TESTS(TEST(quadrature), TEST(classes_add_up), TEST(score_is_the_classifiers), TEST(same_bits), TEST(refusals), TEST(directions_add_up), TEST(minilm))
+MX_TESTS(TEST(quadrature), TEST(classes_add_up), TEST(score_is_the_classifiers), TEST(same_bits), TEST(as_close_as_asked), TEST(refusals), TEST(directions_add_up), TEST(minilm))

@@ -80,6 +80,8 @@ static void rows(void)
     CHECK(is && e.type == 2 && e.price_minor == 1999 && e.flags == MX_EVENT_PROMO && e.quantity == 2 && e.weight == 0.5f && e.ts_ms == 1714521600000);
     CHECK_STR(e.object, "17");
     CHECK_STR(e.props, "{\"a\":[2],\"b\":1}");
+    CHECK_OK(take(r, "{\"event_id\":\"y\",\"type\":\"buy\",\"user\":\"anna\",\"object\":\"i\",\"ts_ms\":1700000000123,\"price_minor\":5}", &e, &is, &err), err);
+    CHECK(!strcmp(e.id, "y") && !strcmp(e.subject, "anna") && e.ts_ms == 1700000000123 && e.price_minor == 5);      /* the service's names */
     CHECK_OK(take(r, "{\"type\":\"view\",\"subject\":\"u\",\"object\":\"i\"}", &e, &is, &err), err);
     CHECK(e.ts_ms == 5 && !strncmp(e.id, "b.jsonl-", 8) && strstr(e.id, ":7"));
     CHECK_OK(take(r, "", &e, &is, &err), err);

@@ -11,51 +11,25 @@
 
 static char net_folder[300];
 
-/* Fresh weights do: what is asked here is not whether they are good. */
 static void make_network(fixture *f, mx_gnn_kind kind)
 {
-    mx_error err = {0};
-    mx_gnn *m = NULL;
-    const mx_user_graph *g = mx_profiles_graph(f->app.profiles);
-    mx_gnn_config c = {.kind = kind, .task = MX_GNN_RANKING, .layers = 2, .hidden = 16, .outputs = 8, .act = MX_ACT_RELU, .store = mx_user_graph_print(g)};
-    const mx_text_store *texts = mx_profiles_texts(f->app.profiles);
-    if (kind != MX_GNN_LIGHTGCN) c.features = mx_profile_inputs(mx_text_store_dim(texts)), c.texts = mx_text_store_print(texts);
-    else c.id_nodes = mx_user_graph_nodes(g), c.id_cols = 8;
     snprintf(net_folder, sizeof net_folder, "%s.net", folder);
-    nftw(net_folder, remove_one, 16, FTW_DEPTH | FTW_PHYS);
-    mkdir(net_folder, 0777);
-    CHECK_OK(mx_gnn_create(&m, &f->app.devices[0], &c, 3, &err), err);
-    CHECK_OK(mx_gnn_save(m, net_folder, &err), err);
-    mx_gnn_close(m);
+    make_network_at(f, net_folder, kind, 8, 3);
 }
 
 static void remove_network(void) { nftw(net_folder, remove_one, 16, FTW_DEPTH | FTW_PHYS); }
 
-static Merx__V1__Profile *get_whole(fixture *f, const char *user)
-{
-    Merx__V1__GetProfileRequest q = MERX__V1__GET_PROFILE_REQUEST__INIT;
-    q.user = (char *)(uintptr_t)user;
-    q.embedding = true;
-    Merx__V1__ProfileAnswer *r = call(f, "GetProfile", &q.base, &merx__v1__profile_answer__descriptor);
-    Merx__V1__Profile *p = r ? r->profile : NULL;
-    if (r) r->profile = NULL;
-    FREE(r);
-    return p;
-}
-
 /* Until the network has taken in what was acknowledged, and profiles follow. */
 static void settle(fixture *f, uint64_t watermark)
 {
-    for (int i = 0; i < 3000 && mx_profile_net_watermark(f->app.profiles->net) < watermark; i++) usleep(10000);
-    CHECK(mx_profile_net_watermark(f->app.profiles->net) >= watermark);
+    for (int i = 0; i < 3000 && mx_profile_net_watermark(f->app.profiles->space->net) < watermark; i++) usleep(10000);
+    CHECK(mx_profile_net_watermark(f->app.profiles->space->net) >= watermark);
     for (int i = 0; i < 3; i++) {                                /* what moved is made anew by operations behind this one */
         FREE(put(f, NULL, 0));
         FREE(get(f, "u0", mx_profiles_watermark(f->app.profiles)));
         usleep(20000);
     }
 }
-
-static bool same_floats(const float *a, size_t na, const float *b, size_t nb) { return na == nb && na && !memcmp(a, b, na * sizeof *a); }
 
 static Merx__V1__RecommendResponse *recommend(fixture *f, const char *user)
 {
@@ -201,7 +175,7 @@ static void numbers_and_forgetting(void)
     FREE(d);
     float z[8];
     mx_text_row row;
-    CHECK(!mx_profile_net_get(f.app.profiles->net, node, z) && !mx_vectors_get(f.app.profiles->fused, node, (float[600]){0}));
+    CHECK(!mx_profile_net_get(f.app.profiles->space->net, node, z) && !mx_vectors_get(f.app.profiles->space->fused, node, (float[600]){0}));
     CHECK(!mx_text_store_get(mx_profiles_texts(f.app.profiles), mx_text_event("e2.4"), &row, NULL) && mx_text_store_get(mx_profiles_texts(f.app.profiles), mx_text_event("e3.4"), &row, NULL));
     settle(&f, mx_profiles_watermark(f.app.profiles));
     Merx__V1__Profile *u = get_whole(&f, "u0");                  /* who followed the one that is gone */

@@ -137,8 +137,8 @@ def test_sentiment(s):
     many = list(s.bidi("StreamSentiment", iter([q, pb.AnalyzeSentimentRequest(texts=["w5 w6 w7"]), q]), pb.AnalyzeSentimentResponse))
     check(len(many) == 3 and many[0] == one and many[2] == one, "streams say the same")
     check(many[1].results[0].probabilities == one.results[0].probabilities and not many[1].results[0].tokens)
-    for r, words in zip(one.results, (["w5", "w6", "w7"], ["w90"], [])):
-        check([t.text for t in r.tokens] == words, r)
+    for r, text, words in zip(one.results, q.texts, (["w5", "w6", "w7"], ["w90"], [])):
+        check([t.text for t in r.tokens] == words and [text.encode()[t.begin:t.end].decode() for t in r.tokens] == words, r)
         check(abs(r.base_score + sum(t.weight for t in r.tokens) - r.score) <= 1e-3 and abs(r.residual) <= 1e-3, r)
         check(abs(sum(r.probabilities) - 1) < 1e-5, r)
     code, text = code_of(lambda: s.unary("AnalyzeSentiment", pb.AnalyzeSentimentRequest(texts=["a"], model="none"), pb.AnalyzeSentimentResponse))
@@ -169,10 +169,12 @@ def test_kill(folder):
         for i in range(100000):
             yield pb.PutEventsRequest(events=[event(i, "storm")])
 
-    threading.Timer(0.7, lambda: s.process.send_signal(signal.SIGKILL)).start()
+    kill = threading.Timer(0.3, lambda: s.process.send_signal(signal.SIGKILL))
     try:
         for a in s.bidi("PutEvents", events(), pb.EventsAck):
             acked += a.accepted
+            if acked == 5:
+                kill.start()
     except grpc.RpcError:
         pass
     s.process.wait()
@@ -206,12 +208,44 @@ def settled(s, watermark):
     check(False, "the network does not follow")
 
 
+def models(s, *args):
+    r = subprocess.run([MERX, "models", *args, "--server", s.address, "--timeout", "60"], capture_output=True, text=True)
+    return r.returncode, r.stdout + r.stderr
+
+
+def test_swap(s, job, network, runs):
+    """What the job made is loaded, replaced and unloaded while profiles are read."""
+    code, said = models(s, "load", "users", job.id)
+    check(code == 0 and "users: version 1 serves" in said, said)
+    p = s.unary("GetProfile", pb.GetProfileRequest(user="u4", embedding=True), pb.ProfileAnswer).profile
+    check((p.network.name, p.network.version, len(p.embedding.graph)) == ("users", 1, 8), p.network)
+    code, said = models(s, "load", "users", network)
+    check(code == 0 and "version 2 serves, version 1 drains" in said, said)
+    code, said = models(s)
+    check(code == 0 and any(l.split()[:4] == ["users", "2", "serving", "network"] and l.rstrip().endswith(network) for l in said.splitlines()), said)
+    broken = os.path.join(runs, "broken")
+    shutil.copytree(network, broken)
+    with open(os.path.join(broken, "model.safetensors"), "r+b") as f:
+        f.truncate(100)
+    for folder, name, why in ((broken, "users", "model.safetensors"), (network, "shop", 'it is "users"')):
+        code, said = models(s, "load", name, folder)
+        check(code != 0 and why in said, said)
+    p = s.unary("GetProfile", pb.GetProfileRequest(user="u4", embedding=True), pb.ProfileAnswer).profile
+    check((p.network.version, len(p.embedding.graph)) == (2, 8), p.network)
+    code, said = models(s, "unload", "users")
+    check(code == 0 and "users has gone" in said, said)
+    p = s.unary("GetProfile", pb.GetProfileRequest(user="u4", embedding=True), pb.ProfileAnswer).profile
+    check(not p.HasField("network") and not p.embedding.graph, p.network)
+    code, said = models(s, "unload", "users")
+    check(code != 0 and "NOT_FOUND" in said, said)
+
+
 def test_network(folder, runs):
     """A job of the server learns from its events; what it learned speaks, follows events, and survives kill -9 bit for bit."""
     s = Server(folder, "--training-folder", runs)
-    more = [event(3000 + i, f"u{i % 40}", "buy", price_minor=500 + i + 5000 * (i % 2)) for i in range(400)]
+    more = [event(3000 + i, f"u{i % 41}", "buy", price_minor=500 + i + 5000 * (i % 2)) for i in range(410)]
     for i, e in enumerate(more):
-        e.object, e.promo, e.category = f"i{(i * i + i // 40) % 23}", i % 2 == 0, "shoes"
+        e.object, e.promo, e.category = f"i{(i * i + i // 41) % 23}", i % 2 == 0, "shoes"
     list(s.bidi("PutEvents", iter([pb.PutEventsRequest(events=more)]), pb.EventsAck))
     settings = {"profiles": "served", "epochs": "20", "hidden-size": "16", "outputs": "8", "id-cols": "4", "eval-every": "10"}
     q = pb.SubmitTrainingRequest(kind="gnn", name="users", settings=[pb.TrainingSetting(name=k, value=v) for k, v in settings.items()])
@@ -225,9 +259,10 @@ def test_network(folder, runs):
     bad = pb.SubmitTrainingRequest(kind="gnn", settings=[pb.TrainingSetting(name="profiles", value="/elsewhere")])
     code, text = code_of(lambda: s.unary("Submit", bad, pb.TrainingJob, "/merx.v1.Training/"))
     check(code == grpc.StatusCode.INVALID_ARGUMENT and "served" in text, code, text)
-    check(s.stop() == 0)
     network = os.path.join(job.folder, sorted(d for d in os.listdir(job.folder) if d.startswith("checkpoint-"))[-1])
-    s = Server(folder, "--profiles-network", network)
+    test_swap(s, job, network, runs)
+    s.stop(signal.SIGKILL)
+    s = Server(folder, "--profiles-network", "users=" + network)
     p = s.unary("GetProfile", pb.GetProfileRequest(user="u4", embedding=True), pb.ProfileAnswer).profile
     check(p.network.kind == "sage" and p.network.watermark >= p.watermark > 0 and len(p.embedding.graph) == 8, p.network)
     r = s.unary("Recommend", pb.RecommendRequest(user="u4", count=5), pb.RecommendResponse)
@@ -247,7 +282,7 @@ def test_network(folder, runs):
     s = Server(folder, "--profiles-network", network)
     check(vectors(s, users) == before, "vectors after kill -9")
     shown = subprocess.run([MERX, "profile", "u4", "--server", s.address, "--timeout", "20"], capture_output=True, text=True)
-    check(shown.returncode == 0 and "(sage) speaks of the events up to number" in shown.stdout, shown)
+    check(shown.returncode == 0 and "(sage, version 1) speaks of the events up to number" in shown.stdout, shown)
     r = s.unary("DeleteSubject", pb.DeleteSubjectRequest(user="u4"), pb.ErasureReceipt)
     check(r.vectors == 2 and r.text_vectors >= 1, r)
     check(s.stop() == 0)

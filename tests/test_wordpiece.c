@@ -13,6 +13,31 @@ static bool same(const mx_ids *got, const json_t *want)
     return true;
 }
 
+/* A word cut out of its text has the ids that it has there. */
+static void check_words(const mx_tokenizer *t, const char *name, size_t row, const char *text, size_t len)
+{
+    mx_error err = {0};
+    mx_ids all = {0}, own = {0};
+    mx_word_at *word = NULL;
+    int32_t n = 0, at = 0;
+    size_t end = 0;
+    CHECK_OK(mx_tokenizer_encode(t, text, len, false, false, &all, &err), err);
+    CHECK_OK(mx_tokenizer_words(t, text, len, &word, &n, &err), err);
+    CHECK_MSG(n > 0 || !all.count || !mx_utf8_valid(text, len, NULL), "%s: case %zu: no words", name, row);
+    for (int32_t i = 0; i < n; i++) {
+        own.count = 0;
+        CHECK_OK(mx_tokenizer_encode(t, text + word[i].begin, word[i].end - word[i].begin, false, false, &own, &err), err);
+        bool same_ids = own.count == word[i].ids && at + own.count <= all.count && !memcmp(own.id, all.id + at, (size_t)own.count * sizeof *own.id);
+        CHECK_MSG(same_ids && word[i].begin >= end && word[i].end > word[i].begin && word[i].end <= len, "%s: case %zu, word %d at %zu: \"%.*s\"", name, row, i, word[i].begin,
+                  (int)(word[i].end - word[i].begin), text + word[i].begin);
+        at += word[i].ids;
+        end = word[i].end;
+    }
+    CHECK_MSG(!n || at == all.count, "%s: case %zu: %d of %d ids", name, row, at, all.count);
+    free(word);
+    mx_ids_free(&all), mx_ids_free(&own);
+}
+
 static void compare(const char *name)
 {
     char path[512];
@@ -33,6 +58,7 @@ static void compare(const char *name)
         CHECK_OK(mx_tokenizer_encode(t, json_string_value(text), json_string_length(text), false, true, &ids, &err), err);
         CHECK_MSG(same(&ids, json_object_get(row, "words")), "%s: case %zu", name, i);
         mx_ids_free(&ids);
+        check_words(t, name, i, json_string_value(text), json_string_length(text));
     }
     mx_tokenizer_close(t);
     json_decref(cases);

@@ -12,14 +12,7 @@ run=$(mktemp -d)
 server=
 trap '[ -z "$server" ] || kill $server 2>/dev/null || true; rm -rf "$run"' EXIT INT TERM
 
-if [ ! -f "$panel" ]; then
-    echo "demo: fetching the orange-juice panel (Debian package r-cran-bayesm, GPL-2+) ..."
-    mkdir -p "$cache/deb"
-    (cd "$cache/deb" && apt-get download -qq r-cran-bayesm 2>/dev/null)
-    [ -d "$cache/rdata" ] || { python3 -m venv "$cache/rdata" && "$cache/rdata/bin/pip" install -q rdata; }
-    "$cache/rdata/bin/python" tools/orange_juice.py "$cache"/deb/r-cran-bayesm_*.deb "$panel"
-    rm -r "$cache/deb"
-fi
+[ -f "$panel" ] || tools/fetch_bayesm.sh "$cache"
 
 printf '\n> a policy learns to price 11 brands in 42 stores (600,000 weeks, simulated); 20 others say which checkpoint is best\n'
 build/merx train dqn --env "market:$panel" --eval-env "market:$panel,choose" --run "$run/market"
