@@ -178,13 +178,15 @@ mx_status profile_refresh(mx_profiles *p, mx_error *err)
 /* ---- memory --------------------------------------------------------------------------------------- */
 
 /* Each text's vector stands in the store of texts and beside its user. */
-static size_t memory_of(const mx_profiles *p)
+static size_t memory_of(mx_profiles *p)
 {
     mx_user_graph_stats g;
-    size_t row = (size_t)p->dim * sizeof(float), fused = (size_t)(MX_FEATURES + p->dim + p->space->dim) * sizeof(float);
+    space *in = profile_hold_space(p);
+    size_t row = (size_t)p->dim * sizeof(float), fused = in->fused ? (size_t)mx_vectors_count(in->fused) * (size_t)(MX_FEATURES + p->dim + in->dim) * sizeof(float) : 0;
+    profile_release_space(in);
     mx_user_graph_statistics(p->graph, &g);
     return g.edge_bytes + g.event_bytes + g.node_bytes + (size_t)mx_text_store_rows(p->texts) * (sizeof(mx_text_row) + sizeof(text_numbers) + 2 * row) +
-           (size_t)p->n_subjects * (sizeof(subject) + sizeof(subject *) + row) + p->published + (p->space->fused ? (size_t)mx_vectors_count(p->space->fused) * fused : 0);
+           (size_t)p->n_subjects * (sizeof(subject) + sizeof(subject *) + row) + p->published + fused;
 }
 
 /* Taken in steps, so that not every event asks. */

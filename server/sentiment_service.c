@@ -171,6 +171,8 @@ static void pump(mx_call *call, void *user, mx_arena *scratch)
     mx_embedder_info_get(w->model, &info);
     if (!w->explaining && explain_next(w, &info)) return;
     bool sent = send(w, &info, scratch);
+    uint64_t from, to;
+    if (!w->stream && mx_texts_turn(w->texts, &from, &to)) mx_call_turn(call, from, w->job ? mx_now_ns(&mx_clock_monotonic) : to);      /* the words' part is of it */
     clear(w);
     if (!sent) mx_call_finish(call, MX_ERR_NO_MEMORY, "the answer is over the server's memory budget for a message");
     else if (w->stream) mx_call_read(call);

@@ -59,6 +59,10 @@ static void texts_tell(house *h)
     ask(h, "/merx.v1.Embeddings/Classify", &c, &merx__v1__classify_response__descriptor, &cr);
     CHECK(cr && cr->queue_ms > 0 && cr->turn_ms > 0 && cr->queue_ms + cr->turn_ms <= cr->total_ms);
     told(h, "/merx.v1.Embeddings/Classify", 1);
+    Merx__V1__AnalyzeSentimentRequest mood = MERX__V1__ANALYZE_SENTIMENT_REQUEST__INIT;
+    mood.texts = texts, mood.n_texts = 2;
+    ask(h, "/merx.v1.Profiling/AnalyzeSentiment", &mood, &merx__v1__analyze_sentiment_response__descriptor, NULL);
+    told(h, "/merx.v1.Profiling/AnalyzeSentiment", 1);
     if (er) merx__v1__embed_response__free_unpacked(er, NULL);
     if (cr) merx__v1__classify_response__free_unpacked(cr, NULL);
 }
@@ -142,7 +146,7 @@ static void every_kind_tells_of_its_turn(void)
     house_close(&h);
     mx_spans_close(spans);
     int calls = count(file, "\"kind\":2"), turns = count(file, "\"name\":\"turn\"");
-    CHECK_MSG(calls == 13 && turns == calls - 1, "%d spans of calls, %d of turns", calls, turns);      /* PutEvents is a stream: its answers have many */
+    CHECK_MSG(calls == 14 && turns == calls - 1, "%d spans of calls, %d of turns", calls, turns);      /* PutEvents is a stream: its answers have many */
     unlink(file);
 }
 
