@@ -73,6 +73,8 @@ mx_status mx_generator_footprint(mx_footprint *out, const char *path, const mx_d
 mx_status mx_generator_replicate(mx_generator *g, mx_device *devs, int device, mx_error *err);
 void      mx_generator_close(mx_generator *g);
 void      mx_generator_info_get(const mx_generator *g, mx_generator_info *out);     /* any thread */
+/* A trial is over: what it counted is forgotten, and its series (metrics may be NULL) begin.  No request runs. */
+void      mx_generator_count(mx_generator *g, mx_metrics *metrics);
 /* Its gauges (running, waiting, KV) say what is now: before metrics are read; any thread. */
 void      mx_generator_gauges(mx_generator *g);
 const mx_tokenizer *mx_generator_tokenizer(const mx_generator *g);

@@ -355,6 +355,17 @@ double gen_kv_usage(const mx_generator *g)
 
 const mx_tokenizer *mx_generator_tokenizer(const mx_generator *g) { return g->tokenizer; }
 
+void mx_generator_count(mx_generator *g, mx_metrics *metrics)
+{
+    mx_scheduler_lane_forget(g->sched, g->lane);
+    add_metrics(g, metrics);
+    for (mx_generator *r = g; r; r = r->replicas) {
+        atomic_ullong *const all[] = {&r->prefix_hit_tokens, &r->prompt_tokens, &r->output_tokens, &r->preemptions, &r->turns, &r->turns_ahead};
+        for (size_t i = 0; i < sizeof all / sizeof *all; i++) atomic_store(all[i], 0);
+        r->metric = g->metric;
+    }
+}
+
 void mx_generator_gauges(mx_generator *g)
 {
     mx_lane_stats stats;

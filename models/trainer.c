@@ -90,9 +90,9 @@ static mx_status open_memory(mx_trainer *t, mx_error *err)
     size_t held = t->plan.weights + t->plan.optimizer, left = p->dev->memory > held ? p->dev->memory - held : 0;
     t->plan.most_rows = most_rows(t, left);
     if (!t->plan.scratch || t->plan.scratch > left)
-        return mx_fail(err, MX_ERR_NO_MEMORY, "micro-rows: %d rows take %.2f GiB beside %.2f GiB of weights, and the device has %.2f GiB; "
-                       "at most %d fit (sequences are up to %d tokens)", t->rows, (double)t->plan.scratch / (1 << 30),
-                       (double)held / (1 << 30), (double)p->dev->memory / (1 << 30), t->plan.most_rows, t->train->length);
+        return mx_fail(err, MX_ERR_NO_MEMORY, "micro-rows: %d rows take %.1f MiB beside %.1f MiB of weights, and there are %.1f MiB for both; "
+                       "at most %d rows fit (sequences are up to %d tokens)", t->rows, (double)t->plan.scratch / (1 << 20),
+                       (double)held / (1 << 20), (double)p->dev->memory / (1 << 20), t->plan.most_rows, t->train->length);
     size_t moments = (t->shard_end - t->shard_begin) * sizeof(float);
     MX_TRY(mx_buffer_open(&t->m, p->dev, moments, err));
     MX_TRY(mx_buffer_open(&t->v, p->dev, moments, err));

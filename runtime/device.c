@@ -208,6 +208,14 @@ void mx_device_twin_close(mx_device *twin)
     *twin = (mx_device){0};
 }
 
+void mx_device_for(mx_device *out, mx_device *d, const mx_device_account *account)
+{
+    *out = *d;
+    out->held = 0;
+    out->account = account;
+    out->whole = d;
+}
+
 size_t mx_device_held(const mx_device *d)
 {
     return __atomic_load_n(&d->held, __ATOMIC_RELAXED);
@@ -217,17 +225,26 @@ mx_status mx_buffer_open(mx_buffer *b, mx_device *d, size_t size, mx_error *err)
 {
     *b = (mx_buffer){.dev = d};
     if (!size) return MX_OK;
-    MX_TRY(d->ops->alloc(d, size, &b->base, err));
+    if (d->account) MX_TRY(d->account->take(d->account->ctx, size, err));
+    mx_status st = d->ops->alloc(d, size, &b->base, err);
+    if (st) {
+        if (d->account) d->account->give(d->account->ctx, size);
+        return st;
+    }
     b->size = size;
     __atomic_fetch_add(&d->held, size, __ATOMIC_RELAXED);
+    if (d->whole) __atomic_fetch_add(&d->whole->held, size, __ATOMIC_RELAXED);
     return MX_OK;
 }
 
 void mx_buffer_close(mx_buffer *b)
 {
+    mx_device *d = b->dev;
     if (b->base) {
-        b->dev->ops->release(b->dev, b->base, b->size);
-        __atomic_fetch_sub(&b->dev->held, b->size, __ATOMIC_RELAXED);
+        d->ops->release(d, b->base, b->size);
+        __atomic_fetch_sub(&d->held, b->size, __ATOMIC_RELAXED);
+        if (d->whole) __atomic_fetch_sub(&d->whole->held, b->size, __ATOMIC_RELAXED);
+        if (d->account) d->account->give(d->account->ctx, b->size);
     }
     *b = (mx_buffer){0};
 }

@@ -52,6 +52,13 @@ typedef struct mx_device_ops {
     void      (*close)(mx_device *d);
 } mx_device_ops;
 
+/* What one holder takes of a device's memory: asked before each allocation, told when it is given back.  Any thread. */
+typedef struct mx_device_account {
+    mx_status (*take)(void *ctx, size_t bytes, mx_error *err);
+    void      (*give)(void *ctx, size_t bytes);
+    void       *ctx;
+} mx_device_account;
+
 struct mx_device {
     const mx_device_ops *ops;
     mx_device_kind kind;
@@ -64,6 +71,8 @@ struct mx_device {
     bool     serves;          /* the plan puts models here                      */
     int      node;            /* NUMA node of its host memory; -1: wherever     */
     int      n_cpus, *cpus;   /* processors of a GPU's worker; 0: not bound     */
+    const mx_device_account *account;     /* NULL: nobody is asked                */
+    mx_device *whole;         /* of mx_device_for: whose memory it is too; NULL: itself */
     void    *impl;
 };
 
@@ -92,6 +101,10 @@ int       mx_device_gpus(mx_plan_gpu *out, int most);
  * The caller closes them.  Errors: MX_ERR_ARG (cpu_threads), MX_ERR_NO_MEMORY, MX_ERR_DEVICE. */
 mx_status mx_devices_open(mx_device **out, int *count, const mx_device_options *opt, mx_error *err);
 void      mx_devices_close(mx_device *devs, int count);
+
+/* d as the holder of an account has it: what is opened on it is asked for there.  Nothing is to be closed; d and
+ * the account outlive it, and it outlives what was opened on it. */
+void      mx_device_for(mx_device *out, mx_device *d, const mx_device_account *account);
 
 /* Which of them `names` means: "auto" (the first GPU, else the CPU), "cpu", "cuda",
  * "cuda:N" or several GPUs, "cuda:N,M".  index has room for count of them; *n is

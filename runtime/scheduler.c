@@ -563,6 +563,16 @@ static void count_lane(mx_lane_stats *out, const mx_lane *l)
     if (l->last_turn_ns > out->last_turn_ns) out->last_turn_ns = l->last_turn_ns;
 }
 
+void mx_scheduler_lane_forget(mx_scheduler *s, const char *name)
+{
+    pthread_mutex_lock(&s->lock);
+    for (int i = 0; i < s->n_workers; i++) {
+        mx_lane *l = find_lane(&s->workers[i], name);
+        if (l) l->turns = l->rows = l->done = l->refused = l->busy_ns = l->job_ns = 0;
+    }
+    pthread_mutex_unlock(&s->lock);
+}
+
 bool mx_scheduler_stats(mx_scheduler *s, const char *name, mx_lane_stats *out)
 {
     *out = (mx_lane_stats){0};

@@ -90,6 +90,9 @@ mx_status mx_scheduler_lane(mx_scheduler *s, const mx_lane_config *c, mx_error *
  * there was none. */
 bool      mx_scheduler_lane_close(mx_scheduler *s, const char *name);
 
+/* What the lanes of this name counted so far, and the pace they were seen to have, is forgotten: it was a trial. */
+void      mx_scheduler_lane_forget(mx_scheduler *s, const char *name);
+
 /* End the jobs of the lanes of this name between turns, those that wait too, with MX_ERR_UNAVAILABLE, and
  * take no more.  Returns at once; lane_close is still due. */
 void      mx_scheduler_lane_cut(mx_scheduler *s, const char *name);

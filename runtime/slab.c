@@ -118,6 +118,11 @@ char *mx_slab_text(const char *text)
     return copy;
 }
 
+size_t mx_slab_most(void)
+{
+    return (size_t)CLASSES * MX_SLAB_KEPT;
+}
+
 size_t mx_slab_kept(void)
 {
     size_t sum = 0;

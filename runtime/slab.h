@@ -22,5 +22,6 @@ void *mx_slab_grow(void *p, size_t n);
 char *mx_slab_text(const char *text);
 void  mx_slab_free(void *p);
 size_t mx_slab_kept(void);             /* bytes that wait in the lists */
+size_t mx_slab_most(void);             /* never more than these        */
 
 #endif

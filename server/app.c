@@ -6,10 +6,12 @@
 #include "server/explain.h"
 #include "server/pricing.h"
 #include "server/profiles.h"
+#include "server/remember.h"
 #include "server/rpc.h"
 #include "server/training.h"
 
 #include "runtime/log.h"
+#include "runtime/slab.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -50,19 +52,20 @@ static mx_status open_devices(mx_app *app, const mx_config *config, bool serving
     return MX_OK;
 }
 
-/* What models may take: the memory of their device; of the host's, what calls may come to hold is left out. */
+/* What models may take: the memory of their device; of the host's, what calls may come to hold, and leave in slabs, is left out. */
 static size_t budget_of(const mx_app *app, const mx_config *config, bool serving)
 {
     const mx_device *d = &app->devices[app->device];
     size_t all = d->kind == MX_CPU ? mx_topology_memory(app->topology) : d->memory, calls = 0;
     if (serving && d->kind == MX_CPU && config) 
-        calls = (size_t)mx_server_defaults().max_calls * MX_CALL_BYTES + MX_MESSAGES * (size_t)mx_config_int(config, "max-message-bytes");
+        calls = (size_t)mx_server_defaults().max_calls * MX_CALL_BYTES + MX_MESSAGES * (size_t)mx_config_int(config, "max-message-bytes") + mx_slab_most();
     return all > calls ? all - calls : 1;
 }
 
 static mx_status open_app(mx_app *app, mx_config *config, bool serving, mx_error *err)
 {
     *app = (mx_app){.config = config, .defaults = mx_generator_defaults(), .load = load_later, .unload = unload_later};
+    app->serving = serving;
     pthread_mutex_init(&app->loading, NULL);
     mx_status st;
     MX_TRY_GOTO(st, mx_topology_open(&app->topology, NULL, err), fail);
@@ -88,7 +91,7 @@ mx_status mx_app_open_serving(mx_app *app, mx_config *config, mx_error *err)
 }
 
 /* "name=path", or the last part of a path without its ending. */
-static mx_status split_spec(const char *spec, char *name, size_t size, const char **path, mx_error *err)
+mx_status mx_app_split_spec(const char *spec, char *name, size_t size, const char **path, mx_error *err)
 {
     const char *eq = strchr(spec, '='), *slash;
     *path = spec;
@@ -165,7 +168,7 @@ static mx_status open_encoder(mx_app *app, const char *name, const char *path, c
 static mx_status open_generator(mx_app *app, const char *name, const char *path, const mx_generator_options *opt, opened *m, mx_error *err)
 {
     mx_generator_info info;
-    MX_TRY(mx_generator_open(&m->g, name, path, app->devices, app->device, app->scheduler, app->metrics, opt, err));
+    MX_TRY(mx_generator_open(&m->g, name, path, app->devices, app->device, app->scheduler, NULL, opt, err));
     mx_generator_info_get(m->g, &info);
     snprintf(m->lane, sizeof m->lane, "%s", info.lane);
     MX_TRY(replicate(app, m->g, err));
@@ -177,20 +180,27 @@ static mx_status open_generator(mx_app *app, const char *name, const char *path,
     return MX_OK;
 }
 
-/* ---- the first words of a version that comes in while others serve --------------------------- */
+/* ---- the first words of a version: before anybody asks it, and counted nowhere --------------------- */
 
 typedef struct trial {
     pthread_mutex_t lock;
     pthread_cond_t  news;
-    bool            over;
+    int             left;
     mx_error        err;
 } trial;
+
+static void trial_begins(trial *t, int by)
+{
+    pthread_mutex_lock(&t->lock);
+    t->left += by;
+    pthread_mutex_unlock(&t->lock);
+}
 
 static void trial_over(trial *t, const mx_error *err)
 {
     pthread_mutex_lock(&t->lock);
     if (err) t->err = *err;
-    t->over = true;
+    t->left--;
     pthread_cond_signal(&t->news);
     pthread_mutex_unlock(&t->lock);
 }
@@ -208,36 +218,63 @@ static void trial_vector_over(mx_embedding *m, const mx_error *err)
 static mx_status wait_trial(trial *t, mx_error *err)
 {
     pthread_mutex_lock(&t->lock);
-    while (!t->over) pthread_cond_wait(&t->news, &t->lock);
+    while (t->left) pthread_cond_wait(&t->news, &t->lock);
     pthread_mutex_unlock(&t->lock);
     if (t->err.code) *err = t->err;
     return t->err.code;
 }
 
+/* A text on every device that it is on. */
+static mx_status try_words(const opened *m, trial *t, mx_error *err)
+{
+    enum { PROMPT = 32, MOST = 64 };
+    int32_t prompt[PROMPT], n = 0, replicas, words;
+    mx_generation *g[MOST] = {0};
+    mx_generator_info info;
+    mx_sampling s = mx_sampling_defaults();
+    mx_generation_calls calls = {.done = trial_text_over, .user = t};
+    mx_status st = MX_OK;
+    mx_generator_info_get(m->g, &info);
+    replicas = info.replicas < MOST ? info.replicas : MOST;
+    words = info.max_model_len > 2 * PROMPT ? PROMPT : 1;
+    s.max_tokens = words == 1 ? 1 : 2;
+    s.temperature = 0;
+    s.ignore_eos = true;
+    for (; !st && n < replicas; n++) {
+        for (int32_t i = 0; i < words; i++) prompt[i] = (n * PROMPT + i) % info.vocab;
+        MX_TRY_GOTO(st, mx_generation_open(&g[n], m->g, prompt, words, &s, &calls, 0, err), over);
+        trial_begins(t, 1);
+        st = mx_generation_submit(g[n], err);
+        if (st) trial_begins(t, -1);
+    }
+over:;
+    mx_error why = {0};
+    mx_status ran = wait_trial(t, &why);
+    for (int32_t i = 0; i < replicas; i++) mx_generation_close(g[i]);
+    if (!st && ran) *err = why;
+    return st ? st : ran;
+}
+
+static mx_status try_vector(const opened *m, trial *t, mx_error *err)
+{
+    static const char text[] = "light running shoes for the rain and for the road";
+    mx_embedding_request q = mx_embedding_defaults(m->e);
+    mx_embedding *v = NULL;
+    q.truncate = true;
+    MX_TRY(mx_embedding_open(&v, m->e, text, sizeof text - 1, &q, trial_vector_over, t, 0, err));
+    trial_begins(t, 1);
+    mx_status st = mx_embedding_submit(v, err);
+    if (!st) st = wait_trial(t, err);
+    mx_embedding_close(v);
+    return st;
+}
+
 /* Its memory has been touched, and what cannot run is found before it is served. */
-static mx_status try_out(const opened *m, mx_error *err)
+static mx_status try_out(mx_app *app, const opened *m, mx_error *err)
 {
     trial t = {.lock = PTHREAD_MUTEX_INITIALIZER, .news = PTHREAD_COND_INITIALIZER};
-    mx_generation *g = NULL;
-    mx_embedding *v = NULL;
-    mx_status st;
-    if (m->g) {
-        static const int32_t prompt[] = {0, 1, 2, 3};
-        mx_sampling s = mx_sampling_defaults();
-        mx_generation_calls calls = {.done = trial_text_over, .user = &t};
-        s.max_tokens = 2;
-        s.temperature = 0;
-        s.ignore_eos = true;
-        MX_TRY(mx_generation_open(&g, m->g, prompt, 4, &s, &calls, 0, err));
-        st = mx_generation_submit(g, err);
-    } else {
-        mx_embedding_request q = mx_embedding_defaults(m->e);
-        MX_TRY(mx_embedding_open(&v, m->e, "a", 1, &q, trial_vector_over, &t, 0, err));
-        st = mx_embedding_submit(v, err);
-    }
-    if (!st) st = wait_trial(&t, err);
-    mx_generation_close(g);
-    mx_embedding_close(v);
+    mx_status st = m->g ? try_words(m, &t, err) : try_vector(m, &t, err);
+    if (m->e) mx_scheduler_lane_forget(app->scheduler, m->lane);
     return st;
 }
 
@@ -255,7 +292,8 @@ static mx_status load(mx_app *app, const char *name, const char *path, const mx_
     MX_TRY(mx_registry_begin(app->registry, name, encoder ? MX_SERVED_ENCODER : MX_SERVED_GENERATOR, later, &f, &s, err));
     own.version = s->version;
     mx_status st = encoder ? open_encoder(app, name, path, &own, &m, err) : open_generator(app, name, path, &own, &m, err);
-    if (!st && later) st = try_out(&m, err);
+    if (!st && (later || app->serving)) st = try_out(app, &m, err);
+    if (!st && m.g) mx_generator_count(m.g, app->metrics);
     if (st) {
         close_opened(app, &m);
         mx_registry_abort(s);
@@ -273,7 +311,7 @@ mx_status mx_app_load(mx_app *app, const char *spec, const mx_generator_options 
     const char *path;
     mx_loaded out;
     mx_generator_options own = *opt;
-    MX_TRY(split_spec(spec, name, sizeof name, &path, err));
+    MX_TRY(mx_app_split_spec(spec, name, sizeof name, &path, err));
     if (mx_app_model(app)) own.n_adapters = 0;         /* they stand beside the first model */
     return load(app, name, path, &own, false, &out, err);
 }
@@ -432,6 +470,7 @@ void mx_app_close(mx_app *app, uint32_t grace_ms)
     mx_pricing_close(app->pricing);
     mx_profiles_close(app->profiles);
     mx_explainer_close(app->explainer);
+    mx_remember_close(app->remember);
     mx_registry_stop(app->registry);
     if (app->scheduler) mx_scheduler_close(app->scheduler, grace_ms);
     mx_registry_close(app->registry);

@@ -20,6 +20,7 @@ struct mx_experiments;
 struct mx_pricing;
 struct mx_profiles;
 struct mx_explainer;
+struct mx_remember;
 
 typedef struct mx_app mx_app;
 
@@ -32,6 +33,7 @@ struct mx_app {
     mx_topology   *topology;
     mx_plan        plan;          /* what runs where; empty in tests */
     bool           bound;         /* and threads are bound to it     */
+    bool           serving;       /* models are tried out before anybody asks them */
     mx_device     *devices;
     int            n_devices;
     int            device;        /* which of them models run on */
@@ -46,6 +48,7 @@ struct mx_app {
     struct mx_pricing *pricing;
     struct mx_profiles *profiles;
     struct mx_explainer *explainer;
+    struct mx_remember *remember; /* NULL: what is loaded is forgotten at a restart */
     /* While it serves; services call these through here.  load: a model, or with adapter_of not "" an adapter
      * beside that one, or a graph network of the profiles; a name that is served already is replaced.  Errors: those of opening and of
      * mx_registry_begin; nothing has changed then.  unload: mx_registry_unload, or of an adapter. */
@@ -65,6 +68,8 @@ mx_status mx_app_open_serving(mx_app *app, mx_config *config, mx_error *err);
 mx_status mx_app_load(mx_app *app, const char *spec, const mx_generator_options *opt, mx_error *err);
 /* Before it serves: the network that the profiles were opened with, if any, among the models. */
 mx_status mx_app_list_network(mx_app *app, const char *folder, mx_error *err);
+/* Its name[size] and path.  Errors: MX_ERR_ARG. */
+mx_status mx_app_split_spec(const char *spec, char *name, size_t size, const char **path, mx_error *err);
 /* Give running work grace_ms, then close everything in order.  A zeroed app is fine. */
 void      mx_app_close(mx_app *app, uint32_t grace_ms);
 

@@ -6,15 +6,19 @@
 #include "server/explain.h"
 #include "server/pricing.h"
 #include "server/profiles.h"
+#include "server/remember.h"
 #include "server/rpc.h"
 #include "server/training.h"
 
+#include <link.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 int cli_failed(const mx_error *err)
 {
@@ -75,19 +79,16 @@ mx_status cli_open_app(mx_app *app, mx_config *c, bool serving, mx_error *err)
 {
     const char *const *specs;
     int n = mx_config_list(c, "model", &specs);
-    if (!n && !mx_config_string(c, "training-folder") && !mx_config_string(c, "experiments") && !mx_config_string(c, "pricing") && !mx_config_string(c, "profiles")) return mx_fail(err, MX_ERR_ARG, "no model: give one with --model PATH (a Hugging Face folder or a .gguf file)");
+    if (!n && !mx_config_string(c, "training-folder") && !mx_config_string(c, "experiments") && !mx_config_string(c, "pricing") && !mx_config_string(c, "profiles") && !(serving && mx_config_string(c, "models-state"))) return mx_fail(err, MX_ERR_ARG, "no model: give one with --model PATH (a Hugging Face folder or a .gguf file)");
     mx_generator_options o = options_of(c);
     MX_TRY(serving ? mx_app_open_serving(app, c, err) : mx_app_open(app, c, err));
     app->defaults = o;
     app->defaults.n_adapters = 0;
-    for (int i = 0; i < n; i++) {
-        mx_status st = mx_app_load(app, specs[i], &o, err);
-        if (st) {
-            mx_app_close(app, 0);
-            return st;
-        }
-    }
-    return MX_OK;
+    const char *state = serving ? mx_config_string(c, "models-state") : NULL;
+    mx_status st = state ? mx_remember_open(app, state, err) : MX_OK;
+    for (int i = 0; !st && i < n; i++) st = mx_remember_load(app, specs[i], &o, err);
+    if (st) mx_app_close(app, 0);
+    return st;
 }
 
 /* ---- serve ---------------------------------------------------------------------------- */
@@ -172,6 +173,26 @@ static mx_status open_profiles(mx_app *app, const mx_config *c, mx_error *err)
     return mx_app_list_network(app, o.network, err);
 }
 
+/* The program's own code and that of its libraries, before a first call comes upon each page of it. */
+static int read_code(struct dl_phdr_info *info, size_t size, void *user)
+{
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE) - 1;
+    (void)size, (void)user;
+    for (int i = 0; i < info->dlpi_phnum; i++) {
+        const ElfW(Phdr) *p = &info->dlpi_phdr[i];
+        uintptr_t from = (info->dlpi_addr + p->p_vaddr) & ~page;
+        if (p->p_type == PT_LOAD && (p->p_flags & PF_X)) madvise((void *)from, info->dlpi_addr + p->p_vaddr + p->p_memsz - from, MADV_POPULATE_READ);
+    }
+    return 0;
+}
+
+/* What is no model is of the same memory; where models lie on a GPU, profiles are of the host's and are not. */
+static mx_status share_memory(mx_app *app, const mx_config *c, mx_error *err)
+{
+    mx_explainer_limit(app->explainer, app->registry, (size_t)mx_config_int(c, "explain-bytes"));
+    return app->profiles && app->devices[app->device].kind == MX_CPU ? mx_profiles_limit(app->profiles, app->registry, err) : MX_OK;
+}
+
 int mx_cli_serve(mx_config *c, int n, char **rest)
 {
     mx_error err = {0};
@@ -185,10 +206,11 @@ int mx_cli_serve(mx_config *c, int n, char **rest)
     pthread_sigmask(SIG_BLOCK, &stop, NULL);
     signal(SIGPIPE, SIG_IGN);
     if (cli_open_app(&app, c, true, &err)) return cli_failed(&err);
-    if (open_training(&app, c, &err) || open_experiments(&app, c, &err) || open_pricing(&app, c, &err) || open_profiles(&app, c, &err)) {
+    if (open_training(&app, c, &err) || open_experiments(&app, c, &err) || open_pricing(&app, c, &err) || open_profiles(&app, c, &err) || share_memory(&app, c, &err)) {
         mx_app_close(&app, 0);
         return cli_failed(&err);
     }
+    mx_remember_restore(&app);
     if (app.bound) bind_to_rpc(&app.plan);
     if (mx_config_bool(c, "isolate")) mx_thread_prompt();       /* RPC threads are started from here */
     mx_server_options o = mx_server_defaults();
@@ -203,6 +225,7 @@ int mx_cli_serve(mx_config *c, int n, char **rest)
         mx_app_close(&app, 0);
         return cli_failed(&err);
     }
+    dl_iterate_phdr(read_code, NULL);
     atomic_store(&app.state, MX_APP_SERVING);
     mx_server_state_changed(server);
     mx_log(MX_LOG_INFO, "server", "serving on %s", mx_server_address(server));

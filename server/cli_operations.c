@@ -3,8 +3,11 @@
 #include "server/cli_parts.h"
 
 #include "runtime/log.h"
+#include "runtime/slab.h"
 #include "server/auth.h"
+#include "server/explain.h"
 #include "server/http.h"
+#include "server/profiles.h"
 #include "server/settings.h"
 #include "server/spans.h"
 
@@ -27,11 +30,14 @@ static bool changed(const char *file, struct timespec *seen)
     return true;
 }
 
-/* What the server may come to hold, of what there is; models were measured before they were read (registry.h). */
+/* What the server may come to hold, of what there is; models were measured before they were read (registry.h).  What is left of the
+ * budget is for models that come later, training jobs and explanations: each asks before it takes. */
 static mx_status plan_memory(const mx_app *app, const mx_server_options *o, mx_error *err)
 {
-    double mib = 1 << 20, weights = 0, kv = 0, tables = 0, calls, have = (double)mx_topology_memory(app->topology);
-    size_t held, budget;
+    double mib = 1 << 20, weights = 0, kv = 0, tables = 0, calls, have = (double)mx_topology_memory(app->topology), slabs = (double)mx_slab_most();
+    double profiles = app->profiles ? (double)mx_profiles_taken(app->profiles) : 0;
+    size_t held, budget, explained = 0;
+    if (app->explainer) mx_explainer_held(app->explainer, &explained);
     mx_served_view list[MX_MODELS];
     int n = mx_registry_list(app->registry, list);
     for (int i = 0; i < n; i++) {
@@ -44,10 +50,12 @@ static mx_status plan_memory(const mx_app *app, const mx_server_options *o, mx_e
     mx_registry_memory(app->registry, &held, &budget);
     calls = (double)o->max_calls * MX_CALL_BYTES + MX_MESSAGES * (double)o->max_message_bytes;
     bool host = app->devices[app->device].kind == MX_CPU;
-    mx_log(MX_LOG_INFO, "server", "memory plan, MiB: weights %.0f, KV cache %.0f, scratch %.0f, tables %.0f%s, calls %.0f; models %.0f of %.0f, host %.0f", weights / mib,
-           kv / mib, ((double)held - weights - kv - tables) / mib, tables / mib, host ? "" : " (on the GPU)", calls / mib, (double)held / mib, (double)budget / mib, have / mib);
-    if (calls <= have) return MX_OK;
-    return mx_fail(err, MX_ERR_NO_MEMORY, "the plan needs %.0f MiB for messages (--max-message-bytes), and there are %.0f", calls / mib, have / mib);
+    mx_log(MX_LOG_INFO, "server", "memory plan, MiB: weights %.0f, KV cache %.0f, scratch %.0f, tables %.0f%s, profiles %.0f; %.0f of %.0f are held, %.0f are left for "
+           "models, training jobs and explanations (at most %.0f); calls up to %.0f, their slabs %.0f; host %.0f", weights / mib, kv / mib,
+           ((double)held - weights - kv - tables - profiles) / mib, tables / mib, host ? "" : " (on the GPU)", profiles / mib, (double)held / mib, (double)budget / mib,
+           budget > held ? (double)(budget - held) / mib : 0, (double)explained / mib, calls / mib, slabs / mib, have / mib);
+    if (calls + slabs <= have) return MX_OK;
+    return mx_fail(err, MX_ERR_NO_MEMORY, "the plan needs %.0f MiB for messages (--max-message-bytes), and there are %.0f", (calls + slabs) / mib, have / mib);
 }
 
 mx_status cli_operations_open(cli_operations *p, mx_app *app, mx_config *c, mx_server_options *o, mx_error *err)

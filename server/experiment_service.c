@@ -31,6 +31,7 @@ static void pump(mx_call *call, void *user, mx_arena *scratch)
 {
     work *w = user;
     if (!atomic_load(&w->over)) return;
+    mx_call_turn(call, w->op.began_ns, w->op.ended_ns);
     if (w->op.st) mx_call_finish(call, w->op.st, w->op.err.text);
     else if (w->answer(w, scratch)) mx_call_finish(call, MX_OK, NULL);
     else mx_call_finish(call, MX_ERR_NO_MEMORY, "the answer is over the server's memory budget for a message");

@@ -432,6 +432,7 @@ static mx_status carry_out(mx_experiments *x, mx_experiment_op *op)
 static void carry_out_all(mx_experiments *x, mx_experiment_op *batch)
 {
     mx_error err = {0}, again = {0};
+    uint64_t began = mx_now_ns(&mx_clock_monotonic), ended;
     mx_status disk = mx_store_begin(x->store, &err);
     for (mx_experiment_op *op = batch; op && !disk; op = op->next) {
         op->st = carry_out(x, op);
@@ -447,8 +448,11 @@ static void carry_out_all(mx_experiments *x, mx_experiment_op *batch)
         if (read_all(x, &again)) mx_log(MX_LOG_ERROR, "experiments", "%s", again.text);
         pthread_mutex_unlock(&x->lock);
     }
+    ended = mx_now_ns(&mx_clock_monotonic);
     for (mx_experiment_op *op = batch, *next; op; op = next) {
         next = op->next;
+        op->began_ns = began;
+        op->ended_ns = ended;
         if (disk) {
             op->st = MX_ERR_IO;
             op->err = err;

@@ -71,6 +71,7 @@ struct mx_experiment_op {
     void      (*done)(mx_experiment_op *op);
     mx_status   st;
     mx_error    err;
+    uint64_t    began_ns, ended_ns;      /* its transaction, from the first step to the commit */
     /* in */
     const char *id, *unit;
     const double *context;

@@ -2,6 +2,7 @@
 #include "server/explain.h"
 
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -9,7 +10,11 @@
 enum { FOLDERS = 8 };
 
 struct mx_explainer {
-    mx_device      *dev;
+    mx_device       dev;              /* whose memory is taken from an account            */
+    mx_device_account account;
+    mx_registry    *registry;         /* NULL: nobody else is asked                       */
+    size_t          most;             /* 0: not limited                                   */
+    atomic_size_t   held;
     pthread_t       thread;
     pthread_mutex_t lock;
     pthread_cond_t  more;
@@ -17,23 +22,78 @@ struct mx_explainer {
     bool            closing;
     char           *folder[FOLDERS];
     mx_attributor  *attributor[FOLDERS];
+    uint64_t        asked[FOLDERS], serial;      /* when it was asked last                */
     int             n;
 };
+
+static mx_status take_memory(void *ctx, size_t bytes, mx_error *err)
+{
+    mx_explainer *x = ctx;
+    size_t held = atomic_load(&x->held);
+    if (x->most && (held > x->most || bytes > x->most - held))
+        return mx_fail(err, MX_ERR_NO_MEMORY, "explain: the model's f32 weights and work need %zu bytes more; %zu of %zu are held (--explain-bytes)", bytes, held, x->most);
+    if (x->registry) MX_TRY(mx_registry_take(x->registry, "explain", bytes, err));
+    atomic_fetch_add(&x->held, bytes);
+    return MX_OK;
+}
+
+static void give_memory(void *ctx, size_t bytes)
+{
+    mx_explainer *x = ctx;
+    atomic_fetch_sub(&x->held, bytes);
+    if (x->registry) mx_registry_give(x->registry, bytes);
+}
+
+/* The one that was asked longest ago. */
+static void close_oldest(mx_explainer *x)
+{
+    int at = 0;
+    for (int i = 1; i < x->n; i++)
+        if (x->asked[i] < x->asked[at]) at = i;
+    mx_attributor_close(x->attributor[at]);
+    free(x->folder[at]);
+    x->n--;
+    x->attributor[at] = x->attributor[x->n], x->folder[at] = x->folder[x->n], x->asked[at] = x->asked[x->n];
+}
 
 static mx_status find(mx_explainer *x, const char *folder, mx_attributor **out, mx_error *err)
 {
     for (int i = 0; i < x->n; i++)
         if (!strcmp(x->folder[i], folder)) {
             *out = x->attributor[i];
+            x->asked[i] = ++x->serial;
             return MX_OK;
         }
-    if (x->n == FOLDERS) return mx_fail(err, MX_ERR_STATE, "explain: %d models are open; there is no room for more", FOLDERS);
-    x->folder[x->n] = strdup(folder);
-    if (!x->folder[x->n]) return mx_fail(err, MX_ERR_NO_MEMORY, "explain");
-    mx_status st = mx_attributor_open(&x->attributor[x->n], x->dev, folder, err);
-    if (st) free(x->folder[x->n]);
-    else *out = x->attributor[x->n++];
-    return st;
+    if (x->n == FOLDERS) close_oldest(x);
+    char *own = strdup(folder);
+    if (!own) return mx_fail(err, MX_ERR_NO_MEMORY, "explain");
+    mx_status st = mx_attributor_open(out, &x->dev, folder, err);
+    while (st == MX_ERR_NO_MEMORY && x->n) {                /* nothing has been read: memory is asked for first */
+        close_oldest(x);
+        st = mx_attributor_open(out, &x->dev, folder, err);
+    }
+    if (st) {
+        free(own);
+        return st;
+    }
+    x->folder[x->n] = own, x->attributor[x->n] = *out, x->asked[x->n++] = ++x->serial;
+    return MX_OK;
+}
+
+/* The pieces of a text's tokens lie in a tokenizer that may go before the caller has read them: they come along, behind the tokens. */
+static mx_status keep_pieces(mx_attribution *t, mx_error *err)
+{
+    size_t bytes = 0, at = (size_t)t->n * sizeof *t->token;
+    for (int32_t i = 0; i < t->n; i++) bytes += t->token[i].len;
+    mx_attributed_token *all = realloc(t->token, at + bytes + 1);
+    if (!all) return mx_fail(err, MX_ERR_NO_MEMORY, "explain");
+    t->token = all;
+    for (int32_t i = 0; i < t->n; i++) {
+        if (!all[i].piece) continue;
+        all[i].piece = memcpy((char *)all + at, all[i].piece, all[i].len);
+        at += all[i].len;
+    }
+    return MX_OK;
 }
 
 static void *work(void *arg)
@@ -52,6 +112,7 @@ static void *work(void *arg)
         pthread_mutex_unlock(&x->lock);
         j->st = find(x, j->folder, &a, &j->err);
         if (!j->st) j->st = mx_attribute(a, j->text, strlen(j->text), &j->ask, &j->out, &j->err);
+        if (!j->st) j->st = keep_pieces(&j->out, &j->err);
         j->done(j);
         pthread_mutex_lock(&x->lock);
     }
@@ -64,7 +125,8 @@ mx_status mx_explainer_open(mx_explainer **out, mx_device *dev, mx_error *err)
     *out = NULL;
     mx_explainer *x = calloc(1, sizeof *x);
     if (!x) return mx_fail(err, MX_ERR_NO_MEMORY, "the explainer");
-    x->dev = dev;
+    x->account = (mx_device_account){take_memory, give_memory, x};
+    mx_device_for(&x->dev, dev, &x->account);
     x->last = &x->first;
     pthread_mutex_init(&x->lock, NULL);
     pthread_cond_init(&x->more, NULL);
@@ -88,6 +150,18 @@ void mx_explainer_close(mx_explainer *x)
     pthread_mutex_destroy(&x->lock);
     pthread_cond_destroy(&x->more);
     free(x);
+}
+
+void mx_explainer_limit(mx_explainer *x, mx_registry *r, size_t bytes)
+{
+    x->registry = r;
+    x->most = bytes;
+}
+
+size_t mx_explainer_held(const mx_explainer *x, size_t *most)
+{
+    *most = x->most;
+    return atomic_load(&((mx_explainer *)(uintptr_t)x)->held);
 }
 
 void mx_explainer_submit(mx_explainer *x, mx_explain_job *job)

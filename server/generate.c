@@ -42,6 +42,7 @@ typedef struct work {
     mx_said sending;  /* Stream: what is being sent; swapped with an item's  */
     mx_arena decoded; /* the requests, where they are needed after begin     */
     Merx__V1__GenerateRequest **requests, *one;
+    uint64_t turn_from_ns, turn_to_ns;
     int n_items;
     item items[];
 } work;
@@ -204,15 +205,17 @@ static work *work_open(mx_app *app, mx_call *call, int n_items)
     return w;
 }
 
-/* From the first turn to the last token; the queue before it is not of the turn. */
-static void tell_turn(const work *w, const item *it, const mx_generation_stats *st)
+/* From the first turn to the last token, of a batch of all its items; the queue before it is not of the turn. */
+static void tell_turn(work *w, const item *it, const mx_generation_stats *st)
 {
-    uint64_t from = it->submitted_ns + st->queue_ns;
-    if (w->n_items == 1) mx_call_turn(w->call, from, from + st->prefill_ns + st->decode_ns);
+    uint64_t from = it->submitted_ns + st->queue_ns, to = from + st->prefill_ns + st->decode_ns;
+    if (!w->turn_from_ns || from < w->turn_from_ns) w->turn_from_ns = from;
+    if (to > w->turn_to_ns) w->turn_to_ns = to;
+    mx_call_turn(w->call, w->turn_from_ns, w->turn_to_ns);
 }
 
 /* The whole answer of an item; NULL: the arena is full. */
-static Merx__V1__GenerateResponse *respond(const work *w, item *it, mx_arena *a)
+static Merx__V1__GenerateResponse *respond(work *w, item *it, mx_arena *a)
 {
     mx_generation_stats st;
     mx_generation_stats_get(it->g, &st);
@@ -315,7 +318,7 @@ static int take_news(work *w, item *it, bool *more, bool *over)
     return index;
 }
 
-static bool add_totals(const work *w, item *it, Merx__V1__GenerateEvent *e, mx_arena *a)
+static bool add_totals(work *w, item *it, Merx__V1__GenerateEvent *e, mx_arena *a)
 {
     mx_generation_stats st;
     mx_generation_stats_get(it->g, &st);
@@ -402,7 +405,7 @@ static bool feed(work *w, mx_arena *scratch)
     return open == 0;
 }
 
-static bool build_item(const work *w, item *it, Merx__V1__GenerateBatchItem *m, Merx__V1__ItemStatus *status,
+static bool build_item(work *w, item *it, Merx__V1__GenerateBatchItem *m, Merx__V1__ItemStatus *status,
                        mx_arena *a)
 {
     merx__v1__generate_batch_item__init(m);

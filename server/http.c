@@ -386,7 +386,7 @@ mx_status mx_http_open(mx_http **out, mx_app *app, mx_server *server, const mx_h
     if (!st) {
         h->daemon = MHD_start_daemon(MHD_USE_EPOLL_INTERNAL_THREAD, 0, NULL, NULL, on_request, h, MHD_OPTION_LISTEN_SOCKET, fd,
                                      MHD_OPTION_CONNECTION_LIMIT, (unsigned)CONNECTIONS, MHD_OPTION_CONNECTION_TIMEOUT,
-                                     (unsigned)IDLE_SECONDS, MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)16384, MHD_OPTION_END);
+                                     o->idle_s ? (unsigned)o->idle_s : (unsigned)IDLE_SECONDS, MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)16384, MHD_OPTION_END);
         if (!h->daemon) {
             close(fd);
             st = mx_fail(err, MX_ERR_NO_MEMORY, "the HTTP server could not be started");

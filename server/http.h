@@ -15,6 +15,7 @@ typedef struct mx_http mx_http;
 typedef struct mx_http_options {
     const char *listen;            /* "127.0.0.1:8080"; port 0: any free one                  */
     uint32_t    stall_ms;          /* jobs and no step for so long: stuck                     */
+    uint32_t    idle_s;            /* a connection that is silent for so long is closed; 0: 10 */
 } mx_http_options;
 
 /* server may be NULL.  Both outlive it.  Errors: MX_ERR_ARG (address), MX_ERR_IO (it cannot be bound), MX_ERR_NO_MEMORY. */

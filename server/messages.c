@@ -209,6 +209,15 @@ static mx_status check(const ProtobufCMessageDescriptor *type, const uint8_t *ms
     return MX_OK;
 }
 
+void mx_message_ahead(const ProtobufCMessageDescriptor *type)
+{
+    enum { LINE = 64, MOST = 2048 };
+    const char *fields = (const char *)type->fields;
+    size_t n = type->n_fields * sizeof *type->fields;
+    __builtin_prefetch(type->field_ranges);
+    for (size_t at = 0; at < n && at < MOST; at += LINE) __builtin_prefetch(fields + at);
+}
+
 mx_status mx_message_decode(mx_arena *a, const ProtobufCMessageDescriptor *type, const uint8_t *msg, size_t len,
                             ProtobufCMessage **out, mx_error *err)
 {

@@ -41,6 +41,10 @@ void *mx_arena_array(mx_arena *a, size_t n, size_t size);   /* zeroed; NULL on o
 mx_status mx_message_decode(mx_arena *a, const ProtobufCMessageDescriptor *type, const uint8_t *msg, size_t len,
                             ProtobufCMessage **out, mx_error *err);
 
+/* What decoding a message of this type reads beside its bytes, asked for into the caches: a call that comes alone finds
+ * nothing there, and pays for each piece in turn otherwise. */
+void mx_message_ahead(const ProtobufCMessageDescriptor *type);
+
 /* Bytes that are not UTF-8 become '?': error texts may quote anything, cut anywhere. */
 void mx_text_clean(char *text);
 

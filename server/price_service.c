@@ -65,8 +65,11 @@ static mx_status begin(mx_app *app, mx_call *call, const uint8_t *msg, size_t le
     static const mx_call_handler handler = {.pump = pump, .closed = closed};
     ProtobufCMessage *m;
     if (!app->pricing) return mx_fail(err, MX_ERR_STATE, "pricing is off: start the server with --pricing");
-    work *w = mx_slab_zeroed(sizeof *w);
+    mx_message_ahead(type);
+    mx_pricing_ahead(app->pricing);
+    work *w = mx_slab_alloc(sizeof *w);
     if (!w) return mx_fail(err, MX_ERR_NO_MEMORY, "no memory for the request");
+    w->op.answer = NULL;                /* the rest of it is said below: an error's text is not to be cleared for each call */
     mx_arena_open(&w->decoded, scratch->budget);
     mx_status st = mx_message_decode(&w->decoded, type, msg, len, &m, err);
     if (st) {
@@ -74,7 +77,9 @@ static mx_status begin(mx_app *app, mx_call *call, const uint8_t *msg, size_t le
         return st;
     }
     w->call = call;
-    w->op = (mx_pricing_op){.run = run, .done = done, .request = m};
+    mx_pricing_op_init(&w->op, run, done, m);
+    atomic_init(&w->over, false);
+    w->away = false;
     mx_call_attach(call, &handler, w);
     if (run != mx_pricing_quote || !mx_call_can_leave(call) || !mx_pricing_claim(app->pricing)) {
         mx_pricing_submit(app->pricing, &w->op);

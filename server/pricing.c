@@ -514,6 +514,27 @@ static void *thread_main(void *ctx)
     return NULL;
 }
 
+void mx_pricing_op_init(mx_pricing_op *op, mx_pricing_run *run, void (*done)(mx_pricing_op *op), const ProtobufCMessage *request)
+{
+    op->run = run;
+    op->done = done;
+    op->request = request;
+    op->answer = NULL;
+    op->size = 0;
+    op->st = MX_OK;
+    op->commits = NULL;
+    op->err.code = MX_OK;
+    op->err.retry_ms = 0;
+    op->err.text[0] = 0;
+}
+
+void mx_pricing_ahead(const mx_pricing *p)
+{
+    __builtin_prefetch(&p->lock, 1);
+    __builtin_prefetch(&p->busy, 1);
+    __builtin_prefetch(&p->first);
+}
+
 void mx_pricing_submit(mx_pricing *p, mx_pricing_op *op)
 {
     op->next = NULL;
@@ -543,6 +564,19 @@ void mx_pricing_carry_out(mx_pricing *p, mx_pricing_op *op)
     pthread_mutex_unlock(&p->lock);
 }
 
+/* The statements of a first quote are made, and their pages read, before somebody waits for it. */
+static mx_status warm_up(mx_pricing *p, mx_error *err)
+{
+    bool duplicate, found;
+    mx_log_row row = {.id = p->last_id + 1, .ts_ms = 1, .kind = "price_decision", .data = "", .size = 0};
+    mx_status st = mx_store_begin(p->store, err);
+    if (!st) st = mx_store_add_log(p->store, &row, &duplicate, err);
+    if (!st) st = mx_store_find_log(p->store, "price_decision", "no request's id", &row, &found, err);
+    if (!st) st = mx_store_put_document(p->store, "price_item", "", "", 0, err);
+    mx_store_rollback(p->store);
+    return st;
+}
+
 mx_status mx_pricing_open(mx_pricing **out, const char *path, double exploration, mx_error *err)
 {
     mx_status st;
@@ -556,6 +590,7 @@ mx_status mx_pricing_open(mx_pricing **out, const char *path, double exploration
     pthread_cond_init(&p->news, NULL);
     MX_TRY_GOTO(st, mx_store_open(&p->store, path, err), fail);
     MX_TRY_GOTO(st, read_all(p, err), fail);
+    MX_TRY_GOTO(st, warm_up(p, err), fail);
     if (pthread_create(&p->thread, NULL, thread_main, p)) {
         st = mx_fail(err, MX_ERR_NO_MEMORY, "pricing: a thread could not start");
         goto fail;

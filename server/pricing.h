@@ -27,10 +27,11 @@ struct mx_pricing_op {
     uint8_t  *answer;             /* packed, mx_slab_alloc'ed; the caller frees                  */
     size_t    size;
     mx_status st;
-    mx_error  err;
     uint64_t  began_ns, ended_ns; /* its transaction, from the first step to the commit   */
     void    (*commits)(mx_pricing_op *op);       /* of mx_pricing_carry_out: what follows waits for the disk */
+    mx_error  err;
 };
+void mx_pricing_op_init(mx_pricing_op *op, mx_pricing_run *run, void (*done)(mx_pricing_op *op), const ProtobufCMessage *request);
 /* Of the request's kind each. */
 mx_pricing_run mx_pricing_put_items, mx_pricing_get_item, mx_pricing_quote, mx_pricing_batch, mx_pricing_put_guardrails, mx_pricing_get_guardrails,
     mx_pricing_validate, mx_pricing_approve, mx_pricing_reject, mx_pricing_rollback, mx_pricing_freeze, mx_pricing_sales, mx_pricing_decision,
@@ -47,6 +48,8 @@ mx_status mx_pricing_open(mx_pricing **out, const char *path, double exploration
 void      mx_pricing_allow_discounts(mx_pricing *p);
 void      mx_pricing_close(mx_pricing *p);            /* what waits is carried out first */
 void      mx_pricing_submit(mx_pricing *p, mx_pricing_op *op);
+/* Asks for what a claim will read into the caches. */
+void      mx_pricing_ahead(const mx_pricing *p);
 /* For a caller that may wait: when nothing else is there it carries its one operation out itself, and no thread is
  * woken for it. True: it must go on with mx_pricing_carry_out(), at once. */
 bool      mx_pricing_claim(mx_pricing *p);

@@ -1,6 +1,8 @@
 /* profile_find.c - the thread that searches, and users who are alike. */
 #include "server/profiles_internal.h"
 
+#include "runtime/clock.h"
+
 #include <stdlib.h>
 #include <string.h>
 
@@ -100,6 +102,7 @@ static void find_alike(mx_profiles *p, mx_profiles_op *const *op, int32_t n)
     uint32_t k = 1;
     int32_t asked = 0, at[TOGETHER], found[TOGETHER];
     mx_error err = {0};
+    uint64_t began = mx_now_ns(&mx_clock_monotonic);
     quest *q = calloc((size_t)n, sizeof *q);
     float *x = malloc((size_t)n * d * sizeof *x);
     for (int32_t i = 0; q && x && i < n; i++) {
@@ -116,7 +119,7 @@ static void find_alike(mx_profiles *p, mx_profiles_op *const *op, int32_t n)
         if (!op[i]->st) op[i]->st = mx_fail(&op[i]->err, st, "%s", err.text);
     for (int32_t i = 0; !st && i < asked; i++) op[at[i]]->st = answer_found(p, in, op[at[i]], &q[at[i]], hit + (size_t)i * (size_t)k, found[i]);
     profile_release_space(in);
-    for (int32_t i = 0; i < n; i++) op[i]->done(op[i]);
+    for (int32_t i = 0; i < n; i++) profile_done(op[i], began);
     free(q), free(x), free(hit);
 }
 
@@ -153,14 +156,15 @@ static void carry_out(mx_profiles *p, mx_profiles_op *op)
         if (alike) together[n++] = op;
         if (n && (n == TOGETHER || !next || !compares(next))) find_alike(p, together, n), n = 0;      /* op may be gone */
         if (alike) continue;
+        uint64_t began = mx_now_ns(&mx_clock_monotonic);
         if (op->run == mx_profiles_backfill) {                /* the rest is the profiles' thread's */
             find_earlier(p, op);
-            if (op->st) op->done(op);
+            if (op->st) profile_done(op, began);
             else mx_profiles_submit(p, op);
             continue;
         }
         op->st = op->run(p, op);
-        op->done(op);
+        profile_done(op, began);
     }
 }
 

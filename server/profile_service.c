@@ -54,6 +54,7 @@ static void op_pump(mx_call *call, void *user, mx_arena *scratch)
 {
     work *w = user;
     if (!atomic_load(&w->over)) return;
+    mx_call_turn(call, w->op.op.began_ns, w->op.op.ended_ns);
     if (w->op.op.st) mx_call_finish(call, w->op.op.st, w->op.op.err.text);
     else if (w->answer) w->answer(call, w, scratch);
     else op_answer(call, w, scratch);
@@ -148,6 +149,7 @@ static void answer_words(mx_call *call, work *w, mx_arena *scratch)
     Merx__V1__Tag tag;
     size_t room;
     if (atomic_load(&w->waiting)) return;
+    mx_call_turn(call, w->op.op.began_ns, mx_now_ns(&mx_clock_monotonic));      /* the words' part is of it */
     r = *w->explained;
     tag = *w->explained->tag;
     room = tag.n_evidence;

@@ -24,6 +24,13 @@ mx_status profile_answer(mx_profiles_op *op, const ProtobufCMessage *m)
     return MX_OK;
 }
 
+void profile_done(mx_profiles_op *op, uint64_t began_ns)
+{
+    op->began_ns = began_ns;
+    op->ended_ns = mx_now_ns(&mx_clock_monotonic);
+    op->done(op);
+}
+
 /* ---- subjects ---------------------------------------------------------------------------- */
 
 static subject **slot_of(mx_profiles *p, int32_t node)
@@ -46,6 +53,7 @@ static subject *make_subject(mx_profiles *p, int32_t node)
     if (!s) return NULL;
     for (int32_t f = 0; f < MX_FEATURES; f++) s->bin[f] = -1, s->feature[f] = (float)p->prior.mean[f];
     s->consent = true;
+    p->n_subjects++;
     pthread_mutex_lock(&p->shard[node % SHARDS]);
     *at = s;
     pthread_mutex_unlock(&p->shard[node % SHARDS]);
@@ -95,6 +103,8 @@ static void publish(mx_profiles *p, int32_t node, subject *s, snapshot *fresh, c
     snapshot *old = s->now;
     s->now = fresh;
     pthread_mutex_unlock(&p->shard[node % SHARDS]);
+    p->published += fresh ? sizeof *fresh + fresh->view.framed_size : 0;
+    p->published -= old ? sizeof *old + old->view.framed_size : 0;
     if (old) mx_profile_release(&old->view);
     pthread_mutex_lock(&p->watching);
     for (mx_profile_watch *w = p->watches; w; w = w->next)
@@ -164,6 +174,52 @@ mx_status profile_refresh(mx_profiles *p, mx_error *err)
     profile_hand_over(p, upto);
     return MX_OK;
 }
+
+/* ---- memory --------------------------------------------------------------------------------------- */
+
+static size_t index_bytes(const mx_profiles *p, const space *s)
+{
+    return s && s->fused ? (size_t)mx_vectors_count(s->fused) * (size_t)(MX_FEATURES + p->dim + s->dim) * sizeof(float) : 0;
+}
+
+/* Each text's vector stands in the store of texts and beside its user.  What a network holds beside its index is counted as a model's. */
+static size_t memory_of(const mx_profiles *p)
+{
+    mx_user_graph_stats g;
+    size_t row = (size_t)p->dim * sizeof(float);
+    mx_user_graph_statistics(p->graph, &g);
+    return g.edge_bytes + g.event_bytes + g.node_bytes + (size_t)mx_text_store_rows(p->texts) * (sizeof(mx_text_row) + sizeof(text_numbers) + 2 * row) +
+           (size_t)p->n_subjects * (sizeof(subject) + sizeof(subject *) + row) + p->published + index_bytes(p, p->space) + index_bytes(p, p->arriving);
+}
+
+/* Taken in steps, so that not every event asks. */
+static mx_status account(mx_profiles *p, mx_error *err)
+{
+    const size_t step = (size_t)1 << 20;
+    size_t want = p->registry ? (memory_of(p) / step + 1) * step : 0, taken = atomic_load(&p->taken);
+    if (want > taken) MX_TRY(mx_registry_take(p->registry, "profiles", want - taken, err));
+    if (want + step < taken) mx_registry_give(p->registry, taken - want);
+    if (want > taken || want + step < taken) atomic_store(&p->taken, want);
+    return MX_OK;
+}
+
+/* Those events are there already whose memory is not to be had: the next ones are refused. */
+static void account_put(mx_profiles *p)
+{
+    mx_error err = {0};
+    mx_status before = p->full.code, st = account(p, &err);
+    p->full = err;
+    if (st && !before) mx_log(MX_LOG_ERROR, "profiles", "%s: events are refused", err.text);
+    if (!st && before) mx_log(MX_LOG_INFO, "profiles", "there is memory again: events are taken");
+}
+
+mx_status mx_profiles_limit(mx_profiles *p, mx_registry *r, mx_error *err)
+{
+    p->registry = r;
+    return account(p, err);
+}
+
+size_t mx_profiles_taken(const mx_profiles *p) { return atomic_load(&((mx_profiles *)(uintptr_t)p)->taken); }
 
 /* ---- readers ------------------------------------------------------------------------------------ */
 
@@ -314,8 +370,8 @@ static mx_status put_batch(mx_profiles *p, batch *b, uint64_t *watermark, mx_err
 
 mx_status mx_profiles_put(mx_profiles *p, mx_profiles_op *op)
 {
-    (void)p;
     size_t n = ((const Merx__V1__PutEventsRequest *)op->request)->n_events;
+    if (p->full.code) return mx_fail(&op->err, p->full.code, "events: %s", p->full.text);
     return n <= PUT_MOST ? MX_OK : mx_fail(&op->err, MX_ERR_ARG, "events: %zu of them, up to %d are allowed", n, PUT_MOST);
 }
 
@@ -326,7 +382,9 @@ static void put_all(mx_profiles *p, mx_profiles_op *first, mx_profiles_op *end)
     mx_error err = {0};
     uint64_t watermark = 0;
     int64_t now = mx_wall_ms();
+    uint64_t began = mx_now_ns(&mx_clock_monotonic);
     size_t n = 0;
+    if (p->full.code) account_put(p);
     for (mx_profiles_op *op = first; op != end; op = op->next) {
         op->st = mx_profiles_put(p, op);
         if (!op->st) n += ((const Merx__V1__PutEventsRequest *)op->request)->n_events;
@@ -346,7 +404,7 @@ static void put_all(mx_profiles *p, mx_profiles_op *first, mx_profiles_op *end)
         size_t here = op->st ? 0 : ((const Merx__V1__PutEventsRequest *)op->request)->n_events;
         if (!op->st) answer_put(op, &b, at, watermark);
         at += (int32_t)here;
-        op->done(op);
+        profile_done(op, began);
     }
     free(b.event), free(b.result), free(b.reason), free(b.field);
 }
@@ -369,6 +427,7 @@ static void forget_user(mx_profiles *p, int32_t node, const char *key)
     pthread_mutex_lock(&p->shard[node % SHARDS]);
     *slot_of(p, node) = NULL;
     pthread_mutex_unlock(&p->shard[node % SHARDS]);
+    p->n_subjects--;
     free_subject(s);
 }
 
@@ -458,6 +517,7 @@ static void carry_out(mx_profiles *p, mx_profiles_op *op)
         if (end != op) {
             put_all(p, op, end);
             if (refresh_stored(p, &err)) mx_log(MX_LOG_ERROR, "profiles", "%s", err.text);
+            account_put(p);
             op = end;
             continue;
         }
@@ -467,10 +527,11 @@ static void carry_out(mx_profiles *p, mx_profiles_op *op)
             op = next;
             continue;
         }
+        uint64_t began = mx_now_ns(&mx_clock_monotonic);
         mx_status st = run_stored(p, op, &err);
         if (st) mx_log(MX_LOG_ERROR, "profiles", "%s", err.text);
         if (st && !op->st) op->st = mx_fail(&op->err, st, "%s", err.text);
-        op->done(op);
+        profile_done(op, began);
         op = next;
     }
 }
@@ -638,5 +699,6 @@ void mx_profiles_close(mx_profiles *p)
     mx_store_close(p->store);
     mx_text_store_close(p->texts);
     mx_user_graph_close(p->graph);
+    if (p->registry) mx_registry_give(p->registry, atomic_load(&p->taken));
     free_memory(p);
 }

@@ -16,6 +16,7 @@
 #include "models/text_store.h"
 #include "proto/merx.pb-c.h"
 #include "server/messages.h"
+#include "server/registry.h"
 
 typedef struct mx_profiles mx_profiles;
 
@@ -30,6 +31,10 @@ typedef struct mx_profiles_options {
 /* Computes all profiles before it returns.  Errors: those of user_graph.h and store.h. */
 mx_status mx_profiles_open(mx_profiles **out, const char *folder, const mx_profiles_options *o, mx_error *err);
 void      mx_profiles_close(mx_profiles *p);            /* what waits is carried out first */
+/* Their memory (events, keys, texts, published profiles; not the network's) is taken at `r` from now on, before operations.  When more is not to be
+ * had, events are refused with MX_ERR_NO_MEMORY until it is.  Errors: MX_ERR_NO_MEMORY: what there is does not fit. */
+mx_status mx_profiles_limit(mx_profiles *p, mx_registry *r, mx_error *err);
+size_t    mx_profiles_taken(const mx_profiles *p);      /* bytes, about */
 
 /* Another network in place of the one there is, or of none; folder NULL: none instead of it.  The caller's thread waits (seconds to minutes);
  * events, reads and searches go on, and all vectors told of one user are one network's.  When it returns the new one has taken in all
@@ -87,6 +92,7 @@ struct mx_profiles_op {
     size_t    size;
     mx_status st;
     mx_error  err;
+    uint64_t  began_ns, ended_ns;     /* when it was carried out, its commit included     */
     float    *earlier;                /* mx_profiles_backfill's: vectors of the network as of each user's half, by node */
     int32_t   n_earlier;
     uint64_t  earlier_of;             /* and which network's                              */

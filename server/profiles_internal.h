@@ -128,10 +128,16 @@ struct mx_profiles {
     uint32_t      *popular;           /* [popular_room] events about each item            */
     int32_t        popular_room;
     int32_t       *storing, n_storing, storing_room;      /* whose labels the open transaction holds */
+    mx_registry   *registry;          /* where memory is taken; NULL: nobody is asked     */
+    atomic_size_t  taken;
+    size_t         published;         /* bytes of snapshots                               */
+    int32_t        n_subjects;
+    mx_error       full;              /* why events are refused; code MX_OK: they are not */
 };
 
 /* profiles.c */
 mx_status profile_answer(mx_profiles_op *op, const ProtobufCMessage *m);
+void      profile_done(mx_profiles_op *op, uint64_t began_ns);      /* its end: op may be gone */
 subject  *profile_subject(mx_profiles *p, int32_t node);            /* NULL: none yet */
 mx_status profile_touch(mx_profiles *p, int32_t node, mx_error *err);      /* to be computed anew */
 mx_status profile_refresh(mx_profiles *p, mx_error *err);           /* all that were touched */

@@ -18,6 +18,7 @@ struct mx_registry {
     mx_metrics     *metrics;
     mx_served      *first;
     size_t          budget, scratch[2];      /* scratch: the largest yet, for a worker keeps it; [1]: encoders' */
+    size_t          others;            /* of the budget: what is no model */
     uint64_t        serial;
     int             n;
     bool            started, stop;
@@ -246,7 +247,7 @@ static size_t held_by(const mx_registry *r, const mx_footprint *f, mx_served_kin
         if (s->state == MX_SERVED_LOADING) all += s->footprint.loading;
     }
     if (f->scratch > scratch[encodes]) scratch[encodes] = f->scratch;
-    return all + scratch[0] + scratch[1];
+    return all + scratch[0] + scratch[1] + r->others;
 }
 
 /* With the lock held. */
@@ -281,6 +282,25 @@ mx_status mx_registry_room(mx_registry *r, const char *what, size_t bytes, mx_er
     mx_registry_memory(r, &held, &budget);
     if (!budget || held + bytes <= budget) return MX_OK;
     return mx_fail(err, MX_ERR_NO_MEMORY, "%s needs %zu bytes; %zu of %zu are held, it is %zu short", what, bytes, held, budget, held + bytes - budget);
+}
+
+mx_status mx_registry_take(mx_registry *r, const char *what, size_t bytes, mx_error *err)
+{
+    static const mx_footprint nothing;
+    pthread_mutex_lock(&r->lock);
+    size_t held = held_by(r, &nothing, MX_SERVED_GENERATOR);
+    bool fits = !r->budget || (held <= r->budget && bytes <= r->budget - held);
+    if (fits) r->others += bytes;
+    pthread_mutex_unlock(&r->lock);
+    if (fits) return MX_OK;
+    return mx_fail(err, MX_ERR_NO_MEMORY, "%s needs %zu bytes more; %zu of %zu are held, it is %zu short", what, bytes, held, r->budget, held + bytes - r->budget);
+}
+
+void mx_registry_give(mx_registry *r, size_t bytes)
+{
+    pthread_mutex_lock(&r->lock);
+    r->others -= bytes;
+    pthread_mutex_unlock(&r->lock);
 }
 
 mx_status mx_registry_begin(mx_registry *r, const char *name, mx_served_kind kind, bool replace, const mx_footprint *f, mx_served **out, mx_error *err)

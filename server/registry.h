@@ -81,6 +81,9 @@ void        mx_registry_abort(mx_served *s);              /* what was opened is 
 mx_status   mx_registry_unload(mx_registry *r, const char *name, uint32_t drain_ms, mx_error *err);
 /* MX_ERR_NO_MEMORY, in bytes, when so much more of `what` does not fit beside what is held. */
 mx_status   mx_registry_room(mx_registry *r, const char *what, size_t bytes, mx_error *err);
+/* So much of the budget for what is no model (a training job, explanations, profiles), until it is given back.  Errors: MX_ERR_NO_MEMORY, in bytes. */
+mx_status   mx_registry_take(mx_registry *r, const char *what, size_t bytes, mx_error *err);
+void        mx_registry_give(mx_registry *r, size_t bytes);
 /* Waits until no version drains, at most ms.  False: some still do. */
 bool        mx_registry_settle(mx_registry *r, uint32_t ms);
 

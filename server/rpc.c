@@ -317,10 +317,10 @@ mx_status mx_server_open(mx_server **out, mx_app *app, const mx_server_options *
     s->handles = calloc((size_t)mx_methods_count, sizeof *s->handles);
     s->ended = calloc((size_t)(mx_methods_count + 1) * MX_RPC_CODE_COUNT, sizeof *s->ended);
     s->seconds = calloc((size_t)mx_methods_count, sizeof *s->seconds);
-    s->beside = calloc((size_t)mx_methods_count, sizeof *s->beside);
+    s->told = calloc((size_t)mx_methods_count, sizeof *s->told);
     mx_rpc_library_open();
     mx_status st = MX_OK;
-    if (!s->workers || !s->handles || !s->ended || !s->seconds || !s->beside) st = mx_fail(err, MX_ERR_NO_MEMORY, "no memory for the server");
+    if (!s->workers || !s->handles || !s->ended || !s->seconds || !s->told) st = mx_fail(err, MX_ERR_NO_MEMORY, "no memory for the server");
     if (!st) st = create_core(s, err);
     if (!st) st = open_workers(s, err);
     if (!st) st = listen_on(s, err);
@@ -451,6 +451,6 @@ void mx_server_close(mx_server *s)
     free(s->handles);
     free(s->ended);
     free(s->seconds);
-    free(s->beside);
+    free(s->told);
     free(s);
 }

@@ -189,7 +189,8 @@ void mx_call_wake(mx_call *c)
 static void on_sent(mx_rpc_tag *t, bool ok)
 {
     mx_call *c = MX_RPC_OF(t, mx_call, on_sent);
-    (void)ok; /* false: the call is dead, which on_close tells too */
+    (void)ok; /* false: the call is dead, which its close tells too */
+    if (!c->close_asked && c->close_cancelled) c->cancelled = true;
     if (!c->end) {
         c->again = true;
         turn(c);
@@ -249,8 +250,8 @@ static bool transmit(mx_call *c)
         }
         n++;
     }
-    if (c->m == NULL || !(c->m->flags & MX_METHOD_WAITS)) {
-        /* Not waiting: the whole answer and the end of the call are one batch. */
+    if (!c->close_asked) {
+        /* It did not wait: the whole answer and the end of the call are one batch. */
         ops[n].op = GRPC_OP_RECV_CLOSE_ON_SERVER;
         ops[n++].data.recv_close_on_server.cancelled = &c->close_cancelled;
     }
@@ -272,13 +273,22 @@ static bool transmit(mx_call *c)
     return e == GRPC_CALL_OK;
 }
 
-static grpc_slice read_payload(grpc_byte_buffer *payload)
+/* The bytes of a message, where they lie or, of one that came in pieces, joined: *joined is the caller's to unref. */
+static const uint8_t *read_payload(const grpc_byte_buffer *payload, size_t *len, grpc_slice *joined)
 {
     grpc_byte_buffer_reader reader;
-    if (!grpc_byte_buffer_reader_init(&reader, payload)) return grpc_empty_slice();
-    grpc_slice s = grpc_byte_buffer_reader_readall(&reader);
-    grpc_byte_buffer_reader_destroy(&reader);
-    return s;
+    const grpc_slice_buffer *b = &payload->data.raw.slice_buffer;
+    *joined = grpc_empty_slice();
+    if (payload->type == GRPC_BB_RAW && payload->data.raw.compression == GRPC_COMPRESS_NONE && b->count == 1) {
+        *len = GRPC_SLICE_LENGTH(b->slices[0]);
+        return GRPC_SLICE_START_PTR(b->slices[0]);
+    }
+    if (grpc_byte_buffer_reader_init(&reader, (grpc_byte_buffer *)(uintptr_t)payload)) {
+        *joined = grpc_byte_buffer_reader_readall(&reader);
+        grpc_byte_buffer_reader_destroy(&reader);
+    }
+    *len = GRPC_SLICE_LENGTH(*joined);
+    return GRPC_SLICE_START_PTR(*joined);
 }
 
 static void receive(mx_call *c)
@@ -300,11 +310,14 @@ static void deliver(mx_call *c)
         c->handler->message(c, c->user, NULL, 0, scratch);
         return;
     }
-    grpc_slice s = read_payload(c->payload);
-    grpc_byte_buffer_destroy(c->payload);
+    grpc_slice joined;
+    size_t len;
+    grpc_byte_buffer *payload = c->payload;
+    const uint8_t *msg = read_payload(payload, &len, &joined);
     c->payload = NULL;
-    c->handler->message(c, c->user, GRPC_SLICE_START_PTR(s), GRPC_SLICE_LENGTH(s), scratch);
-    grpc_slice_unref(s);
+    c->handler->message(c, c->user, msg, len, scratch);
+    grpc_slice_unref(joined);
+    grpc_byte_buffer_destroy(payload);
 }
 
 void mx_call_hold(mx_call *c)
@@ -366,7 +379,7 @@ static void on_close(mx_rpc_tag *t, bool ok)
     (void)ok; /* always true */
     if (c->close_cancelled) {
         c->cancelled = true;
-        if (c->handler && !c->end) c->handler->cancelled(c, c->user);
+        if (c->handler && c->handler->cancelled && !c->end) c->handler->cancelled(c, c->user);
     }
     unref(c);
 }
@@ -410,10 +423,9 @@ static void set_times(mx_call *c)
 {
     c->accepted_ns = mx_now_ns(&mx_clock_monotonic);
     if (c->deadline.tv_sec == INT64_MAX) return;         /* gRPC's infinite future */
-    gpr_timespec deadline = gpr_convert_clock_type(c->deadline, GPR_CLOCK_MONOTONIC);
-    gpr_timespec left = gpr_time_sub(deadline, gpr_now(GPR_CLOCK_MONOTONIC));
-    int64_t ns = left.tv_sec > INT32_MAX ? INT64_MAX / 4 : left.tv_sec * 1000000000 + left.tv_nsec;
-    c->deadline_ns = ns > 0 ? c->accepted_ns + (uint64_t)ns : 1; /* 1: long past */
+    gpr_timespec d = c->deadline;                        /* gRPC's monotonic clock is ours */
+    if (d.clock_type != GPR_CLOCK_MONOTONIC) d = gpr_convert_clock_type(d, GPR_CLOCK_MONOTONIC);
+    c->deadline_ns = d.tv_sec < 0 ? 1 : d.tv_sec > INT64_MAX / 4000000000 ? UINT64_MAX / 4 : (uint64_t)d.tv_sec * 1000000000u + (uint64_t)d.tv_nsec;
 }
 
 /* False: refused, and finished. */
@@ -444,7 +456,7 @@ static bool admit(mx_call *c)
     return !c->end;
 }
 
-static void begin(mx_call *c)
+static void begin(mx_call *c, const grpc_byte_buffer *payload)
 {
     mx_rpc_worker *w = c->worker;
     mx_error err = {.code = MX_OK};
@@ -453,14 +465,14 @@ static void begin(mx_call *c)
     if (c->m->flags & MX_METHOD_BIDI) {
         st = c->m->begin(w->server->app, c, NULL, 0, &w->scratch, &err);
         if (!st) receive(c);
-    } else if (!c->payload) {
+    } else if (!payload) {
         st = mx_fail(&err, MX_ERR_ARG, "the call carries no message");
     } else {
-        grpc_slice s = read_payload(c->payload);
-        grpc_byte_buffer_destroy(c->payload);
-        c->payload = NULL;
-        st = c->m->begin(w->server->app, c, GRPC_SLICE_START_PTR(s), GRPC_SLICE_LENGTH(s), &w->scratch, &err);
-        grpc_slice_unref(s);
+        grpc_slice joined;
+        size_t len;
+        const uint8_t *bytes = read_payload(payload, &len, &joined);
+        st = c->m->begin(w->server->app, c, bytes, len, &w->scratch, &err);
+        grpc_slice_unref(joined);
     }
     if (st) {
         if (c->has_out) grpc_slice_unref(c->out);
@@ -473,6 +485,19 @@ static void begin(mx_call *c)
     mx_arena_reset(&w->scratch);
 }
 
+/* To hear when the client goes: of a call that has not got its whole answer at once. */
+static void ask_close(mx_call *c)
+{
+    grpc_op op;
+    memset(&op, 0, sizeof op);
+    op.op = GRPC_OP_RECV_CLOSE_ON_SERVER;
+    op.data.recv_close_on_server.cancelled = &c->close_cancelled;
+    c->close_asked = true;
+    atomic_fetch_add(&c->refs, 1);
+    if (grpc_call_start_batch(c->core, &op, 1, mx_rpc_tag_set(&c->on_close, on_close), NULL) != GRPC_CALL_OK)
+        atomic_fetch_sub(&c->refs, 1);
+}
+
 /* A method that is called for the first time gets its further places.  (gRPC as distributions build it looks
  * through all that waits in a queue, for each event: what nobody calls should not wait many times.) */
 static void rearm(mx_rpc_worker *w, int method)
@@ -480,6 +505,20 @@ static void rearm(mx_rpc_worker *w, int method)
     bool *called = &w->called[method + 1];
     for (int k = *called ? MX_RPC_ARMED - 1 : 0; k < MX_RPC_ARMED; k++) mx_rpc_arm(w, method);
     *called = true;
+}
+
+/* A call that comes alone finds the caches full of others' things: what it will read is asked for at once, instead of one
+ * piece after the other as it is come upon. */
+static void fetch_ahead(mx_server *s, mx_call *c)
+{
+    __builtin_prefetch(c->m);
+    __builtin_prefetch(&s->inflight, 1);
+    __builtin_prefetch(&s->opt.max_calls);
+    __builtin_prefetch(&s->opt.auth);
+    __builtin_prefetch((const void *)&s->app->state);
+    __builtin_prefetch(&s->app->pricing);
+    __builtin_prefetch(c->trace, 1);
+    __builtin_prefetch(c->request_id, 1);
 }
 
 static void on_request(mx_rpc_tag *t, bool ok)
@@ -490,27 +529,22 @@ static void on_request(mx_rpc_tag *t, bool ok)
         put(c);
         return;
     }
-    rearm(w, c->method);
+    fetch_ahead(w->server, c);
+    set_times(c);
     atomic_fetch_add(&w->server->live, 1);
     atomic_store(&c->refs, 1);
-    set_times(c);
     c->busy = true;
-    if (!c->m) {
-        mx_call_finish(c, MX_RPC_UNKNOWN_METHOD, "this server has no such method");
-        turn(c);
-        return;
-    }
-    if (c->m->flags & MX_METHOD_WAITS) {
-        grpc_op op;
-        memset(&op, 0, sizeof op);
-        op.op = GRPC_OP_RECV_CLOSE_ON_SERVER;
-        op.data.recv_close_on_server.cancelled = &c->close_cancelled;
-        atomic_fetch_add(&c->refs, 1);
-        if (grpc_call_start_batch(c->core, &op, 1, mx_rpc_tag_set(&c->on_close, on_close), NULL) != GRPC_CALL_OK)
-            atomic_fetch_sub(&c->refs, 1);
-    }
-    begin(c);
-    turn(c);
+    grpc_byte_buffer *payload = c->payload;      /* of a bidirectional call: not there yet */
+    c->payload = NULL;
+    int method = c->method;
+    bool first = !w->called[method + 1];
+    if (first) rearm(w, method);        /* else there are more places, and this call goes before the next one */
+    if (c->m) begin(c, payload);
+    else mx_call_finish(c, MX_RPC_UNKNOWN_METHOD, "this server has no such method");
+    if (!c->end) ask_close(c);
+    turn(c);                            /* after it c may be another call's */
+    if (payload) grpc_byte_buffer_destroy(payload);
+    if (!first) rearm(w, method);
 }
 
 void mx_rpc_arm(mx_rpc_worker *w, int method)

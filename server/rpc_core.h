@@ -84,6 +84,7 @@ struct mx_call {
     const mx_call_handler *handler;
     void    *user;
     bool     counted, headers_sent, cancelled, watching;
+    bool     close_asked;           /* on_close comes; else close_cancelled is on_sent's */
     bool     busy;                  /* a callback runs, or a send is out          */
     bool     again, inbox, half_closed, held;      /* held: nothing is read until mx_call_read() */
     /* What the running callback left for transmit(). */
@@ -103,12 +104,15 @@ struct mx_call {
     char     text[500];             /* why it ended                               */
 };
 
+/* Of a call with a turn: from its arrival to its turn, the turn, all but the turn. */
+enum { MX_RPC_QUEUE, MX_RPC_TURN, MX_RPC_BESIDE, MX_RPC_TOLD };
+
 struct mx_server {
     mx_app *app;
     struct mx_tls *tls;             /* NULL: plain                                */
     atomic_uint_least64_t *ended;   /* [methods + 1][codes]: calls; the last method is the unknown */
     mx_metric **seconds;            /* of mx_methods                              */
-    _Atomic(mx_metric *) *beside;   /* of mx_methods, made when first needed      */
+    _Atomic(mx_metric *) (*told)[MX_RPC_TOLD];     /* of mx_methods, made when first needed */
     mx_server_options opt;
     grpc_server *core;
     void  **handles;                /* of mx_methods                              */

@@ -13,14 +13,14 @@
 #include "server/spans.h"
 
 #include <ctype.h>
-#include <inttypes.h>
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 #include <time.h>
 
 enum { TRACE = 55 };                  /* bytes of a traceparent of version 00 */
 
-static bool is_key(const grpc_metadata *m, const char *key)
+static inline bool is_key(const grpc_metadata *m, const char *key)
 {
     size_t n = strlen(key);
     return GRPC_SLICE_LENGTH(m->key) == n && memcmp(GRPC_SLICE_START_PTR(m->key), key, n) == 0;
@@ -54,12 +54,21 @@ static bool good_trace(const char *t, size_t len)
     return trace && span;             /* all zeros are no ids */
 }
 
+/* Sixteen digits.  (printf takes a microsecond when a call is alone and finds nothing of it in the caches.) */
+static void put_hex(char *to, uint64_t id)
+{
+    for (int i = 15; i >= 0; i--, id >>= 4) to[i] = "0123456789abcdef"[id & 15];
+}
+
 static void keep_trace(mx_call *c, const char *t, size_t len)
 {
     if (!good_trace(t, len)) return;
     uint64_t span = unlike(c);
-    snprintf(c->trace, sizeof c->trace, "%.35s-%016" PRIx64 "-%.2s", t, span ? span : 1, t + 53);
-    snprintf(c->parent, sizeof c->parent, "%.16s", t + 36);
+    memcpy(c->trace, t, TRACE);
+    put_hex(c->trace + 36, span ? span : 1);
+    c->trace[TRACE] = 0;
+    memcpy(c->parent, t + 36, 16);
+    c->parent[16] = 0;
 }
 
 /* Who came with a trace has decided whether it is recorded (W3C's flag "sampled"); others get one by chance. */
@@ -74,7 +83,10 @@ static void choose_trace(mx_call *c)
     }
     uint64_t a = unlike(c);
     if (!mx_spans_wanted(spans, a)) return;
-    snprintf(c->trace, sizeof c->trace, "00-%016" PRIx64 "%016" PRIx64 "-%016" PRIx64 "-01", a ? a : 1, unlike(c), unlike(c) | 1);
+    memcpy(c->trace, "00-................................-................-01", TRACE + 1);
+    put_hex(c->trace + 3, a ? a : 1);
+    put_hex(c->trace + 19, unlike(c));
+    put_hex(c->trace + 36, unlike(c) | 1);
     c->traced = true;
 }
 
@@ -154,21 +166,38 @@ static void tell_span(const mx_call *c, int code, uint64_t now)
     mx_spans_put(c->worker->server->opt.spans, &s);
 }
 
-/* Most methods have no turn, so their series are made when one is told. */
-static void tell_beside(const mx_call *c)
+static bool has_turn(const mx_call *c)
 {
+    return c->turn_from_ns && c->answered_ns;
+}
+
+static double seconds_of(uint64_t from, uint64_t to)
+{
+    return to > from ? (double)(to - from) * 1e-9 : 0;
+}
+
+/* Most methods have no turn, so their series are made when one is told. */
+static void tell_turn(const mx_call *c)
+{
+    static const struct { const char *name, *help; } of[MX_RPC_TOLD] = {
+        [MX_RPC_QUEUE] = {"merx_rpc_queue_seconds", "From a call's arrival to its turn: reading it, and waiting."},
+        [MX_RPC_TURN] = {"merx_rpc_turn_seconds", "A call's turn: what a device computed for it, or its transaction."},
+        [MX_RPC_BESIDE] = {"merx_rpc_beside_turn_seconds", "From a call's arrival to its answer's handing-over, less its turn: what the server adds."},
+    };
     mx_server *s = c->worker->server;
-    if (!c->turn_from_ns || !c->answered_ns || !s->app->metrics) return;
-    mx_metric *m = atomic_load(&s->beside[c->method]);
-    if (!m) {
-        char label[200];
-        mx_metrics_label(label, sizeof label, "method", c->m->path + 1);
-        m = mx_metrics_add(s->app->metrics, MX_HISTOGRAM, "merx_rpc_beside_turn_seconds", label,
-                           "From a call's arrival to its answer's handing-over, less its turn: what the server adds.");
-        atomic_store(&s->beside[c->method], m);
+    if (!has_turn(c) || !s->app->metrics) return;
+    double queue = seconds_of(c->accepted_ns, c->turn_from_ns), turn = seconds_of(c->turn_from_ns, c->turn_to_ns);
+    const double value[MX_RPC_TOLD] = {queue, turn, fmax(seconds_of(c->accepted_ns, c->answered_ns) - turn, 0)};
+    for (int i = 0; i < MX_RPC_TOLD; i++) {
+        mx_metric *m = atomic_load(&s->told[c->method][i]);
+        if (!m) {
+            char label[200];
+            mx_metrics_label(label, sizeof label, "method", c->m->path + 1);
+            m = mx_metrics_add(s->app->metrics, MX_HISTOGRAM, of[i].name, label, of[i].help);
+            atomic_store(&s->told[c->method][i], m);
+        }
+        mx_metric_observe(m, value[i]);
     }
-    int64_t ns = (int64_t)(c->answered_ns - c->accepted_ns) - (int64_t)(c->turn_to_ns - c->turn_from_ns);
-    mx_metric_observe(m, (double)(ns > 0 ? ns : 0) * 1e-9);
 }
 
 void mx_rpc_account(mx_call *c)
@@ -182,19 +211,23 @@ void mx_rpc_account(mx_call *c)
     atomic_fetch_add_explicit(&s->ended[method * MX_RPC_CODE_COUNT + code], 1, memory_order_relaxed);
     if (c->m) {
         mx_metric_observe(s->seconds[method], seconds);
-        tell_beside(c);
+        tell_turn(c);
         if (c->traced) tell_span(c, code, now);
     }
     mx_log_level level = s->opt.log_calls ? MX_LOG_INFO : MX_LOG_DEBUG;
     if (!mx_log_enabled(level)) return;
-    char took[32], trace_id[33] = "", span_id[17] = "";
+    char took[32], queue[32] = "", turn[32] = "", trace_id[33] = "", span_id[17] = "";
     snprintf(took, sizeof took, "%.3f", seconds * 1e3);
+    if (has_turn(c)) {
+        snprintf(queue, sizeof queue, "%.3f", seconds_of(c->accepted_ns, c->turn_from_ns) * 1e3);
+        snprintf(turn, sizeof turn, "%.3f", seconds_of(c->turn_from_ns, c->turn_to_ns) * 1e3);
+    }
     if (c->trace[0]) {
         snprintf(trace_id, sizeof trace_id, "%.32s", c->trace + 3);
         snprintf(span_id, sizeof span_id, "%.16s", c->trace + 36);
     }
     const mx_log_field fields[] = {
-        {"method", c->m ? c->m->path : "unknown"}, {"code", mx_rpc_code_name(code)}, {"ms", took},
+        {"method", c->m ? c->m->path : "unknown"}, {"code", mx_rpc_code_name(code)}, {"ms", took}, {"queue_ms", queue}, {"turn_ms", turn},
         {"tenant", c->tenant ? c->tenant->name : NULL}, {"request_id", c->request_id},
         {"trace_id", trace_id}, {"span_id", span_id},
     };

@@ -108,6 +108,18 @@ void mx_texts_cancel(mx_texts *t)
 bool mx_texts_cancelled(const mx_texts *t) { return t->cancelled; }
 int  mx_texts_count(const mx_texts *t) { return t->n; }
 
+bool mx_texts_turn(const mx_texts *t, uint64_t *from_ns, uint64_t *to_ns)
+{
+    *from_ns = UINT64_MAX, *to_ns = 0;
+    for (int i = 0; i < t->n; i++) {
+        const mx_job *j = t->items[i].state == DONE ? mx_embedding_job(t->items[i].m) : NULL;
+        if (!j || !j->started_ns) continue;
+        if (j->started_ns < *from_ns) *from_ns = j->started_ns;
+        if (j->done_ns > *to_ns) *to_ns = j->done_ns;
+    }
+    return *to_ns > 0;
+}
+
 void mx_texts_close(mx_texts *t)
 {
     if (!t) return;

@@ -18,6 +18,8 @@ void      mx_texts_cancel(mx_texts *t);
 bool      mx_texts_cancelled(const mx_texts *t);
 void      mx_texts_close(mx_texts *t);            /* when all have their end */
 int       mx_texts_count(const mx_texts *t);
+/* When all have their end: from the first one's turn to the last one's end (monotonic); false: none had a turn. */
+bool      mx_texts_turn(const mx_texts *t, uint64_t *from_ns, uint64_t *to_ns);
 /* NULL: it failed, and *why says how (valid as long as t). */
 const mx_embedding *mx_texts_at(mx_texts *t, int i, mx_error **why);
 

@@ -55,6 +55,8 @@ struct mx_training {
 /* One run on its way through the lane. */
 typedef struct turns {
     mx_job        job;
+    mx_device     dev;               /* the app's, of whose memory the job has an account  */
+    mx_device_account account;
     mx_training  *t;
     job          *of;
     mx_train_run  run;
@@ -344,12 +346,36 @@ static void noted(void *ctx, const char *text)
     mx_log(MX_LOG_INFO, "training", "%s: %s", u->of->v.id, text);
 }
 
+static mx_status take_memory(void *ctx, size_t bytes, mx_error *err)
+{
+    const turns *u = ctx;
+    return mx_registry_take(u->t->app->registry, u->of->v.id, bytes, err);
+}
+
+static void give_memory(void *ctx, size_t bytes)
+{
+    const turns *u = ctx;
+    mx_registry_give(u->t->app->registry, bytes);
+}
+
+/* What a job takes is of the budget that models have: weights, gradients, moments and work are refused before they are there. */
+static void open_account(turns *u)
+{
+    size_t held, budget;
+    mx_app *app = u->t->app;
+    u->account = (mx_device_account){take_memory, give_memory, u};
+    mx_device_for(&u->dev, &app->devices[app->device], &u->account);
+    mx_registry_memory(app->registry, &held, &budget);
+    if (budget) u->dev.memory = budget > held ? budget - held : 1;
+}
+
 static mx_status open_run(turns *u, mx_config **config, mx_error *err)
 {
     mx_training *t = u->t;
     MX_TRY(config_of(u->of->settings, config, err));
-    if (!strcmp(u->of->v.kind, "dqn")) return mx_dqn_run_open(&u->dqn, *config, &t->app->devices[t->app->device], u->of->v.folder, err);
-    u->run = (mx_train_run){.config = *config, .encoder = !strcmp(u->of->v.kind, "encoder"), .graph = !strcmp(u->of->v.kind, "gnn"), .dev = &t->app->devices[t->app->device],
+    open_account(u);
+    if (!strcmp(u->of->v.kind, "dqn")) return mx_dqn_run_open(&u->dqn, *config, &u->dev, u->of->v.folder, err);
+    u->run = (mx_train_run){.config = *config, .encoder = !strcmp(u->of->v.kind, "encoder"), .graph = !strcmp(u->of->v.kind, "gnn"), .dev = &u->dev,
                             .folder = u->of->v.folder, .reading = reading, .note = noted, .ctx = u};
     if (mx_config_given(*config, "profiles")) {
         if (!t->app->profiles) return mx_fail(err, MX_ERR_STATE, "profiles are off: start the server with --profiles");

@@ -1,40 +1,8 @@
 /* test_server_engine.c - the whole house: the real engine on a tiny model with seeded
  * weights, behind the real server. */
-#include "tests/server_storm.h"
+#include "tests/house.h"
 
-enum { PROMPT = 12, NEW = 64 };
-
-typedef struct house {
-    mx_app app;
-    mx_server *server;
-    mx_client *client;
-} house;
-
-static bool house_open(house *h, int queue)
-{
-    mx_error err = {.text = ""};
-    mx_generator_options g = mx_generator_defaults();
-    mx_server_options o = mx_server_defaults();
-    *h = (house){0};
-    g.max_num_seqs = 16;
-    g.max_queued = queue;
-    g.max_model_len = 96;
-    o.listen = "127.0.0.1:0";
-    CHECK_OK(mx_app_open(&h->app, NULL, &err), err);
-    CHECK_OK(mx_app_load(&h->app, "tiny=" MX_SOURCE_DIR "/tests/golden/decoder/llama", &g, &err), err);
-    if (!mx_app_model(&h->app)) return false;
-    atomic_store(&h->app.state, MX_APP_SERVING);
-    CHECK_OK(mx_server_open(&h->server, &h->app, &o, &err), err);
-    if (h->server) CHECK_OK(mx_client_open(&h->client, mx_server_address(h->server), NULL, &err), err);
-    return h->client != NULL;
-}
-
-static void house_close(house *h)
-{
-    mx_client_close(h->client);
-    mx_server_close(h->server);
-    mx_app_close(&h->app, 0);
-}
+enum { NEW = 64 };
 
 static int used_pages(const house *h)
 {
@@ -53,25 +21,11 @@ static bool quiet(const house *h)
     return true;
 }
 
-static Merx__V1__TokenIds prompt_ids;
-static int32_t prompt_list[PROMPT];
-
-static void ids_request(Merx__V1__GenerateRequest *q, Merx__V1__Sampling *s, int max_tokens)
-{
-    request_init(q, s, "", max_tokens);
-    merx__v1__token_ids__init(&prompt_ids);
-    for (int i = 0; i < PROMPT; i++) prompt_list[i] = 3 + i * 5;
-    prompt_ids.n_ids = PROMPT;
-    prompt_ids.ids = prompt_list;
-    q->input_case = MERX__V1__GENERATE_REQUEST__INPUT_IDS;
-    q->ids = &prompt_ids;
-}
-
 /* The ids that a stream brings are those of the unary call, with sampling and a seed. */
 static void test_stream_equals_generate(void)
 {
     house h;
-    if (!house_open(&h, 2000)) return;
+    if (!house_open(&h, &(house_options){.seqs = 16, .queue = 2000})) return;
     Merx__V1__GenerateRequest q;
     Merx__V1__Sampling s;
     Merx__V1__GenerateResponse *r = NULL;
@@ -79,10 +33,10 @@ static void test_stream_equals_generate(void)
     mx_rpc_status st;
     const uint8_t *msg;
     size_t len, got = 0, wrong = 0;
-    ids_request(&q, &s, NEW);
+    house_request(&q, &s, NEW);
     CHECK(call(h.client, RPC("Generate"), &q, &merx__v1__generate_response__descriptor, &r, &st) == MX_RPC_OK);
     CHECK_MSG(r && r->n_candidates == 1 && r->candidates[0]->n_ids > 0, "%s", st.text);
-    CHECK(r && r->usage && r->usage->prompt_tokens == PROMPT && r->timings && r->timings->decode_ms > 0);
+    CHECK(r && r->usage && r->usage->prompt_tokens == HOUSE_PROMPT && r->timings && r->timings->decode_ms > 0);
     packed p = pack(&q.base);
     CHECK(!mx_client_stream(h.client, &c, RPC("Stream"), p.data, p.len, 20000));
     while (mx_client_next(c, &msg, &len)) {
@@ -108,8 +62,8 @@ static void test_storm_leaves_every_page(void)
     storm s;
     Merx__V1__GenerateRequest q;
     Merx__V1__Sampling t;
-    if (!house_open(&h, 2000)) return;
-    ids_request(&q, &t, 80);
+    if (!house_open(&h, &(house_options){.seqs = 16, .queue = 2000})) return;
+    house_request(&q, &t, 80);
     t.ignore_eos = true;
     packed p = pack(&q.base);
     storm_open(&s, 64);
@@ -170,7 +124,7 @@ static void voice_done(void *user, const mx_rpc_status *st)
 
 static void crowd_request(Merx__V1__GenerateRequest *q, Merx__V1__Sampling *s, int seed)
 {
-    ids_request(q, s, CROWD_TOKENS);
+    house_request(q, s, CROWD_TOKENS);
     s->ignore_eos = true;
     s->_seed_case = MERX__V1__SAMPLING___SEED_SEED;
     s->seed = (uint64_t)seed;
@@ -188,7 +142,7 @@ static void test_crowd_gets_the_same_texts(void)
     static mx_client *clients[CLIENTS];
     static voice voices[CLIENTS];
     static crowd c;
-    if (!house_open(&h, 64)) return;
+    if (!house_open(&h, &(house_options){.seqs = 16, .queue = 64})) return;
     c = (crowd){.left = CLIENTS, .lock = PTHREAD_MUTEX_INITIALIZER, .news = PTHREAD_COND_INITIALIZER};
     packed p[SEEDS];
     for (int i = 0; i < SEEDS; i++) {

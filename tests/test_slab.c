@@ -34,6 +34,14 @@ static void bounds(void)
     size_t before = mx_slab_kept();
     for (int i = 0; i < N; i++) mx_slab_free(p[i]);
     CHECK_MSG(mx_slab_kept() - before <= MX_SLAB_KEPT, "%zu bytes kept", mx_slab_kept() - before);
+    for (size_t size = 32; size <= 2 << 20; size += size / 8) {      /* every list, as full as it gets */
+        size_t n = 2 * MX_SLAB_KEPT / size + 2;
+        void **all = calloc(n, sizeof *all);
+        for (size_t i = 0; i < n; i++) all[i] = mx_slab_alloc(size);
+        for (size_t i = 0; i < n; i++) mx_slab_free(all[i]);
+        free(all);
+    }
+    CHECK_MSG(mx_slab_most() == 57 * MX_SLAB_KEPT && mx_slab_kept() <= mx_slab_most(), "%zu bytes kept, at most %zu", mx_slab_kept(), mx_slab_most());
 }
 
 /* Blocks made by one thread and given back by another never are two owners'. */

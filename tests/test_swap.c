@@ -1,52 +1,19 @@
 /* test_swap.c - models that come and go while they are asked: through real gRPC, on tiny networks. */
 #include "models/decoder.h"
-#include "server/settings.h"
 #include "tests/adapter_files.h"
-#include "tests/server_storm.h"
+#include "tests/house.h"
 
-#define MODEL(x) MX_SOURCE_DIR "/tests/golden/decoder/" x
-#define BERT MX_SOURCE_DIR "/tests/golden/encoder/bert"
+#define MODEL HOUSE_MODEL
+#define BERT HOUSE_BERT
 
-enum { PROMPT = 12, NEW = 24, SEEDS = 4 };
-
-typedef struct house {
-    mx_config *config;
-    mx_app     app;
-    mx_server *server;
-    mx_client *client;
-} house;
+enum { NEW = 24, SEEDS = 4 };
 
 static char root[256];
 
-static bool house_open(house *h, int seqs, int queue)
+static bool open_house(house *h, int seqs, int queue)
 {
-    mx_error err = {.text = ""};
-    mx_generator_options g = mx_generator_defaults();
-    mx_server_options o = mx_server_defaults();
-    *h = (house){0};
-    g.max_num_seqs = seqs;
-    g.max_queued = queue;
-    g.max_model_len = 96;
-    o.listen = "127.0.0.1:0";
-    CHECK_OK(mx_config_open(&h->config, mx_settings, mx_settings_count, &err), err);
-    CHECK_OK(mx_config_set(h->config, "models-folder", MX_SOURCE_DIR "/tests/golden", "test", &err), err);
-    CHECK_OK(mx_config_set(h->config, "models-folder", MX_BINARY_DIR, "test", &err), err);
-    CHECK_OK(mx_app_open(&h->app, h->config, &err), err);
-    CHECK_OK(mx_app_load(&h->app, "tiny=" MODEL("llama"), &g, &err), err);
-    if (!mx_app_model(&h->app)) return false;
-    h->app.defaults = g;
-    atomic_store(&h->app.state, MX_APP_SERVING);
-    CHECK_OK(mx_server_open(&h->server, &h->app, &o, &err), err);
-    if (h->server) CHECK_OK(mx_client_open(&h->client, mx_server_address(h->server), NULL, &err), err);
-    return h->client != NULL;
-}
-
-static void house_close(house *h)
-{
-    mx_client_close(h->client);
-    mx_server_close(h->server);
-    mx_app_close(&h->app, 0);
-    mx_config_close(h->config);
+    static const char *const folders[] = {"models-folder", MX_SOURCE_DIR "/tests/golden", "models-folder", MX_BINARY_DIR, NULL};
+    return house_open(h, &(house_options){.settings = folders, .seqs = seqs, .queue = queue});
 }
 
 /* ---- calls ------------------------------------------------------------------------------ */
@@ -91,18 +58,9 @@ static void list_free(Merx__V1__ListVersionsResponse *r)
     if (r) merx__v1__list_versions_response__free_unpacked(r, NULL);
 }
 
-static int32_t ids[PROMPT];
-static Merx__V1__TokenIds prompt;
-
 static void request(Merx__V1__GenerateRequest *q, Merx__V1__Sampling *s, const char *model, int seed, int tokens)
 {
-    request_init(q, s, "", tokens);
-    merx__v1__token_ids__init(&prompt);
-    for (int i = 0; i < PROMPT; i++) ids[i] = 3 + i * 5;
-    prompt.n_ids = PROMPT;
-    prompt.ids = ids;
-    q->input_case = MERX__V1__GENERATE_REQUEST__INPUT_IDS;
-    q->ids = &prompt;
+    house_request(q, s, tokens);
     q->model = (char *)(uintptr_t)model;
     s->ignore_eos = true;
     s->seed = (uint64_t)seed;
@@ -246,7 +204,7 @@ static void swap_under_load(void)
     house h;
     mx_rpc_status st;
     int32_t version = 1;
-    if (!house_open(&h, 32, 1000)) return;
+    if (!open_house(&h, 32, 1000)) return;
     c = (crowd){0};
     for (int which = 1; which >= 0; which--) {
         if (!which) CHECK_MSG(load(&h, "tiny", path[0], NULL, &version, &st) == MX_RPC_OK && version == 2, "%s", st.text);
@@ -299,7 +257,7 @@ static void unload_while_requests_wait(void)
     mx_client_call *c[6];
     int32_t text[NEW];
     int codes[MX_RPC_CODE_COUNT] = {0};
-    if (!house_open(&h, 1, 100)) return;
+    if (!open_house(&h, 1, 100)) return;
     CHECK_MSG(load(&h, "other", MODEL("gpt2"), NULL, NULL, &st) == MX_RPC_OK, "%s", st.text);
     request(&q, &s, "tiny", 1, 80);
     packed p = pack(&q.base);
@@ -359,7 +317,7 @@ static void bad_loads(void)
     mx_rpc_status st;
     int32_t before[NEW], after[NEW], version;
     char bad[300], path[400];
-    if (!house_open(&h, 4, 100)) return;
+    if (!open_house(&h, 4, 100)) return;
     CHECK(text_of(&h, "tiny", 1, before, &version, &st) && version == 1);
     snprintf(bad, sizeof bad, MX_BINARY_DIR "/test_swap.bad.%d", (int)getpid());
     adapter_remove(bad);
@@ -419,7 +377,7 @@ static void encoders_and_health(void)
     Merx__V1__EmbedResponse *r = NULL;
     char *text = "a b c";
     float first[64] = {0};
-    if (!house_open(&h, 4, 100)) return;
+    if (!open_house(&h, 4, 100)) return;
     CHECK(health(&h, "models/tiny") == 1 && health(&h, "models/mood") == -MX_RPC_NOT_FOUND);
     for (int i = 1; i <= 3; i++) {
         CHECK_MSG(load(&h, "mood", BERT, NULL, &version, &st) == MX_RPC_OK && version == i, "%s", st.text);
@@ -463,7 +421,7 @@ static void adapters_come_and_go(void)
     snprintf(one, sizeof one, "%s/one", root);
     snprintf(two, sizeof two, "%s/two", root);
     snprintf(wide, sizeof wide, "%s/wide", root);
-    if (!house_open(&h, 16, 1000)) return;
+    if (!open_house(&h, 16, 1000)) return;
     CHECK(text_of(&h, "tiny", 0, base, NULL, &st));
     CHECK(!text_of(&h, "brand", 0, now, NULL, &st) && st.code == MX_RPC_NOT_FOUND);
     CHECK_MSG(load(&h, "brand", one, "tiny", &version, &st) == MX_RPC_OK && version == 0, "%s", st.text);
