@@ -177,16 +177,19 @@ mx_status profile_refresh(mx_profiles *p, mx_error *err)
 
 /* ---- memory --------------------------------------------------------------------------------------- */
 
-/* Each text's vector stands in the store of texts and beside its user. */
-static size_t memory_of(mx_profiles *p)
+static size_t index_bytes(const mx_profiles *p, const space *s)
+{
+    return s && s->fused ? (size_t)mx_vectors_count(s->fused) * (size_t)(MX_FEATURES + p->dim + s->dim) * sizeof(float) : 0;
+}
+
+/* Each text's vector stands in the store of texts and beside its user.  What a network holds beside its index is counted as a model's. */
+static size_t memory_of(const mx_profiles *p)
 {
     mx_user_graph_stats g;
-    space *in = profile_hold_space(p);
-    size_t row = (size_t)p->dim * sizeof(float), fused = in->fused ? (size_t)mx_vectors_count(in->fused) * (size_t)(MX_FEATURES + p->dim + in->dim) * sizeof(float) : 0;
-    profile_release_space(in);
+    size_t row = (size_t)p->dim * sizeof(float);
     mx_user_graph_statistics(p->graph, &g);
     return g.edge_bytes + g.event_bytes + g.node_bytes + (size_t)mx_text_store_rows(p->texts) * (sizeof(mx_text_row) + sizeof(text_numbers) + 2 * row) +
-           (size_t)p->n_subjects * (sizeof(subject) + sizeof(subject *) + row) + p->published + fused;
+           (size_t)p->n_subjects * (sizeof(subject) + sizeof(subject *) + row) + p->published + index_bytes(p, p->space) + index_bytes(p, p->arriving);
 }
 
 /* Taken in steps, so that not every event asks. */
