@@ -211,6 +211,7 @@ int mx_cli_serve(mx_config *c, int n, char **rest)
         return cli_failed(&err);
     }
     mx_remember_restore(&app);
+    dl_iterate_phdr(read_code, NULL);        /* before it listens: whom it heard it would have to send away */
     if (app.bound) bind_to_rpc(&app.plan);
     if (mx_config_bool(c, "isolate")) mx_thread_prompt();       /* RPC threads are started from here */
     mx_server_options o = mx_server_defaults();
@@ -225,7 +226,6 @@ int mx_cli_serve(mx_config *c, int n, char **rest)
         mx_app_close(&app, 0);
         return cli_failed(&err);
     }
-    dl_iterate_phdr(read_code, NULL);
     atomic_store(&app.state, MX_APP_SERVING);
     mx_server_state_changed(server);
     mx_log(MX_LOG_INFO, "server", "serving on %s", mx_server_address(server));
