@@ -21,7 +21,7 @@ static double series(house *h, const char *family, const char *method)
 static void told(house *h, const char *method, double calls)
 {
     uint64_t began = now_ms();
-    while (series(h, "merx_rpc_duration_seconds_count", method) < calls && now_ms() - began < 5000) nap_ms(2);
+    while (series(h, "merx_rpc_beside_turn_seconds_count", method) < calls && now_ms() - began < 5000) nap_ms(2);      /* the last of them */
     double all = series(h, "merx_rpc_duration_seconds_sum", method), queue = series(h, "merx_rpc_queue_seconds_sum", method), turn = series(h, "merx_rpc_turn_seconds_sum", method),
            beside = series(h, "merx_rpc_beside_turn_seconds_sum", method);
     CHECK_MSG(series(h, "merx_rpc_turn_seconds_count", method) == calls, "%s tells of no turn", method);
