@@ -247,8 +247,8 @@ void mx_metric_observe(mx_metric *m, double seconds)
     if (!m || m->kind != MX_HISTOGRAM || isnan(seconds)) return;
     size_t i = 0;
     while (i < BOUNDS && seconds > bounds[i]) i++;
-    atomic_fetch_add_explicit(&m->buckets[i], 1, memory_order_relaxed);
-    add_double(&m->value, seconds);
+    add_double(&m->value, seconds);          /* before it is counted: who sees the count sees the sum */
+    atomic_fetch_add_explicit(&m->buckets[i], 1, memory_order_release);
 }
 
 static uint64_t total(const mx_metric *m)
