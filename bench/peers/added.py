@@ -14,7 +14,7 @@ a.add_argument("--echo-bytes", default="600")
 a.add_argument("--threads", default="1")
 a.add_argument("--db", help="folder of the database; its disk decides the commit's time")
 a = a.parse_args()
-OURS, BARE = "127.0.0.1:50985", "127.0.0.1:50986"
+OURS, BARE = "127.0.0.1:20985", "127.0.0.1:20986"
 
 
 def load(address):

@@ -42,8 +42,8 @@ def measure(p, address, calls):
 
 with tempfile.TemporaryDirectory() as folder:
     servers = {
-        "bare": (pinned(a.server_cpus, [a.build + "/bench/echo", "127.0.0.1:50983", a.threads]), "127.0.0.1:50983"),
-        "merx": (pinned(a.server_cpus, [a.build + "/merx", "serve", "--pricing", folder + "/p.db", "--listen", "127.0.0.1:50984", "--rpc-threads", a.threads]), "127.0.0.1:50984"),
+        "bare": (pinned(a.server_cpus, [a.build + "/bench/echo", "127.0.0.1:20983", a.threads]), "127.0.0.1:20983"),
+        "merx": (pinned(a.server_cpus, [a.build + "/merx", "serve", "--pricing", folder + "/p.db", "--listen", "127.0.0.1:20984", "--rpc-threads", a.threads]), "127.0.0.1:20984"),
     }
     running = {k: subprocess.Popen(c, stderr=subprocess.DEVNULL) for k, (c, _) in servers.items()}
     try:

@@ -18,7 +18,7 @@ a = ap.parse_args()
 sys.path.insert(0, os.environ.get("MERX_WIRE", a.build + "/tests/python"))
 import merx_pb2 as pb
 
-AT, HTTP = "127.0.0.1:50987", "127.0.0.1:50988"
+AT, HTTP = "127.0.0.1:20987", "127.0.0.1:20988"
 
 
 def ready():

@@ -65,7 +65,7 @@ def peer():
         "ReportSales": unary(lambda q, _: pb.ReportSalesResponse(), pb.ReportSalesRequest, pb.ReportSalesResponse),
         "Quote": unary(lambda q, _: price([q])[0], pb.QuoteRequest, pb.QuoteResponse),
         "BatchQuote": unary(lambda q, _: pb.BatchQuoteResponse(items=[pb.BatchQuoteItem(status=pb.ItemStatus(), quote=x) for x in price(q.requests)]), pb.BatchQuoteRequest, pb.BatchQuoteResponse)}),))
-    print(server.add_insecure_port("127.0.0.1:50982"), flush=True)
+    print(server.add_insecure_port("127.0.0.1:20982"), flush=True)
     server.start()
     server.wait_for_termination()
 
@@ -89,9 +89,9 @@ if a.peer:
     peer()
     sys.exit()
 with tempfile.TemporaryDirectory() as folder:
-    merx = [a.build + "/merx", "serve", "--pricing", folder + "/p.db", "--listen", "127.0.0.1:50981"] + (["--price-policy", "market=" + a.policy] if a.policy else [])
-    ours = measure("merx", merx, "127.0.0.1:50981")
-    peers = [measure("peer", [sys.executable, os.path.abspath(__file__), "--peer", log, "--build", a.build], "127.0.0.1:50982") for log in ("-", folder + "/peer.db")]
+    merx = [a.build + "/merx", "serve", "--pricing", folder + "/p.db", "--listen", "127.0.0.1:20981"] + (["--price-policy", "market=" + a.policy] if a.policy else [])
+    ours = measure("merx", merx, "127.0.0.1:20981")
+    peers = [measure("peer", [sys.executable, os.path.abspath(__file__), "--peer", log, "--build", a.build], "127.0.0.1:20982") for log in ("-", folder + "/peer.db")]
 print("| calls under way | merx quotes/s | p50, p99 ms | grpcio + torch, logs nothing | p50, p99 ms | ratio | grpcio + torch, commits | p50, p99 ms | ratio |\n|---|---|---|---|---|---|---|---|---|")
 for key, m in ours.items():
     row = f"| {key[1]}{' of 1,000' if key[0] == 'batch' else ''} | {m['quotes_per_s']} | {m['p50_ms']}, {m['p99_ms']} |"

@@ -17,7 +17,7 @@ sys.path.insert(0, a.build + "/tests/python")
 import grpc
 import merx_pb2 as pb
 
-MERX, TEST, ADDRESS = a.build + "/merx", a.folder + "/test.jsonl", "127.0.0.1:50987"
+MERX, TEST, ADDRESS = a.build + "/merx", a.folder + "/test.jsonl", "127.0.0.1:20987"
 BATCH, CALLS, EXPLAINED, LIMIT = 256, 2, 8, 1e-3          # an encoder has 256 places for texts that wait; a call takes 128 at most
 
 
