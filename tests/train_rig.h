@@ -130,6 +130,17 @@ static float *fetched(const mx_buffer *b)
     return host;
 }
 
+/* One number of it is another. */
+static inline void put_weight(const mx_buffer *b, size_t at, float value)
+{
+    mx_error err = {0};
+    mx_stream s;
+    CHECK_OK(mx_stream_open(&s, b->dev, 0, &err), err);
+    s.dev->ops->upload(&s, (float *)b->base + at, &value, sizeof value);
+    CHECK_OK(mx_stream_sync(&s, &err), err);
+    mx_stream_close(&s);
+}
+
 /* Every tensor of a golden file against the buffer of that layout, error over
  * the tensor's largest value.  A bias of keys shifts all scores of a query
  * alike: its gradient is 0 but for rounding, which AdamW then blows up. */
