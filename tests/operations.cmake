@@ -11,7 +11,9 @@ if(SYSTEM_PYTHON)
   set_tests_properties(test_operations PROPERTIES SKIP_RETURN_CODE 77 TIMEOUT 120)
 endif()
 if(SYSTEM_PYTHON)
-  add_test(NAME test_chaos COMMAND ${SYSTEM_PYTHON} ${CMAKE_CURRENT_SOURCE_DIR}/chaos/chaos.py $<TARGET_FILE:merx> ${python_wire} ${PROJECT_SOURCE_DIR} --seconds 20)
+  add_test(NAME test_chaos COMMAND ${SYSTEM_PYTHON} ${CMAKE_CURRENT_SOURCE_DIR}/chaos/chaos.py $<TARGET_FILE:merx> ${python_wire} ${PROJECT_SOURCE_DIR} --seconds 20
+           $<$<BOOL:${MERX_SANITIZE}>:--any-memory>
+           COMMAND_EXPAND_LISTS)
   set_tests_properties(test_chaos PROPERTIES SKIP_RETURN_CODE 77 TIMEOUT 200)
 endif()
 if(SYSTEM_PYTHON)

@@ -38,14 +38,18 @@ static inline bool fixture_open(fixture *f, const mx_fake_options *o, const mx_s
     return f->client != NULL;
 }
 
+/* Without the models that were unloaded (NULL). */
 static inline int fixture_running(const fixture *f)
 {
-    return mx_fake_open_generations(f->app.models[0]) + mx_fake_open_generations(f->app.models[1]);
+    int n = 0;
+    for (int i = 0; i < 2; i++) n += f->app.models[i] ? mx_fake_open_generations(f->app.models[i]) : 0;
+    return n;
 }
 
 static inline int fixture_pages(const fixture *f)
 {
     mx_generator_info info;
+    if (!f->app.models[0]) return 0;
     mx_generator_info_get(f->app.models[0], &info);
     return info.kv_pages - info.kv_pages_free;
 }

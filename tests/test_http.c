@@ -151,7 +151,8 @@ static void test_bad_clients(void)
         CHECK_MSG(strncmp(reply, "HTTP/1.1 200", 12) != 0, "case %zu: %.60s", i, reply);
         close(said[i]);
     }
-    char *text = ask(port, "POST /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n", 79);
+    static const char post[] = "POST /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+    char *text = ask(port, post, sizeof post - 1);
     CHECK_MSG(strstr(text, "405") != NULL && strstr(text, "Allow: GET, HEAD") != NULL, "%s", text);
     free(text);
     size_t big = 1 << 20;

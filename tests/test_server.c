@@ -384,6 +384,7 @@ static void test_no_model(void)
     mx_error err = {0};
     CHECK_OK(mx_registry_unload(f.app.app.registry, "fake", 1000, &err), err);
     CHECK_OK(mx_registry_unload(f.app.app.registry, "plain", 1000, &err), err);
+    f.app.models[0] = f.app.models[1] = NULL;
     CHECK(call_bytes(f.client, RPC("Generate"), p.data, p.len, 5000, GENERATED, NULL, &st) ==
           MX_RPC_FAILED_PRECONDITION);
     free(p.data);
