@@ -58,7 +58,7 @@ static size_t budget_of(const mx_app *app, const mx_config *config, bool serving
     const mx_device *d = &app->devices[app->device];
     size_t all = d->kind == MX_CPU ? mx_topology_memory(app->topology) : d->memory, calls = 0;
     if (serving && d->kind == MX_CPU && config) 
-        calls = (size_t)mx_server_defaults().max_calls * MX_CALL_BYTES + MX_MESSAGES * (size_t)mx_config_int(config, "max-message-bytes") + mx_slab_most();
+        calls = mx_calls_bytes(mx_server_defaults().max_calls, (size_t)mx_config_int(config, "max-message-bytes")) + mx_slab_most();
     return all > calls ? all - calls : 1;
 }
 

@@ -58,6 +58,7 @@ struct mx_app {
 
 /* What calls may come to hold: MX_CALL_BYTES each, with its message, as measured; and messages on their way. */
 enum { MX_CALL_BYTES = 32 << 10, MX_MESSAGES = 8 };
+static inline size_t mx_calls_bytes(int32_t max_calls, size_t max_message_bytes) { return (size_t)max_calls * MX_CALL_BYTES + MX_MESSAGES * max_message_bytes; }
 
 /* Devices, scheduler and metrics from the config (NULL: defaults); no models yet. */
 mx_status mx_app_open(mx_app *app, mx_config *config, mx_error *err);

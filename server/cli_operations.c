@@ -48,7 +48,7 @@ static mx_status plan_memory(const mx_app *app, const mx_server_options *o, mx_e
     }
     mx_registry_list_free(list, n);
     mx_registry_memory(app->registry, &held, &budget);
-    calls = (double)o->max_calls * MX_CALL_BYTES + MX_MESSAGES * (double)o->max_message_bytes;
+    calls = (double)mx_calls_bytes(o->max_calls, o->max_message_bytes);
     bool host = app->devices[app->device].kind == MX_CPU;
     mx_log(MX_LOG_INFO, "server", "memory plan, MiB: weights %.0f, KV cache %.0f, scratch %.0f, tables %.0f%s, profiles %.0f; %.0f of %.0f are held, %.0f are left for "
            "models, training jobs and explanations (at most %.0f); calls up to %.0f, their slabs %.0f; host %.0f", weights / mib, kv / mib,

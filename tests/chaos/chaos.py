@@ -157,6 +157,13 @@ full = threading.Event()     # the disk is being filled
 full_ended = 0.0             # when it was last
 
 
+def text_refused(call, e):
+    count("texts refused")
+    if e.code() not in SANE:
+        fail(f"{call}: {e.code()} {e.details()}")
+    time.sleep(0.02)
+
+
 def texts(n):
     ch, known = dial(), {}
     call = rpc(ch, "Generation/Generate", pb.GenerateRequest(), pb.GenerateResponse)
@@ -172,10 +179,7 @@ def texts(n):
                 fail(f"request r{i % 1000}: another text than before")
             count("texts")
         except grpc.RpcError as e:
-            count("texts refused")
-            if e.code() not in SANE:
-                fail(f"Generate: {e.code()} {e.details()}")
-            time.sleep(0.02)
+            text_refused("Generate", e)
     ch.close()
 
 
@@ -208,10 +212,7 @@ def swapped_texts():
                 fail(f"s, version {r.model_version}: a text of no network")
             count("texts of swapped versions")
         except grpc.RpcError as e:
-            count("texts refused")
-            if e.code() not in SANE:
-                fail(f"swapped Generate: {e.code()} {e.details()}")
-            time.sleep(0.02)
+            text_refused("swapped Generate", e)
     ch.close()
 
 
